@@ -1,0 +1,70 @@
+"""The name under which an app's connections appear in PostgreSQL's ``pg_stat_activity``.
+
+A connection is called ``flask_uow:<app>:<pid>``. The server then knows which of its sessions belong to which app and
+which process of the client's host holds them; nobody has to be asked and nothing has to be sent after the connect.
+What may follow the pid later (a unit's label, say) has to be set apart by a colon.
+
+Who sets the name and who looks for it is left to the engines and to :mod:`flask_uow.stats`.
+"""
+
+from __future__ import annotations
+
+import re
+
+PREFIX = "flask_uow"
+
+# The server cuts a name after 63 bytes. The pid stands at the end, so the app's part yields, and always to the longest
+# pid there can be (32 bits): one app is cut at one place whatever its workers' pids.
+_MAX_BYTES = 63
+_MAX_PID_DIGITS = 10
+_MAX_APP_BYTES = _MAX_BYTES - len(PREFIX) - len("::") - _MAX_PID_DIGITS
+
+# The server shows "?" for what is not printable ASCII. The colon joins them because it separates the parts: without
+# that, the sessions of an app "bank:eu" would pass for those of an app "bank".
+_UNFIT = re.compile(r"[^ -~]|:")
+_LIKE_SPECIAL = re.compile(r"([\\%_])")
+_OURS = re.compile(rf"{PREFIX}:[^:]*:(\d+)(?::.*)?")
+
+
+def application_name(app_name: str, pid: int) -> str:
+    """Name the connections of one process of an app.
+
+    >>> application_name("bank", 4711)
+    'flask_uow:bank:4711'
+
+    :param app_name: the Flask app's name; what a server could not show becomes ``?``, and so does a colon.
+    :param pid: the process that connects.
+    """
+    return f"{PREFIX}:{_app_part(app_name)}:{pid}"
+
+
+def like_pattern(app_name: str) -> str:
+    r"""Match the names of every process of exactly this app, in SQL's ``LIKE`` with ``\`` as the escape character.
+
+    >>> like_pattern("my_bank")
+    'flask\\_uow:my\\_bank:%'
+
+    :param app_name: the Flask app's name.
+    """
+    return _LIKE_SPECIAL.sub(r"\\\1", f"{PREFIX}:{_app_part(app_name)}:") + "%"
+
+
+def is_own_name(name: str) -> bool:
+    """Tell a name made by :func:`application_name`, for whichever app, from any other.
+
+    :param name: the ``application_name`` of a server's session.
+    """
+    return _OURS.fullmatch(name) is not None
+
+
+def worker_pid(name: str) -> int | None:
+    """Read the pid of the client's process out of a name, or None where the name was not made here.
+
+    :param name: the ``application_name`` of a server's session.
+    """
+    match = _OURS.fullmatch(name)
+    return int(match[1]) if match else None
+
+
+def _app_part(app_name: str) -> str:
+    return _UNFIT.sub("?", app_name)[:_MAX_APP_BYTES]

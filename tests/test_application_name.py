@@ -1,0 +1,75 @@
+"""The name that connections carry on the server."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from flask_uow._application_name import application_name, is_own_name, like_pattern, worker_pid
+
+
+def _is_like(name: str, pattern: str) -> bool:
+    """SQL's LIKE with a backslash as escape character."""
+    tokens = re.findall(r"\\(.)|(.)", pattern, flags=re.DOTALL)
+    regex = "".join(
+        re.escape(escaped) if escaped else {"%": ".*", "_": "."}.get(plain, re.escape(plain))
+        for escaped, plain in tokens
+    )
+    return re.fullmatch(regex, name, flags=re.DOTALL) is not None
+
+
+@pytest.mark.parametrize(
+    ("app_name", "expected"),
+    [
+        ("bank", "flask_uow:bank:4711"),
+        ("my_bank.web", "flask_uow:my_bank.web:4711"),
+        ("Bänk", "flask_uow:B?nk:4711"),
+        ("a\nb\x1b[31m\x7f", "flask_uow:a?b?[31m?:4711"),
+        ("bank:eu", "flask_uow:bank?eu:4711"),
+        ("", "flask_uow::4711"),
+    ],
+)
+def test_name_says_app_and_pid(app_name: str, expected: str) -> None:
+    """The name is printable ASCII with the app in the middle and the pid at the end."""
+    assert application_name(app_name, 4711) == expected
+
+
+@pytest.mark.parametrize("pid", [1, 4_194_304, 4_294_967_295])
+def test_long_app_name_leaves_the_pid(pid: int) -> None:
+    """A long app name is cut, the pid never."""
+    name = application_name("x" * 200, pid)
+
+    assert len(name.encode()) <= 63
+    assert name.endswith(f"x:{pid}")
+    assert _is_like(name, like_pattern("x" * 200))
+
+
+@pytest.mark.parametrize("app_name", ["a", "a_b", "100%", "back\\slash", "bank:eu", "Bänk", "a b", "x" * 99, "a\\%_"])
+def test_pattern_matches_its_own_app(app_name: str) -> None:
+    """Each app's pattern finds its own names, with every special character taken literally."""
+    assert _is_like(application_name(app_name, 12), like_pattern(app_name))
+
+
+@pytest.mark.parametrize(
+    ("app_name", "other"),
+    [("a", "ab"), ("a", "a_b"), ("a_b", "axb"), ("a", "a:b"), ("a", "a:5"), ("a%", "abc"), ("a\\", "a"), ("%", "a")],
+)
+def test_pattern_leaves_other_apps_alone(app_name: str, other: str) -> None:
+    """No app's pattern finds another app's names."""
+    assert not _is_like(application_name(other, 12), like_pattern(app_name))
+
+
+def test_label_may_follow_the_pid() -> None:
+    """What is appended after a colon changes neither the app nor the pid."""
+    name = application_name("bank", 12) + ":POST /transfers/<int:id>"
+
+    assert _is_like(name, like_pattern("bank"))
+    assert worker_pid(name) == 12
+
+
+@pytest.mark.parametrize("name", ["psql", "", "flask_uow:bank", "flask_uow:bank:", "flask_uow:bank:x", "x:a:1"])
+def test_foreign_names_are_not_ours(name: str) -> None:
+    """A name from elsewhere has no worker's pid in it."""
+    assert not is_own_name(name)
+    assert worker_pid(name) is None
