@@ -35,7 +35,15 @@ def application_name(app_name: str, pid: int) -> str:
     :param app_name: the Flask app's name; what a server could not show becomes ``?``, and so does a colon.
     :param pid: the process that connects.
     """
-    return f"{PREFIX}:{_app_part(app_name)}:{pid}"
+    return f"{name_prefix(app_name)}{pid}"
+
+
+def name_prefix(app_name: str) -> str:
+    """Give what the names of all processes of an app begin with, and those of no other app.
+
+    :param app_name: the Flask app's name.
+    """
+    return f"{PREFIX}:{_UNFIT.sub('?', app_name)[:_MAX_APP_BYTES]}:"
 
 
 def like_pattern(app_name: str) -> str:
@@ -46,7 +54,7 @@ def like_pattern(app_name: str) -> str:
 
     :param app_name: the Flask app's name.
     """
-    return _LIKE_SPECIAL.sub(r"\\\1", f"{PREFIX}:{_app_part(app_name)}:") + "%"
+    return _LIKE_SPECIAL.sub(r"\\\1", name_prefix(app_name)) + "%"
 
 
 def is_own_name(name: str) -> bool:
@@ -64,7 +72,3 @@ def worker_pid(name: str) -> int | None:
     """
     match = _OURS.fullmatch(name)
     return int(match[1]) if match else None
-
-
-def _app_part(app_name: str) -> str:
-    return _UNFIT.sub("?", app_name)[:_MAX_APP_BYTES]

@@ -1,0 +1,31 @@
+"""What a connection pool of this process says of itself."""
+
+from __future__ import annotations
+
+import os
+
+from sqlalchemy import Pool, QueuePool
+
+from ._values import PoolSnapshot
+
+
+def pool_snapshot(bind: str, pool: Pool) -> PoolSnapshot:
+    """Read a pool's counters, if it has any: of SQLAlchemy's pools, the queues have.
+
+    :param bind: the name of the engine that the pool belongs to.
+    :param pool: the pool.
+    """
+    if not isinstance(pool, QueuePool):
+        return PoolSnapshot(bind=bind, class_name=type(pool).__name__, process_pid=os.getpid())
+    return PoolSnapshot(
+        bind=bind,
+        class_name=type(pool).__name__,
+        process_pid=os.getpid(),
+        size=pool.size(),
+        checked_out=pool.checkedout(),
+        checked_in=pool.checkedin(),
+        # SQLAlchemy counts from minus the size upwards until the pool has filled.
+        overflow=max(0, pool.overflow()),
+        max_overflow=pool._max_overflow,  # noqa: SLF001 (there is no other way to ask)
+        timeout_seconds=float(pool.timeout()),
+    )

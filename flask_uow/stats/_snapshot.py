@@ -1,0 +1,102 @@
+"""Take a snapshot: which databases an app has, and what each of them and its pools say.
+
+A database that cannot be read leaves its error in the snapshot; the others are read all the same. How each kind of
+database is read is left to the modules beside this one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+from contextlib import nullcontext, suppress
+from datetime import datetime, timezone
+
+from flask import Flask, has_app_context
+from flask.globals import app_ctx
+from sqlalchemy import URL, Engine
+from sqlalchemy.exc import SQLAlchemyError
+
+from ..exceptions import ConfigurationError, UnitOfWorkError
+from ._hiding import error_line, shown_url
+from ._pools import pool_snapshot
+from ._postgresql import with_sessions
+from ._sqlite import sqlite_database
+from ._values import DatabaseSnapshot, Snapshot
+
+
+def snapshot(app: Flask | None = None) -> Snapshot:
+    """See every session and connection of an app, as far as the databases and this process know them.
+
+    .. code-block:: python
+
+        from flask_uow import stats
+
+        for database in stats.snapshot(app).databases:
+            print(database.url, database.summary)
+
+    A database is asked over a connection of its own, not over one of the app's pool.
+
+    :param app: the app; the current one if not given.
+    :raises RuntimeError: if no app is given and there is no current one.
+    :raises ConfigurationError: if the app has no :class:`~flask_uow.UnitOfWork`.
+    """
+    app = app or app_ctx.app
+    is_current = has_app_context() and app_ctx.app is app
+    with nullcontext() if is_current else app.app_context():
+        engines = _engines(app)
+        databases = tuple(_database(group, app.name) for group in _by_database(engines))
+    return Snapshot(app=app.name, taken_at=datetime.now(timezone.utc), databases=databases)
+
+
+def _engines(app: Flask) -> Mapping[str, Engine]:
+    """Give the app's engines by bind; of a session that was adopted, the engine that it is bound to."""
+    if "uow" not in app.extensions:
+        raise ConfigurationError(f"App {app.name!r} has no UnitOfWork.", fix="Call UnitOfWork(app), or init_app(app).")
+    extension = app.extensions["uow"]
+    with suppress(UnitOfWorkError, SQLAlchemyError):
+        if extension.engines:
+            return dict(extension.engines)
+    with suppress(UnitOfWorkError, SQLAlchemyError):
+        return {"default": extension.session.get_bind().engine}
+    return {}
+
+
+def _by_database(engines: Mapping[str, Engine]) -> Iterable[Mapping[str, Engine]]:
+    """Put the binds together that lead to one database, so that no session is listed twice."""
+    databases: dict[tuple[object, ...], dict[str, Engine]] = {}
+    for bind, engine in engines.items():
+        databases.setdefault(_place(bind, engine.url), {})[bind] = engine
+    return databases.values()
+
+
+def _place(bind: str, url: URL) -> tuple[object, ...]:
+    if not url.host and url.database in (None, "", ":memory:"):
+        return (bind,)
+    return (url.get_backend_name(), url.host, url.port, url.database, url.query.get("host"), url.query.get("port"))
+
+
+def _database(engines: Mapping[str, Engine], app_name: str) -> DatabaseSnapshot:
+    engine = next(iter(engines.values()))
+    pools = tuple(pool_snapshot(bind, each.pool) for bind, each in engines.items())
+    database = DatabaseSnapshot(
+        binds=tuple(engines),
+        dialect=engine.dialect.name,
+        driver=engine.dialect.driver,
+        url=shown_url(engine.url),
+        pools=pools,
+        notes=tuple(f"A {pool.class_name} keeps no counters." for pool in pools if not pool.has_counters),
+    )
+    try:
+        return _read(database, engine, app_name)
+    except Exception as error:
+        # Whatever a driver, a creator or an event of the app's own raises: the report is the place for it.
+        return dataclasses.replace(database, error=error_line(error, engine.url))
+
+
+def _read(database: DatabaseSnapshot, engine: Engine, app_name: str) -> DatabaseSnapshot:
+    if database.dialect == "postgresql":
+        return with_sessions(database, engine, app_name)
+    if database.dialect == "sqlite":
+        return dataclasses.replace(database, sqlite=sqlite_database(engine.url))
+    unread = f"What a {database.dialect} server knows of its sessions is not read."
+    return dataclasses.replace(database, notes=(*database.notes, unread))

@@ -1,0 +1,5 @@
+-- Which server is this, and under which name and role does the app connect to it?
+SELECT current_setting('server_version') AS server_version,
+       current_setting('application_name') AS application_name,
+       session_user::text AS role,
+       current_database()::text AS database
