@@ -1,0 +1,110 @@
+# Needs make and Python 3.11 or newer; the rest is installed into .venv when it is first asked for.
+# Every path is relative, so that the folder above may have a space in its name.
+
+VENV := .venv
+PY := $(VENV)/bin/python
+BANK := $(PY) -m flask --app sample.bank
+PYTEST := $(PY) -m pytest
+
+PYTHON ?=
+PORT ?= 5000
+CUSTOMERS ?= 20
+
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+.DELETE_ON_ERROR:
+MAKEFLAGS += --no-builtin-rules
+
+# A virtual environment whose interpreter is gone is as good as none.
+ifneq ($(wildcard $(VENV)/*.stamp),)
+ifneq ($(shell $(PY) -c 'print("runs")' 2>/dev/null),runs)
+$(shell rm -f $(VENV)/*.stamp)
+endif
+endif
+
+.PHONY: help
+help: ## Print this list
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' Makefile | while IFS='|' read -r name what; do printf '  make %-16s %s\n' "$$name" "$$what"; done
+
+## The sample
+
+.PHONY: sample
+sample: $(VENV)/sample.stamp ## Run the bank on 127.0.0.1:5000 with a SQLite file (PORT=, DATABASE_URL=postgresql://..., CUSTOMERS=)
+	@$(BANK) bank init
+	@if $(BANK) bank check | grep -q '^customers 0,'; then $(BANK) bank seed --customers $(CUSTOMERS); fi
+	@$(BANK) run --port $(PORT)
+
+.PHONY: sample-postgres
+sample-postgres: $(VENV)/test.stamp ## Run the bank with gunicorn on a PostgreSQL that lives as long (PORT=, CUSTOMERS=)
+	@$(PY) -m sample.on_postgres --port $(PORT) --customers $(CUSTOMERS)
+
+## Checks
+
+.PHONY: test
+test: lint types ## Run lint, types and all tests, on SQLite and PostgreSQL (UOW_TEST_POSTGRES_URL= names a server)
+	@$(PYTEST) --cov --cov-report=term-missing:skip-covered
+
+.PHONY: lint
+lint: $(VENV)/dev.stamp ## Run ruff
+	@$(PY) -m ruff check
+	@$(PY) -m ruff format --check
+
+.PHONY: types
+types: $(VENV)/dev.stamp ## Run mypy
+	@$(PY) -m mypy
+
+.PHONY: test-browser
+test-browser: $(VENV)/dev.stamp ## Run the sample's tests in a headless Chromium (CHROMIUM=)
+	@CHROMIUM="$${CHROMIUM:-$$(command -v chromium || command -v chromium-browser || command -v google-chrome)}"; \
+	if [ -z "$$CHROMIUM" ]; then echo "No Chromium was found. Name one: make test-browser CHROMIUM=/path/to/chromium" >&2; exit 1; fi; \
+	CHROMIUM="$$CHROMIUM" $(PYTEST) -m browser
+
+.PHONY: test-oldest
+test-oldest: ## Run the tests with the oldest Flask and SQLAlchemy that are supported
+	@$(MAKE) VENV=.venv-oldest CONSTRAINTS=tests/oldest.txt .venv-oldest/dev.stamp
+	@.venv-oldest/bin/python -m pytest
+
+.PHONY: bench
+bench: $(VENV)/dev.stamp ## Run the benchmarks
+	@$(PYTEST) -m benchmark -s
+
+## Releases
+
+.PHONY: build
+build: $(VENV)/dev.stamp ## Build the wheel and the source archive into dist/ and check them
+	@rm -rf build dist
+	@$(PY) -m build --quiet
+	@$(PY) -m twine check --strict dist/*
+
+.PHONY: clean
+clean: ## Remove everything that make has made, the sample's SQLite file too
+	@rm -rf .venv .venv-oldest build dist instance *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage .coverage.* htmlcov
+	@find flask_uow sample tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+## The virtual environment
+#
+# A stamp says which extras are installed. An installation that did not finish leaves its mark, and the next call starts anew.
+
+$(VENV)/sample.stamp: EXTRAS := postgres
+$(VENV)/sample.stamp: COVERED := sample
+$(VENV)/test.stamp: EXTRAS := test
+$(VENV)/test.stamp: COVERED := sample test
+$(VENV)/dev.stamp: EXTRAS := dev
+$(VENV)/dev.stamp: COVERED := sample test dev
+
+$(VENV)/%.stamp: setup.cfg pyproject.toml $(CONSTRAINTS)
+	@if [ -e $(VENV)/unfinished ] || ! $(PY) -m pip --version >/dev/null 2>&1; then \
+	    echo "Making $(VENV)"; rm -rf $(VENV); $(find_python) && "$$python" -m venv $(VENV) || exit 1; fi
+	@touch $(VENV)/unfinished
+	@echo "Installing flask_uow[$(EXTRAS)] into $(VENV)"
+	@$(PY) -m pip install --quiet --disable-pip-version-check $(CONSTRAINTS:%=--constraint %) --editable '.[$(EXTRAS)]'
+	@rm $(VENV)/unfinished
+	@touch $(COVERED:%=$(VENV)/%.stamp)
+
+# The newest that runs and can make a virtual environment: the mere name may be a wrapper that refuses.
+define find_python
+for python in $(if $(PYTHON),"$(PYTHON)",python3.13 python3.12 python3.11 python3); do \
+	    "$$python" -c 'import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && break; python=; \
+	done; \
+	[ -n "$$python" ] || { echo "No Python 3.11 or newer with venv was found. Name one: make PYTHON=/path/to/python3" >&2; exit 1; }
+endef

@@ -1,0 +1,154 @@
+"""What a test may ask for, databases of its own, and what is asked of it: that nothing stays open."""
+
+import gc
+import itertools
+import weakref
+from collections.abc import Callable, Generator, Iterator
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.orm import Session
+from sqlalchemy.orm.session import _sessions
+from sqlalchemy.pool import Pool, QueuePool
+
+from tests.databases import (
+    BACKENDS,
+    SERVER_VARIABLE,
+    Database,
+    PostgreSQLDatabase,
+    Server,
+    SQLiteDatabase,
+    run_server,
+)
+from tests.throwaway_server import ServerError
+
+NO_SERVER = f"""The tests need a real PostgreSQL, and have none.
+  why: {{}}
+  fix: Name one on which they may create databases: {SERVER_VARIABLE}=postgresql://user:password@host:5432/postgres"""
+# Tests under these folders run when their mark is asked for: they need a browser, or a machine that does nothing else.
+MARKED_FOLDERS = {"benchmarks": "benchmark", "browser": "browser"}
+
+HAS_FAILED = pytest.StashKey[bool]()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests of some folders."""
+    for item in items:
+        for folder, mark in MARKED_FOLDERS.items():
+            if folder in item.path.parts:
+                item.add_marker(mark)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Remember whether a test has failed: what it then leaves behind is no news."""
+    report = yield
+    item.stash[HAS_FAILED] = item.stash.get(HAS_FAILED, False) or report.failed
+    return report
+
+
+@pytest.fixture(scope="session")
+def postgresql_server() -> Iterator[Server]:
+    """The run's one PostgreSQL, started for the first test that asks; without it the run ends."""
+    with ExitStack() as stack:
+        try:
+            server = stack.enter_context(run_server())
+        except ServerError as error:
+            pytest.exit(NO_SERVER.format(error), returncode=1)
+        yield server
+
+
+@pytest.fixture
+def make_database(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[str], Database]:
+    """A function that returns an empty database of a backend, each time another one."""
+    numbers = itertools.count()
+
+    def make(backend: str) -> Database:
+        number = next(numbers)
+        if backend == "sqlite":
+            return SQLiteDatabase(tmp_path / f"database{number}.sqlite")
+        server: Server = request.getfixturevalue("postgresql_server")
+        return server.database(backend, number)
+
+    return make
+
+
+@pytest.fixture(params=BACKENDS)
+def database(request: pytest.FixtureRequest, make_database: Callable[[str], Database]) -> Database:
+    """An empty database; the test runs once for each backend."""
+    return make_database(request.param)
+
+
+@pytest.fixture
+def second_database(database: Database, make_database: Callable[[str], Database]) -> Database:
+    """Another empty database of the same backend."""
+    return make_database(database.backend)
+
+
+@pytest.fixture
+def postgres(postgresql_server: Server) -> PostgreSQLDatabase:
+    """An empty database on PostgreSQL, with psycopg2."""
+    return postgresql_server.database("psycopg2")
+
+
+@pytest.fixture
+def postgresql_url(postgres: PostgreSQLDatabase) -> str:
+    """The URL of an empty database on PostgreSQL, without a driver, as a user would type it."""
+    return postgres.driverless_url
+
+
+@pytest.fixture(scope="session")
+def pools() -> Iterator["weakref.WeakSet[Pool]"]:
+    """Every connection pool that the run has made and nobody has dropped."""
+    made: weakref.WeakSet[Pool] = weakref.WeakSet()
+    original = Pool.__init__
+
+    def remember(pool: Pool, *args: Any, **options: Any) -> None:
+        original(pool, *args, **options)
+        made.add(pool)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Pool, "__init__", remember)
+        yield made
+
+
+@pytest.fixture(autouse=True)
+def nothing_stays_open(request: pytest.FixtureRequest, pools: "weakref.WeakSet[Pool]") -> Iterator[None]:
+    """After the test, no connection is checked out and no session in a transaction; the pools are emptied."""
+    yield
+    found = _find_open(pools)
+    left_open = "; ".join(leak.status() if isinstance(leak, Pool) else str(leak) for leak in found)
+    for leak in found:
+        _forget(leak, pools)
+    for pool in pools:
+        # The other pools may hold a database in memory, which would go with its connection.
+        if isinstance(pool, QueuePool):
+            pool.dispose()
+    is_excused = request.node.stash.get(HAS_FAILED, False) or request.node.get_closest_marker("leaves_open")
+    if found and not is_excused:
+        pytest.fail(f"The test has left open: {left_open}", pytrace=False)
+
+
+def _find_open(pools: "weakref.WeakSet[Pool]") -> list[Pool | Session]:
+    # A collection takes longer than most tests: it is for the rare case that something seems open.
+    if not _list_open(pools):
+        return []
+    gc.collect()
+    return _list_open(pools)
+
+
+def _list_open(pools: "weakref.WeakSet[Pool]") -> list[Pool | Session]:
+    busy_pools = [pool for pool in pools if isinstance(pool, QueuePool) and pool.checkedout() > 0]
+    return [*busy_pools, *(session for session in list(_sessions.values()) if session.in_transaction())]
+
+
+def _forget(leak: Pool | Session, pools: "weakref.WeakSet[Pool]") -> None:
+    """Keep a leak from being held against the next test."""
+    if isinstance(leak, Pool):
+        pools.discard(leak)
+        return
+    with suppress(SQLAlchemyError):
+        leak.invalidate()
