@@ -1,0 +1,48 @@
+"""The bank: an application factory that wires the database, the pages, the counter and the commands together."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from flask import Flask
+from werkzeug.exceptions import HTTPException
+
+from sample import mistakes
+from sample.bank import answers, counter, money, pages
+from sample.bank.cli import bank_commands
+from sample.bank.db import uow
+from sample.bank.errors import BankError
+from sample.bank.forms import IdConverter
+
+
+def create_app(config: Mapping[str, Any] | None = None) -> Flask:
+    """Build the bank; ``DATABASE_URL`` names its database, else it is a SQLite file in the instance folder."""
+    app = Flask(__name__)
+    app.config.from_mapping(
+        SQLALCHEMY_DATABASE_URI=os.environ.get("DATABASE_URL") or _sqlite_file(app),
+        SECRET_KEY=os.environ.get("SECRET_KEY", "dev"),  # signs nothing but the messages shown after a redirect
+        MAX_CONTENT_LENGTH=64 * 1024,
+        BANK_OUTBOX=os.path.join(app.instance_path, "outbox.jsonl"),
+    )
+    app.config.update(config or {})
+    uow.init_app(app)
+
+    app.json = answers.BankJSON(app)
+    app.url_map.converters["id"] = IdConverter
+    app.add_template_filter(money.format_cents, "money")
+    app.register_error_handler(BankError, answers.refused)
+    app.register_error_handler(HTTPException, answers.failed)
+    app.after_request(answers.vary_on_accept)
+    app.register_blueprint(pages.blueprint)
+    app.register_blueprint(counter.blueprint)
+    app.register_blueprint(mistakes.blueprint)
+    app.cli.add_command(bank_commands)
+    return app
+
+
+def _sqlite_file(app: Flask) -> str:
+    """Return the URL of the bank's own SQLite file, in a folder that exists."""
+    folder = Path(app.instance_path)
+    folder.mkdir(parents=True, exist_ok=True)
+    return f"sqlite:///{folder / 'bank.sqlite'}"

@@ -1,0 +1,162 @@
+"""The mistakes that SIP-99A and SIP-99B describe, each behind a button, each with the rule that catches it.
+
+A mistake is a function that does the wrong thing on purpose. It runs in an app context of its own, so that what is
+only found when a context ends is found before the page is written. None of them leaves anything in the database.
+"""
+
+import inspect
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any
+
+from flask import Blueprint, Flask, abort, current_app
+from flask.typing import ResponseReturnValue
+from sqlalchemy import func, select, text
+
+from flask_uow import signals, transactional
+from flask_uow.exceptions import RuleViolationError, RuleWarning
+from sample.bank.answers import answer
+from sample.bank.db import uow
+from sample.bank.models import Audit, Customer
+
+blueprint = Blueprint("mistakes", __name__, url_prefix="/mistakes")
+
+
+@dataclass(frozen=True)
+class Mistake:
+    """A mistake as a page shows it."""
+
+    slug: str
+    code: str
+    origin: str
+    lesson: str
+    line: str
+    source: str
+
+
+@dataclass(frozen=True)
+class Caught:
+    """What the rule said: as an error, or as a warning."""
+
+    code: str
+    what: str
+    where: str | None
+    fix: str | None
+    raised: bool
+
+
+MISTAKES: dict[str, tuple[Mistake, Callable[[], None]]] = {}
+
+_caught: ContextVar[list[RuleViolationError | RuleWarning] | None] = ContextVar("_caught", default=None)
+
+
+@blueprint.get("/")
+def index() -> ResponseReturnValue:
+    """List the mistakes."""
+    return answer("mistakes.html", mistakes=[mistake for mistake, _ in MISTAKES.values()])
+
+
+@blueprint.post("/<slug>")
+def make(slug: str) -> ResponseReturnValue:
+    """Make one mistake and show what caught it."""
+    if slug not in MISTAKES:
+        abort(404)
+    mistake, function = MISTAKES[slug]
+    return answer("mistake.html", mistake=mistake, caught=_catch(function))
+
+
+def _catch(function: Callable[[], None]) -> Caught | None:
+    seen: list[RuleViolationError | RuleWarning] = []
+    token = _caught.set(seen)
+    try:
+        with current_app.app_context():
+            function()
+    except RuleViolationError as error:
+        return Caught(error.code, error.what, error.where, error.fix, raised=True)
+    finally:
+        _caught.reset(token)
+    return next((Caught(found.code, found.what, found.where, found.fix, raised=False) for found in seen), None)
+
+
+@signals.rule_violated.connect
+def _note(app: Flask, violation: RuleViolationError | RuleWarning, **_: Any) -> None:
+    seen = _caught.get()
+    if seen is not None:
+        seen.append(violation)
+
+
+def mistake(code: str, origin: str) -> Callable[[Callable[[], None]], Callable[[], None]]:
+    """Put a function on the list: which rule catches it, and who described it first."""
+
+    def register(function: Callable[[], None]) -> Callable[[], None]:
+        lines, number = inspect.getsourcelines(function)
+        source = "".join(line for line in lines[1:] if not line.strip().startswith('"""'))
+        slug = function.__name__.replace("_", "-")
+        lesson = inspect.getdoc(function) or ""
+        MISTAKES[slug] = Mistake(slug, code, origin, lesson, f"sample/mistakes.py:{number + 1}", source), function
+        return function
+
+    return register
+
+
+# UOW1xx: mistakes inside and around a unit of work
+
+
+@mistake("UOW101", "SIP-99B")
+@transactional
+def commit_by_hand() -> None:
+    """A function commits in the middle of its caller's unit: the second half may still fail, the first is written."""
+    uow.session.add(Audit(action="mistake", detail="half of it"))
+    uow.session.commit()
+    uow.session.add(Audit(action="mistake", detail="the other half"))
+
+
+@mistake("UOW101", "SIP-99B")
+@transactional
+def begin_by_hand() -> None:
+    """A function opens a transaction of its own where one is open already."""
+    with uow.session.begin():
+        uow.session.add(Audit(action="mistake", detail="begun by hand"))
+
+
+@mistake("UOW101", "SIP-99B")
+@transactional
+def commit_as_text() -> None:
+    """A statement ends the transaction behind the session's back."""
+    uow.session.add(Audit(action="mistake", detail="written"))
+    uow.session.execute(text("COMMIT"))
+
+
+@mistake("UOW102", "SIP-99B")
+@transactional
+def rollback_by_hand() -> None:
+    """A function rolls back what its caller wrote; the caller does not know, and goes on."""
+    uow.session.add(Audit(action="mistake", detail="lost"))
+    uow.session.rollback()
+
+
+@mistake("UOW102", "SIP-99B")
+@transactional
+def close_by_hand() -> None:
+    """A function tidies up a session that is not its own."""
+    uow.session.add(Audit(action="mistake", detail="lost"))
+    uow.session.close()
+
+
+@mistake("UOW103", "SIP-99A")
+def forget_to_commit() -> None:
+    """A function writes outside a unit, and nobody commits: the request looks fine, the row is gone."""
+    uow.session.add(Audit(action="mistake", detail="never written"))
+    uow.session.flush()
+
+
+# UOW2xx: mistakes with sessions
+
+
+@mistake("UOW201", "scoped sessions")
+def use_the_session_in_a_plain_thread() -> None:
+    """A thread without an app context uses the session: nobody would give its connection back."""
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        pool.submit(lambda: uow.session.scalar(select(func.count(Customer.id)))).result()
