@@ -120,7 +120,8 @@ def db_session_stats(
     if as_json:
         click.echo(json.dumps(shown.as_dict(), indent=2))
     elif not snapshot.databases or len(snapshot.errors) < len(snapshot.databases):
-        click.echo(_drawn(shown), nl=False)
+        # rich has decided on colours; click would take out those that FORCE_COLOR asks for.
+        click.echo(_drawn(shown), nl=False, color=True)
     failures = [failure for condition in conditions for failure in condition.failures(snapshot)]
     for line in (*snapshot.errors, *failures):
         click.echo(_harmless(line), err=True)

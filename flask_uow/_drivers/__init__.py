@@ -1,0 +1,59 @@
+"""What only the driver knows: the server's transaction status, and whether a pooled connection is still alive.
+
+Both answers are free: libpq keeps the status of the last reply, and an idle socket that is readable has been closed
+by its server. A driver that this package does not know answers None, and SQLAlchemy's own checks remain.
+"""
+
+from __future__ import annotations
+
+import select
+from enum import IntEnum
+from typing import Any
+
+
+class TransactionStatus(IntEnum):
+    """libpq's transaction status of a connection."""
+
+    IDLE = 0
+    ACTIVE = 1
+    IN_TRANSACTION = 2
+    IN_ERROR = 3
+    UNKNOWN = 4
+
+
+LIBPQ_DRIVERS = ("psycopg2", "psycopg")
+
+
+def transaction_status(driver: str, dbapi_connection: Any) -> TransactionStatus | None:
+    """What the server said last about its transaction, without asking it again.
+
+    :param driver: SQLAlchemy's name of the driver, ``dialect.driver``.
+    :param dbapi_connection: the driver's connection.
+    :return: None if the driver cannot tell.
+    """
+    if driver == "psycopg2":
+        return TransactionStatus(dbapi_connection.get_transaction_status())
+    if driver == "psycopg":
+        return TransactionStatus(dbapi_connection.pgconn.transaction_status)
+    if driver == "pysqlite":
+        return TransactionStatus.IN_TRANSACTION if dbapi_connection.in_transaction else TransactionStatus.IDLE
+    return None
+
+
+def is_readable_while_idle(dbapi_connection: Any) -> bool:
+    """Whether an idle connection has something to read, which after a server's end is the end of its stream.
+
+    A connection that listens for notifications may have one waiting, and is called dead as well; its owner takes it
+    out of the pool anyway.
+
+    :param dbapi_connection: a psycopg2 or psycopg connection that is not in a statement.
+    """
+    try:
+        file_descriptor = dbapi_connection.fileno()
+    except Exception:  # a closed connection has no file descriptor, and each driver says so in its own way
+        return True
+    if not hasattr(select, "poll"):
+        return bool(select.select([file_descriptor], [], [], 0)[0])
+    poll = select.poll()
+    poll.register(file_descriptor, select.POLLIN | select.POLLPRI | getattr(select, "POLLRDHUP", 0))
+    return bool(poll.poll(0))

@@ -1,0 +1,172 @@
+"""Engines from settings: pool defaults, a name for each connection, liveness without a round trip, SQLite's BEGIN."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+from flask import Flask
+from sqlalchemy import event, pool
+
+from . import _fork
+from ._application_name import application_name
+from ._drivers import LIBPQ_DRIVERS, is_readable_while_idle
+from ._settings import Bind, Settings, wrong
+
+CONNECT_TIMEOUT_S = 5
+_POOL_OPTIONS = ("pool_size", "max_overflow", "pool_timeout", "pool_recycle", "pool_use_lifo")
+
+
+def make_engines(app: Flask, settings: Settings) -> dict[str, sa.Engine]:
+    """One engine per database of the app; none connects yet.
+
+    :raises ConfigurationError: if ``create_engine`` refuses an option.
+    """
+    engines = {}
+    for name, bind in settings.binds.items():
+        engines[name] = _make_engine(app, bind)
+    return engines
+
+
+def _make_engine(app: Flask, bind: Bind) -> sa.Engine:
+    url = _beside_instance(app, bind.url)
+    options = _defaults(url, bind.options) | bind.options
+    options["connect_args"] = _connect_args(url) | (bind.options.get("connect_args") or {})
+    try:
+        engine = sa.create_engine(url, **options)
+    except (TypeError, ValueError, sa.exc.ArgumentError) as error:
+        raise wrong(bind.key, url, f"create_engine refused its options: {error}") from None
+    _prepare(app, engine, bind.options)
+    return engine
+
+
+def _prepare(app: Flask, engine: sa.Engine, user_options: dict[str, Any]) -> None:
+    if engine.dialect.driver in LIBPQ_DRIVERS:
+        event.listen(engine, "do_connect", _NameEachConnection(app.name))
+        if not user_options.get("pool_pre_ping"):
+            event.listen(engine, "checkout", _replace_dead)
+    if _needs_begin(engine, user_options):
+        event.listen(engine, "connect", _leave_transactions_to_us)
+        event.listen(engine, "begin", begin_sqlite)
+    _fork.dispose_in_children(engine)
+    event.listen(engine, "connect", _remember_process)
+    event.listen(engine, "checkout", _refuse_other_process)
+
+
+# ---- options
+
+
+def _defaults(url: sa.URL, user_options: dict[str, Any]) -> dict[str, Any]:
+    if "pool" in user_options or not _is_queue(user_options.get("poolclass")):
+        return {}
+    if is_in_memory(url):
+        # One connection holds the database. A pool of one makes threads wait for each other's transactions;
+        # SQLAlchemy's StaticPool would let them share one.
+        return {"poolclass": pool.QueuePool, "pool_size": 1, "max_overflow": 0, "pool_timeout": 5}
+    defaults = dict(zip(_POOL_OPTIONS, (5, 10, 5, 1800, True), strict=True))
+    if url.get_dialect().driver in (*LIBPQ_DRIVERS, "pysqlite"):
+        return defaults
+    return defaults | {"pool_pre_ping": True}
+
+
+def _is_queue(poolclass: Any) -> bool:
+    return poolclass is None or (isinstance(poolclass, type) and issubclass(poolclass, pool.QueuePool))
+
+
+def _connect_args(url: sa.URL) -> dict[str, Any]:
+    if url.get_dialect().driver in LIBPQ_DRIVERS and "connect_timeout" not in url.query:
+        return {"connect_timeout": CONNECT_TIMEOUT_S}
+    if is_in_memory(url):
+        return {"check_same_thread": False}
+    return {}
+
+
+def is_in_memory(url: sa.URL) -> bool:
+    """Whether ``url`` is a SQLite database that lives as long as its connection."""
+    if url.get_backend_name() != "sqlite":
+        return False
+    return url.database in (None, "", ":memory:") or url.query.get("mode") == "memory"
+
+
+def _beside_instance(app: Flask, url: sa.URL) -> sa.URL:
+    """A relative SQLite file lies in the app's instance folder, where Flask-SQLAlchemy has it too."""
+    if url.get_backend_name() != "sqlite" or is_in_memory(url) or url.query.get("uri"):
+        return url
+    path = Path(app.instance_path) / str(url.database)
+    path.parent.mkdir(parents=True, exist_ok=True) if not Path(str(url.database)).is_absolute() else None
+    return url.set(database=str(path))
+
+
+# ---- connections
+
+
+class _NameEachConnection:
+    """The start-up packet carries ``application_name``, so that it costs nothing and names the forked process."""
+
+    def __init__(self, app_name: str) -> None:
+        self.app_name = app_name
+
+    def __call__(self, dialect: Any, record: Any, cargs: Any, cparams: dict[str, Any]) -> None:
+        cparams.setdefault("application_name", application_name(self.app_name, os.getpid()))
+
+
+def _replace_dead(dbapi_connection: Any, record: Any, proxy: Any) -> None:
+    if is_readable_while_idle(dbapi_connection):
+        raise sa.exc.DisconnectionError("The server has closed this pooled connection.")
+
+
+def _remember_process(dbapi_connection: Any, record: Any) -> None:
+    record.info["uow_pid"] = os.getpid()
+
+
+def _refuse_other_process(dbapi_connection: Any, record: Any, proxy: Any) -> None:
+    if record.info["uow_pid"] != os.getpid():
+        record.dbapi_connection = proxy.dbapi_connection = None
+        raise sa.exc.DisconnectionError("This pooled connection belongs to the parent process.")
+
+
+# ---- SQLite
+
+
+def _needs_begin(engine: sa.Engine, user_options: dict[str, Any]) -> bool:
+    """Python's sqlite3 sends BEGIN only before some statements, unless told otherwise (``autocommit``, 3.12)."""
+    return engine.dialect.driver == "pysqlite" and "autocommit" not in (user_options.get("connect_args") or {})
+
+
+def _leave_transactions_to_us(dbapi_connection: sqlite3.Connection, record: Any) -> None:
+    dbapi_connection.isolation_level = None
+
+
+def begin_sqlite(connection: sa.Connection) -> None:
+    """Begin a transaction that takes no lock before its first statement."""
+    _driver(connection).execute("BEGIN")
+
+
+def begin_for_writing(connection: sa.Connection) -> None:
+    """Turn the transaction that has just begun, and has said nothing, into one that holds SQLite's write lock.
+
+    :raises sqlalchemy.exc.OperationalError: if another connection holds the lock for longer than the busy timeout;
+        the transaction is then a plain one again.
+    """
+    driver = _driver(connection)
+    if driver.in_transaction:
+        driver.execute("ROLLBACK")
+    try:
+        driver.execute("BEGIN IMMEDIATE")
+    except sqlite3.Error as error:
+        driver.execute("BEGIN")
+        raise sa.exc.DBAPIError.instance("BEGIN IMMEDIATE", None, error, sqlite3.Error) from error
+
+
+def refuse_writes(connection: sa.Connection, *, refuse: bool) -> None:
+    """Let SQLite itself refuse, or take again, whatever writes."""
+    _driver(connection).execute(f"PRAGMA query_only = {int(refuse)}")
+
+
+def _driver(connection: sa.Connection) -> sqlite3.Connection:
+    driver = connection.connection.dbapi_connection
+    assert driver is not None
+    return driver  # type: ignore[return-value]

@@ -1,0 +1,231 @@
+"""``UnitOfWork``: ties engines, sessions, units and the command to an app; computes nothing itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Unpack, overload
+
+import sqlalchemy as sa
+from flask import Flask
+from flask.ctx import AppContext
+from flask.globals import app_ctx
+from sqlalchemy.orm import Session, scoped_session
+from sqlalchemy.orm import sessionmaker as sessionmaker_type
+
+from ._cli import db_session_stats
+from ._engines import make_engines
+from ._guard import guarded_class, watch_engine
+from ._rules import RuleBook
+from ._sessions import (
+    AdoptedSessions,
+    CalledSessions,
+    OwnSessions,
+    RoutedSession,
+    Sessions,
+    close_scope,
+    current_context,
+    report_adopted,
+)
+from ._settings import DEFAULT_BIND, read_settings
+from ._state import AppState
+from ._transactional import EXTENSION_KEY, F, Options, Transactional, decorate
+from .exceptions import ConfigurationError
+
+_STATE_KEY = "uow_state"
+
+
+class UnitOfWork:
+    """The extension: one session per app context, units of work on it, one command.
+
+    .. code-block:: python
+
+        uow = UnitOfWork()
+
+        def create_app():
+            app = Flask(__name__)
+            app.config["SQLALCHEMY_DATABASE_URI"] = "postgresql://localhost/bank"
+            uow.init_app(app)
+            return app
+
+    :param app: the app to serve; several can be, each by :meth:`init_app`.
+    :param session: adopt sessions that another library owns: its ``scoped_session``, or a function that returns the
+        current session. Units and rules work on them; engines and teardown stay with their owner.
+    :param sessionmaker: a factory of your own, which may be configured later; its engines are yours.
+    :param engine_options: defaults for ``create_engine``; ``SQLALCHEMY_ENGINE_OPTIONS`` wins over them.
+    :param session_options: keyword arguments for the sessions, e.g. ``{"autoflush": False}``.
+    :raises ConfigurationError: if the arguments contradict each other, or the app's configuration is wrong.
+    """
+
+    def __init__(
+        self,
+        app: Flask | None = None,
+        *,
+        session: scoped_session[Any] | Callable[[], Session] | None = None,
+        sessionmaker: sessionmaker_type[Any] | None = None,
+        engine_options: Mapping[str, Any] | None = None,
+        session_options: Mapping[str, Any] | None = None,
+    ) -> None:
+        _check_arguments(session, sessionmaker, engine_options, session_options)
+        self._owns_engines = session is None and sessionmaker is None
+        self._owns_sessions = session is None
+        self._engine_options = dict(engine_options or {})
+        self.session, self.sessions = self._make_sessions(session, sessionmaker, dict(session_options or {}))
+        if app is not None:
+            self.init_app(app)
+
+    def _make_sessions(
+        self, session: Any, sessionmaker: Any, session_options: dict[str, Any]
+    ) -> tuple[scoped_session[Session], Sessions]:
+        if isinstance(session, scoped_session):
+            return session, AdoptedSessions(session, self.state_of_app)
+        if session is not None:
+            scoped = scoped_session(sessionmaker_type())
+            called = CalledSessions(session, self.state_of_app)
+            scoped.registry = called  # type: ignore[assignment]
+            return scoped, called
+        scoped = scoped_session(sessionmaker or _factory(session_options))
+        own = OwnSessions(scoped.session_factory, self.state_of_app)
+        scoped.registry = own  # type: ignore[assignment]
+        return scoped, own
+
+    def init_app(self, app: Flask) -> None:
+        """Serve an app: read its configuration, make its engines, take its sessions back, add the command.
+
+        Nothing connects, and no app context is needed.
+
+        :raises ConfigurationError: if a key holds a wrong value, or the app has a ``UnitOfWork`` already.
+        """
+        if EXTENSION_KEY in app.extensions:
+            raise ConfigurationError(
+                f"App {app.name!r} has a UnitOfWork already; two would commit apart from each other.",
+                fix="Call init_app once per app, and use SQLALCHEMY_BINDS for a second database.",
+            )
+        settings = read_settings(app.config, owns_engines=self._owns_engines, engine_options=self._engine_options)
+        engines = make_engines(app, settings)
+        for engine in engines.values():
+            watch_engine(engine)
+        app.extensions[EXTENSION_KEY] = self
+        app.extensions[_STATE_KEY] = AppState(app, settings, RuleBook(settings.rule_modes), engines)
+        self.sessions.scopes.serve(app)
+        self._take_back_sessions(app)
+        app.cli.add_command(db_session_stats)
+
+    def _take_back_sessions(self, app: Flask) -> None:
+        """Close the context's sessions after its teardown functions, the first of which to raise stops the others."""
+        tear_down = app.do_teardown_appcontext
+        scopes = self.sessions.scopes
+
+        def do_teardown_appcontext(*args: Any, **kwargs: Any) -> None:
+            exception = next((value for value in (*args, *kwargs.values()) if isinstance(value, BaseException)), None)
+            context = app_ctx._get_current_object()  # type: ignore[attr-defined]
+            self._report_adopted(context, exception)
+            try:
+                tear_down(*args, **kwargs)
+            except BaseException as error:
+                exception = error
+                raise
+            finally:
+                scope = scopes.take(context)
+                if scope is not None:
+                    close_scope(scopes, scope, exception)
+
+        app.do_teardown_appcontext = do_teardown_appcontext  # type: ignore[method-assign]
+
+    def _report_adopted(self, context: AppContext, exception: BaseException | None) -> None:
+        """Before their owner takes them back: lost writes in sessions of another library."""
+        scope = self.sessions.scopes.find(context)
+        if scope is not None and exception is None:
+            report_adopted(scope)
+
+    # ---- for the current app
+
+    def state_of_app(self, app: Flask) -> AppState:
+        """What the extension keeps for an app.
+
+        :raises ConfigurationError: if ``init_app`` was not called with it on this extension.
+        """
+        state: AppState | None = app.extensions.get(_STATE_KEY)
+        if state is None or app.extensions[EXTENSION_KEY] is not self:
+            raise ConfigurationError(
+                f"App {app.name!r} is not served by this UnitOfWork.",
+                fix="Call init_app(app) on it, and make one UnitOfWork per process, not one per app.",
+            )
+        return state
+
+    @property
+    def engines(self) -> dict[str, sa.Engine]:
+        """The current app's engines by name: ``"default"`` and those of ``SQLALCHEMY_BINDS``.
+
+        Empty where another library, or your own ``sessionmaker``, has the engines.
+        """
+        return dict(self.state_of_app(current_context("uow.engines").app).engines)
+
+    @property
+    def engine(self) -> sa.Engine:
+        """The current app's engine for ``SQLALCHEMY_DATABASE_URI``.
+
+        :raises ConfigurationError: where another library has the engines.
+        """
+        return self.get_engine(DEFAULT_BIND)
+
+    def get_engine(self, bind: str = DEFAULT_BIND) -> sa.Engine:
+        """One of the current app's engines.
+
+        :param bind: ``"default"`` or a name in ``SQLALCHEMY_BINDS``.
+        :raises ConfigurationError: if there is none of that name.
+        """
+        engines = self.engines
+        if bind not in engines:
+            known = ", ".join(repr(name) for name in engines) or "none, they belong to the session's owner"
+            raise ConfigurationError(
+                f"There is no engine {bind!r}; the engines are: {known}.", fix="Name it in SQLALCHEMY_BINDS."
+            )
+        return engines[bind]
+
+    # ---- units of this extension
+
+    @overload
+    def transactional(self, function: F, /) -> F: ...
+    @overload
+    def transactional(self, **options: Unpack[Options]) -> Transactional: ...
+    def transactional(self, function: Any = None, /, **options: Any) -> Any:
+        """:func:`flask_uow.transactional`, bound to this extension.
+
+        :raises TypeError: when it decorates a generator function.
+        :raises UnitOptionsError: if an option is not usable.
+        """
+        return decorate(function, options, self)
+
+
+def _factory(session_options: dict[str, Any]) -> sessionmaker_type[Session]:
+    """Sessions whose objects stay readable after a commit; the next transaction expires them."""
+    base = session_options.pop("class_", Session)
+    routed = base if issubclass(base, RoutedSession) else type(base.__name__, (RoutedSession, base), {})
+    options = {"expire_on_commit": False} | session_options
+    return sessionmaker_type(class_=guarded_class(routed), **options)
+
+
+def _check_arguments(
+    session: object, sessionmaker: object, engine_options: object, session_options: object
+) -> None:
+    if session is not None and sessionmaker is not None:
+        raise ConfigurationError("UnitOfWork got both session= and sessionmaker=.", fix="Pass one of them.")
+    if session is not None and not callable(session):
+        raise ConfigurationError(
+            f"UnitOfWork(session={session!r}): expected a scoped_session, or a function that returns a session.",
+            fix="Pass db.session of Flask-SQLAlchemy, or lambda: db.session of Flask-SQLAlchemy-Lite.",
+        )
+    if sessionmaker is not None and not isinstance(sessionmaker, sessionmaker_type):
+        raise ConfigurationError(
+            f"UnitOfWork(sessionmaker={sessionmaker!r}): expected a sqlalchemy.orm.sessionmaker.",
+            fix="Pass sessionmaker(engine), or sessionmaker() to be configured later.",
+        )
+    for name, value in (("engine_options", engine_options), ("session_options", session_options)):
+        if value is None:
+            continue
+        if not isinstance(value, Mapping):
+            raise ConfigurationError(f"UnitOfWork({name}={value!r}): expected a dict.", fix=f"Pass {name} as a dict.")
+        if session is not None or sessionmaker is not None:
+            raise ConfigurationError(
+                f"UnitOfWork got {name}= for sessions that it does not make.", fix="Set them where those are made."
+            )

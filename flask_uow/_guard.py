@@ -1,0 +1,311 @@
+"""The guard: what may end a transaction by hand inside a unit is refused, and what ends it all the same is noticed.
+
+A session under guard has a class of its own in front of its class, so that ``commit`` and its kin can be refused
+before anything happened. What reaches past the session is met by SQLAlchemy's events: a statement's text before it is
+sent, a Connection's own commit by undoing it underneath. Nothing is raised from the engine's ``commit`` event:
+SQLAlchemy would take the transaction for ended and give the connection back with the transaction still open.
+
+Rules UOW101, UOW102 and UOW111 (SIP-99B: the unit of work alone commits).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import weakref
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import sqlalchemy as sa
+from sqlalchemy import event
+from sqlalchemy.engine import ExceptionContext
+from sqlalchemy.orm import Session, SessionTransaction
+
+from . import signals
+from ._callsite import application_site
+from ._drivers import TransactionStatus
+from ._engines import begin_for_writing, begin_sqlite, refuse_writes
+from ._rules import report_now, violation
+from ._state import SessionState, state_of, status_of
+from ._statements import Kind, kind_of
+from .exceptions import UnitFailedError
+
+_Base = Session if TYPE_CHECKING else object
+_USE_FLUSH = "the outermost unit commits. Use session.flush() if you need the primary key now."
+_USE_NESTED = "the unit has begun the transaction. Use session.begin_nested() for a savepoint."
+
+
+class GuardedSession(_Base):
+    """Put in front of a session's class: refuses what only the unit may do."""
+
+    _uow: SessionState | None = None
+
+    def commit(self) -> None:
+        if self._uow is None or not self._uow.is_guarded:
+            super().commit()
+        elif self._uow.settings.commit_inside_unit == "flush":
+            self.flush()
+        else:
+            raise self._uow.refusal("UOW101", call="session.commit()", noun="commit", reason=_USE_FLUSH)
+
+    def begin(self, nested: bool = False) -> SessionTransaction:
+        if nested or self._uow is None or not self._uow.is_guarded:
+            return super().begin(nested=nested)
+        if self._uow.settings.commit_inside_unit == "flush":
+            return super().begin(nested=True)
+        raise self._uow.refusal("UOW101", call="session.begin()", noun="begin", reason=_USE_NESTED)
+
+    def prepare(self) -> None:
+        self._refuse_end("UOW101", "prepare")
+        super().prepare()
+
+    def rollback(self) -> None:
+        self._refuse_end("UOW102", "rollback")
+        super().rollback()
+
+    def close(self) -> None:
+        self._refuse_end("UOW102", "close")
+        super().close()
+
+    def reset(self) -> None:
+        self._refuse_end("UOW102", "reset")
+        super().reset()
+
+    def invalidate(self) -> None:
+        self._refuse_end("UOW102", "invalidate")
+        super().invalidate()
+
+    def flush(self, objects: Sequence[Any] | None = None) -> None:
+        state = self._uow
+        if state is None or state.is_flushing:
+            super().flush(objects)
+            return
+        state.is_flushing = True
+        try:
+            super().flush(objects)
+        except BaseException as error:
+            state.note_error(error)
+            raise
+        finally:
+            state.is_flushing = False
+
+    def _refuse_end(self, code: str, name: str) -> None:
+        if self._uow is not None and self._uow.is_guarded:
+            raise self._uow.refusal(code, call=f"session.{name}()", noun=name, reason=_USE_FLUSH)
+
+
+_guarded_classes: weakref.WeakKeyDictionary[type[Session], type[Session]] = weakref.WeakKeyDictionary()
+_watched_engines: weakref.WeakSet[sa.Engine] = weakref.WeakSet()
+
+
+def guarded_class(base: type[Session]) -> type[Session]:
+    """``base`` with the guard in front of it; made once."""
+    if issubclass(base, GuardedSession):
+        return base
+    guarded = _guarded_classes.get(base)
+    if guarded is None:
+        guarded = type(base.__name__, (GuardedSession, base), {"__module__": base.__module__})
+        _watch_sessions(guarded)
+        _guarded_classes[base] = guarded
+    return guarded
+
+
+def put_under_guard(session: Session, state: SessionState) -> None:
+    """Give a session its state, and its class the guard."""
+    guarded = guarded_class(type(session))
+    if guarded is not type(session):
+        had_listeners = session.__dict__.pop("dispatch", None)
+        session.__class__ = guarded
+        if had_listeners is not None:
+            session.dispatch._update(had_listeners, only_propagate=False)  # type: ignore[attr-defined]
+    session._uow = state  # type: ignore[attr-defined]
+
+
+# ---- what sessions tell
+
+
+def _watch_sessions(cls: type[Session]) -> None:
+    event.listen(cls, "after_transaction_create", _transaction_created)
+    event.listen(cls, "after_begin", connection_begun)
+    event.listen(cls, "before_commit", _about_to_commit)
+    event.listen(cls, "after_soft_rollback", _rolled_back)
+    event.listen(cls, "transient_to_pending", _object_added)
+
+
+def _transaction_created(session: Session, transaction: SessionTransaction) -> None:
+    state = state_of(session)
+    if state is None or transaction.parent is not None:
+        return
+    if state.is_guarded:
+        return  # the unit's own transaction was ended by hand, and what is known of that must stay
+    state.begin_transaction()
+    if not state.is_own_call:
+        state.begin_site = application_site()
+    if state.is_own_session and session.identity_map:
+        _expire_unmodified(session)
+
+
+def _expire_unmodified(session: Session) -> None:
+    """A new transaction reads fresh rows; what was changed before it began must not be lost, and stays."""
+    for entity in list(session.identity_map.values()):
+        inspected = sa.inspect(entity)
+        if not inspected.modified:
+            session.expire(entity, inspected.mapper.attrs.keys() & inspected.dict.keys())
+
+
+def connection_begun(session: Session, transaction: SessionTransaction, connection: sa.Connection) -> None:
+    """A session's transaction takes a connection: know it, and begin as the unit asks."""
+    state = state_of(session)
+    if state is None:
+        return
+    state.connections.setdefault(connection, False)
+    if transaction.nested:
+        return
+    if state.is_over:
+        error = violation("UOW202", what="it took a connection after its context had ended")
+        signals.session_leaked.send(state.app, session=session, where=error.where)
+        report_now(state.app, state.rules, error)
+    connection._uow = state  # type: ignore[attr-defined]
+    watch_engine(connection.engine)
+    if connection.dialect.name == "sqlite" and not isinstance(session.bind, sa.Connection):
+        _begin_on_sqlite(state, connection)
+    elif state.unit is not None and state.unit.remaining_s is not None:
+        _limit_statements(connection, state.unit.remaining_s)
+
+
+def _begin_on_sqlite(state: SessionState, connection: sa.Connection) -> None:
+    if state.unit is not None and not state.unit.read_only:
+        begin_for_writing(connection)
+        return
+    if status_of(connection) is TransactionStatus.IDLE:
+        begin_sqlite(connection)  # an engine made elsewhere, without our BEGIN
+    if state.unit is not None:
+        refuse_writes(connection, refuse=True)
+
+
+def _limit_statements(connection: sa.Connection, seconds: float) -> None:
+    if connection.dialect.name == "postgresql":
+        connection.exec_driver_sql(f"SET LOCAL statement_timeout = {max(1, round(seconds * 1000))}")
+
+
+def _about_to_commit(session: Session) -> None:
+    state = state_of(session)
+    if state is None or state.is_own_call:
+        return
+    if state.unit is None:
+        _refuse_aborted(session, state)
+    elif not session.in_nested_transaction() or state.unit.owns(session.get_nested_transaction()):
+        raise state.refusal("UOW101", call="get_transaction().commit()", noun="commit", reason=_USE_FLUSH)
+
+
+def _refuse_aborted(session: Session, state: SessionState) -> None:
+    if session.in_nested_transaction() or not state.has_aborted_transaction():
+        return
+    site = application_site()
+    raise UnitFailedError(
+        "session.commit() would have committed nothing: an error before it had aborted the transaction.",
+        str(site) if site else None,
+        "Call session.rollback() where the error is caught, or let @transactional do both.",
+    ) from state.error
+
+
+def _rolled_back(session: Session, transaction: SessionTransaction) -> None:
+    state = state_of(session)
+    if state is not None and transaction.nested:
+        state.error = None  # the savepoint's rollback has healed what it broke
+
+
+def _object_added(session: Session, entity: object) -> None:
+    state = state_of(session)
+    if state is not None and state.unit is None and state.write_site is None:
+        state.write_site = application_site()
+
+
+# ---- what engines tell
+
+
+def watch_engine(engine: sa.Engine) -> None:
+    """Listen to what reaches past the session; once per engine."""
+    if engine in _watched_engines:
+        return
+    _watched_engines.add(engine)
+    event.listen(engine, "before_cursor_execute", _about_to_execute, retval=True)
+    event.listen(engine, "after_cursor_execute", _executed)
+    event.listen(engine, "handle_error", _failed)
+    event.listen(engine, "commit", _committing)
+    event.listen(engine, "rollback", _rolling_back)
+
+
+def _about_to_execute(
+    connection: sa.Connection, cursor: Any, statement: str, parameters: Any, context: Any, executemany: bool
+) -> tuple[str, Any]:
+    state: SessionState | None = getattr(connection, "_uow", None)
+    if state is not None:
+        _note_statement(state, connection, statement, context)
+    return statement, parameters
+
+
+def _note_statement(state: SessionState, connection: sa.Connection, statement: str, context: Any) -> None:
+    state.check_process()
+    kind = kind_of(statement, context)
+    if state.unit is not None:
+        _check_statement(state, kind, statement)
+    state.connections[connection] = True
+    state.is_executing = True
+    if kind is Kind.WRITE:
+        state.wrote = True
+        if state.unit is None and state.write_site is None:
+            state.write_site = application_site()
+
+
+def _check_statement(state: SessionState, kind: Kind, statement: str) -> None:
+    unit = state.unit
+    assert unit is not None
+    if state.breach is not None:
+        raise state.breach
+    unit.check_deadline()
+    if kind is Kind.READ:
+        return
+    if kind is Kind.WRITE:
+        if unit.read_only:
+            raise state.refusal("UOW111", statement=" ".join(statement.split())[:80])
+        return
+    if kind is Kind.ROLLBACK:
+        raise state.refusal("UOW102", call=f"the statement {kind.value}", noun="statement", reason=_USE_FLUSH)
+    reason = _USE_FLUSH if kind is Kind.COMMIT else _USE_NESTED
+    raise state.refusal("UOW101", call=f"the statement {kind.value}", noun="statement", reason=reason)
+
+
+def _executed(
+    connection: sa.Connection, cursor: Any, statement: str, parameters: Any, context: Any, executemany: bool
+) -> None:
+    state: SessionState | None = getattr(connection, "_uow", None)
+    if state is not None:
+        state.is_executing = False
+
+
+def _failed(context: ExceptionContext) -> None:
+    connection = context.connection
+    state: SessionState | None = getattr(connection, "_uow", None)
+    if state is None or connection is None:
+        return
+    state.is_executing = False
+    if context.is_disconnect or status_of(connection) is TransactionStatus.IN_ERROR:
+        state.note_error(context.sqlalchemy_exception or context.original_exception)
+
+
+def _committing(connection: sa.Connection) -> None:
+    state: SessionState | None = getattr(connection, "_uow", None)
+    if state is None:
+        return
+    if not state.is_guarded:
+        state.sent_commit = True
+    elif state.breach is None:
+        state.breach = state.refusal("UOW101", call="connection.commit()", noun="commit", reason=_USE_FLUSH)
+        with contextlib.suppress(Exception):
+            connection.connection.rollback()  # so that the COMMIT to come finds nothing to commit by halves
+
+
+def _rolling_back(connection: sa.Connection) -> None:
+    state: SessionState | None = getattr(connection, "_uow", None)
+    if state is not None and state.is_guarded and not state.is_flushing and state.breach is None:
+        state.breach = state.refusal("UOW102", call="connection.rollback()", noun="rollback", reason=_USE_FLUSH)

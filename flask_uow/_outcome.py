@@ -1,0 +1,61 @@
+"""What became of a COMMIT whose connection was lost.
+
+The error looks the same whether the server had committed or not. Only the server knows: the transaction's id is
+learnt before COMMIT, and a new connection asks ``pg_xact_status`` about it.
+"""
+
+from __future__ import annotations
+
+import time
+from contextlib import closing
+from enum import Enum
+
+import sqlalchemy as sa
+
+DEADLINE_S = 5.0
+POLL_S = 0.02
+
+_LEARN = sa.text("SELECT pg_current_xact_id_if_assigned()::text")
+_ASK = "SELECT pg_xact_status(CAST(CAST(%s AS text) AS xid8))"
+
+
+class Outcome(Enum):
+    """What the server says of a transaction."""
+
+    COMMITTED = "committed"
+    ABORTED = "aborted"
+    UNKNOWN = "unknown"
+
+
+def transaction_id(connection: sa.Connection) -> str | None:
+    """The id of a PostgreSQL transaction that wrote, one round trip; None if it wrote nothing, or elsewhere."""
+    if connection.dialect.name != "postgresql":
+        return None
+    xid: str | None = connection.scalar(_LEARN)
+    return xid
+
+
+def learn_outcome(engine: sa.Engine, xid: str, *, deadline_s: float = DEADLINE_S) -> Outcome:
+    """Ask the server, past a pool that may be dead or dry, until it knows or the deadline is over.
+
+    :param deadline_s: seconds.
+    """
+    end = time.monotonic() + deadline_s
+    while True:
+        outcome = _ask(engine, xid)
+        if outcome is not Outcome.UNKNOWN or time.monotonic() > end:
+            return outcome
+        time.sleep(POLL_S)
+
+
+def _ask(engine: sa.Engine, xid: str) -> Outcome:
+    fresh = engine.pool.recreate()
+    try:
+        with closing(fresh.connect()) as connection, closing(connection.cursor()) as cursor:
+            cursor.execute(_ASK, (xid,))
+            (status,) = cursor.fetchone() or (None,)
+    except (engine.dialect.loaded_dbapi.Error, sa.exc.SQLAlchemyError):
+        return Outcome.UNKNOWN
+    finally:
+        fresh.dispose()
+    return {"committed": Outcome.COMMITTED, "aborted": Outcome.ABORTED}.get(status or "", Outcome.UNKNOWN)

@@ -1,0 +1,150 @@
+"""The rules UOW1xx and UOW2xx as a table, and how a violation is reported.
+
+Who notices a violation is elsewhere: the guard for what happens inside a unit, the sessions for what is found at
+teardown. Here is what a violation is: one error or warning, one signal, one count.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import warnings
+from collections import Counter
+from dataclasses import dataclass, field
+
+from flask import Flask
+
+from . import signals
+from ._callsite import CallSite, application_site, application_stacklevel
+from .exceptions import RuleViolationError, RuleWarning
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """One rule.
+
+    :param code: its short name, which never changes meaning.
+    :param what: the first line of its text; ``{...}`` is filled in.
+    :param fix: the order that mends it.
+    :param origin: where the rule comes from.
+    :param is_fatal: always an error, whatever ``UOW_RULES`` says.
+    """
+
+    code: str
+    what: str
+    fix: str
+    origin: str
+    is_fatal: bool = False
+
+
+RULES = {
+    rule.code: rule
+    for rule in (
+        Rule(
+            "UOW101",
+            "{call} was called inside unit of work {label!r}.",
+            "Delete the {noun}: {reason}",
+            "SIP-99B",
+            is_fatal=True,
+        ),
+        Rule(
+            "UOW102",
+            "{call} was called inside unit of work {label!r}.",
+            "Delete the {noun}: raise an exception, or call unit.set_rollback_only(), and the unit is rolled back.",
+            "SIP-99B",
+            is_fatal=True,
+        ),
+        Rule(
+            "UOW103",
+            "Writes outside a unit of work were lost at the end of the context: {lost}.",
+            "Put @transactional on the view, command or function that writes.",
+            "SIP-99A",
+        ),
+        Rule(
+            "UOW111",
+            "A write was sent inside read-only unit of work {label!r}: {statement}",
+            "Drop read_only=True, or move the write out of the unit.",
+            "reads",
+            is_fatal=True,
+        ),
+        Rule(
+            "UOW201",
+            "{what} was used outside an app context.",
+            "Push one: with app.app_context(): ...; in a thread, inside the thread's function.",
+            "scoped sessions",
+            is_fatal=True,
+        ),
+        Rule(
+            "UOW202",
+            "A session outlived its app context: {what}.",
+            "Join threads before the view returns, or give them an app context of their own; keep no session.",
+            "leaks",
+        ),
+    )
+}
+MODES = ("off", "warn", "error")
+
+
+@dataclass(slots=True)
+class RuleBook:
+    """What one app does about violations, and how many it saw.
+
+    :param modes: the mode of each rule that is not always an error.
+    :param counts: violations so far, by code.
+    """
+
+    modes: dict[str, str]
+    counts: Counter[str] = field(default_factory=Counter)
+
+    def mode(self, code: str) -> str:
+        """``off``, ``warn`` or ``error``."""
+        return "error" if RULES[code].is_fatal else self.modes[code]
+
+
+def violation(code: str, site: CallSite | None = None, **details: object) -> RuleViolationError:
+    """The error of a rule that is always one; to be raised after :func:`report`.
+
+    :param site: the line to blame; the application's current line if None.
+    """
+    rule = RULES[code]
+    site = site or application_site()
+    return RuleViolationError(
+        code, rule.what.format(**details), str(site) if site else None, rule.fix.format(**details)
+    )
+
+
+def report(app: Flask, book: RuleBook, error: RuleViolationError) -> None:
+    """Count and signal a violation that the caller raises."""
+    book.counts[error.code] += 1
+    signals.rule_violated.send(app, code=error.code, violation=error)
+
+
+def report_now(app: Flask, book: RuleBook, error: RuleViolationError) -> None:
+    """Warn of a violation, or raise it, as the rule's mode says.
+
+    :raises RuleViolationError: in mode ``error``.
+    """
+    mode = book.mode(error.code)
+    if mode == "off":
+        return
+    if mode == "error":
+        report(app, book, error)
+        raise error
+    book.counts[error.code] += 1
+    warning = RuleWarning(*error.args)
+    signals.rule_violated.send(app, code=error.code, violation=warning)
+    warnings.warn(warning, stacklevel=application_stacklevel())
+
+
+def report_at_teardown(app: Flask, book: RuleBook, error: RuleViolationError) -> None:
+    """Log, count and signal a violation found where nothing may be raised any more.
+
+    In mode ``warn`` it is a :class:`RuleWarning` as well, so that Python's warning filters see it; one that they turn
+    into an error has been logged, and stays here.
+    """
+    mode = book.mode(error.code)
+    if mode == "off":
+        return
+    app.logger.log(logging.ERROR if mode == "error" else logging.WARNING, "%s", error)
+    with contextlib.suppress(RuleViolationError, RuleWarning):
+        report_now(app, book, error)

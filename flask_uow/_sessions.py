@@ -1,0 +1,455 @@
+"""Sessions: whose they are, which one is current, and how a context takes them back.
+
+One session per app context and thread. The registry is keyed by the context object itself, never by ``id()``, which
+is reused; a thread that runs an event loop works for the thread that pushed the context, and shares its session.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+import weakref
+from collections.abc import Callable
+from contextlib import ExitStack
+from typing import Any, Protocol
+
+import sqlalchemy as sa
+from flask import Flask, appcontext_pushed, g
+from flask.ctx import AppContext
+from flask.globals import app_ctx
+from sqlalchemy import event
+from sqlalchemy.orm import Mapper, Session, SessionTransaction, scoped_session, sessionmaker
+
+from . import _fork, signals
+from ._guard import connection_begun, put_under_guard
+from ._rules import report_at_teardown, violation
+from ._state import AppState, SessionState, state_of
+from ._units import discard, has_pending
+from .exceptions import RuleViolationError, UnitOptionsError
+
+_thread = threading.local()
+
+
+class Scope:
+    """The sessions of one app context.
+
+    :ivar home: the thread that pushed the context.
+    :ivar slots: the sessions of each thread, the current one last; those before it are suspended.
+    :ivar adopted: sessions of another library that were seen under this context.
+    """
+
+    __slots__ = ("__weakref__", "adopted", "home", "slots")
+
+    def __init__(self, home: object) -> None:
+        self.home = home
+        self.slots: dict[object, list[Session]] = {}
+        self.adopted: list[weakref.ref[Session]] = []
+
+    def slot(self) -> list[Session]:
+        """The calling thread's sessions."""
+        key = self.home if _runs_event_loop() else _this_thread()
+        return self.slots.setdefault(key, [])
+
+    def abandon(self) -> object:
+        """Hand over a parent process's sessions; they are never to be touched."""
+        slots, self.slots = self.slots, {}
+        adopted, self.adopted = self.adopted, []
+        return slots, adopted
+
+
+def _this_thread() -> object:
+    """An object that is this thread's alone; a thread's number is reused, this is not."""
+    try:
+        return _thread.token
+    except AttributeError:
+        _thread.token = object()
+        return _thread.token
+
+
+def _runs_event_loop() -> bool:
+    events = sys.modules.get("asyncio.events")
+    return events is not None and events._get_running_loop() is not None
+
+
+def current_context(what: str) -> AppContext:
+    """The current app context.
+
+    :param what: what needs it, for the message.
+    :raises RuleViolationError: UOW201, if there is none.
+    """
+    try:
+        return app_ctx._get_current_object()
+    except RuntimeError:
+        raise violation("UOW201", what=what) from None
+
+
+class Scopes:
+    """The scope of every app context that is alive."""
+
+    def __init__(self) -> None:
+        self._scopes: weakref.WeakKeyDictionary[AppContext, Scope] = weakref.WeakKeyDictionary()
+        self.leaked: list[Session] = []
+
+    def serve(self, app: Flask) -> None:
+        """Note which thread pushes each context of ``app``."""
+        appcontext_pushed.connect(self._pushed, app)
+
+    def _pushed(self, app: Flask, **_: object) -> None:
+        self.of(app_ctx._get_current_object()).home = _this_thread()
+
+    def of(self, context: AppContext) -> Scope:
+        """The scope of a context."""
+        scope = self._scopes.get(context)
+        if scope is None:
+            scope = self._scopes[context] = Scope(_this_thread())
+            _fork.abandon_in_children(scope)
+        return scope
+
+    def find(self, context: AppContext) -> Scope | None:
+        """The scope of a context that has one."""
+        return self._scopes.get(context)
+
+    def take(self, context: AppContext) -> Scope | None:
+        """The scope of a context that ends."""
+        return self._scopes.pop(context, None)
+
+
+class Sessions(Protocol):
+    """How the units reach the sessions of an app context, whoever owns them."""
+
+    scopes: Scopes
+
+    def current(self) -> Session:
+        """The calling thread's session under the current context, under guard."""
+
+    def peek(self) -> Session | None:
+        """The same if there is one; none is made."""
+
+    def replace(self, outer: Session) -> Session:
+        """Make a session current in place of ``outer``."""
+
+    def restore(self, outer: Session, inner: Session) -> None:
+        """Close ``inner`` and make ``outer`` current again."""
+
+
+# ---- sessions of our own
+
+
+class OwnSessions:
+    """The registry behind ``uow.session``; a drop-in for ``scoped_session.registry``.
+
+    :param factory: makes a session.
+    :param app_state: an app's state.
+    """
+
+    def __init__(self, factory: sessionmaker[Session], app_state: Callable[[Flask], AppState]) -> None:
+        self.scopes = Scopes()
+        self._factory = factory
+        self._app_state = app_state
+
+    def __call__(self) -> Session:
+        context = current_context("uow.session")
+        slot = self.scopes.of(context).slot()
+        if not slot:
+            slot.append(self._make(context.app))
+        return slot[-1]
+
+    current = __call__
+
+    def peek(self) -> Session | None:
+        return self() if self.has() else None
+
+    def has(self) -> bool:
+        """Whether the calling thread has a session under the current context."""
+        try:
+            scope = self.scopes.find(app_ctx._get_current_object())
+        except RuntimeError:
+            return False
+        return scope is not None and bool(scope.slot())
+
+    def set(self, session: Session) -> None:
+        """Make ``session`` the current one."""
+        context = current_context("uow.session")
+        self._take_in(context.app, session)
+        self.scopes.of(context).slot()[-1:] = [session]
+
+    def clear(self) -> None:
+        """Forget the current session."""
+        if self.has():
+            self.scopes.of(current_context("uow.session")).slot().pop()
+
+    def replace(self, outer: Session) -> Session:
+        context = current_context("uow.session")
+        session = self._make(context.app)
+        self.scopes.of(context).slot().append(session)
+        return session
+
+    def restore(self, outer: Session, inner: Session) -> None:
+        slot = self.scopes.of(current_context("uow.session")).slot()
+        if inner in slot:
+            slot.remove(inner)
+        close_session(inner)
+
+    def _make(self, app: Flask) -> Session:
+        session = self._factory()
+        self._take_in(app, session)
+        return session
+
+    def _take_in(self, app: Flask, session: Session) -> None:
+        app_state = self._app_state(app)
+        put_under_guard(session, SessionState(app_state, is_own_session=True))
+        if app_state.engines and session.bind is None:
+            session.bind = app_state.engines["default"]
+            if len(app_state.engines) > 1 and isinstance(session, RoutedSession):
+                session.engines_by_name = app_state.engines
+
+
+class RoutedSession(Session):
+    """Chooses the engine by ``__bind_key__`` of the class, or ``info["bind_key"]`` of the table or its metadata."""
+
+    engines_by_name: dict[str, sa.Engine] | None = None
+
+    def get_bind(
+        self, mapper: Any = None, *, clause: Any = None, bind: Any = None, **kwargs: Any
+    ) -> sa.Engine | sa.Connection:
+        if bind is None and self.engines_by_name is not None:
+            key = _bind_key(mapper, clause)
+            if key is not None:
+                return self._engine(key)
+        return super().get_bind(mapper, clause=clause, bind=bind, **kwargs)
+
+    def _engine(self, key: str) -> sa.Engine:
+        assert self.engines_by_name is not None
+        if key not in self.engines_by_name:
+            names = ", ".join(sorted(self.engines_by_name))
+            raise sa.exc.UnboundExecutionError(f"bind_key {key!r} is not in SQLALCHEMY_BINDS; the binds are: {names}.")
+        return self.engines_by_name[key]
+
+
+def _bind_key(mapper: Any, clause: Any) -> str | None:
+    if mapper is not None:
+        inspected: Mapper[Any] = sa.inspect(mapper)
+        key: str | None = getattr(inspected.class_, "__bind_key__", None)
+        return key or _table_key(inspected.local_table)
+    for element in sa.sql.visitors.iterate(clause) if clause is not None else ():
+        key = _table_key(element)
+        if key is not None:
+            return key
+    return _table_key(getattr(clause, "table", None))
+
+
+def _table_key(table: Any) -> str | None:
+    if not isinstance(table, sa.Table):
+        return None
+    return table.info.get("bind_key") or table.metadata.info.get("bind_key")
+
+
+# ---- sessions of another library
+
+
+class AdoptedSessions:
+    """A ``scoped_session`` that another library owns: its engines and its teardown stay there.
+
+    :param scoped: the owner's registry, Flask-SQLAlchemy's ``db.session`` say.
+    :param app_state: an app's state.
+    """
+
+    def __init__(self, scoped: scoped_session[Session], app_state: Callable[[Flask], AppState]) -> None:
+        self.scopes = Scopes()
+        self._scoped = scoped
+        self._app_state = app_state
+        event.listen(scoped, "after_begin", self._begun)
+
+    def current(self) -> Session:
+        context = current_context("The session")
+        return _adopt(self.scopes.of(context), self._app_state(context.app), self._scoped())
+
+    def peek(self) -> Session | None:
+        return self.current() if self._scoped.registry.has() else None
+
+    def replace(self, outer: Session) -> Session:
+        session = self._scoped.session_factory()
+        self._scoped.registry.set(session)
+        return self.current()
+
+    def restore(self, outer: Session, inner: Session) -> None:
+        self._scoped.registry.set(outer)
+        close_session(inner)
+
+    def _begun(self, session: Session, transaction: SessionTransaction, connection: sa.Connection) -> None:
+        """A session that no unit has met yet begins: its writes may be lost all the same (UOW103)."""
+        if state_of(session) is not None or not app_ctx:
+            return
+        app_state = self._app_state(app_ctx.app)
+        _adopt(self.scopes.of(app_ctx._get_current_object()), app_state, session)
+        connection_begun(session, transaction, connection)
+
+
+class CalledSessions:
+    """Sessions that a function of their owner returns, the same one each time under one app context.
+
+    Another session is put in place where the owner keeps it, in Flask's ``g``.
+
+    :param function: what ``UnitOfWork(session=...)`` was given.
+    :param app_state: an app's state.
+    """
+
+    def __init__(self, function: Callable[[], Session], app_state: Callable[[Flask], AppState]) -> None:
+        self.scopes = Scopes()
+        self._function = function
+        self._app_state = app_state
+
+    def __call__(self) -> Session:
+        return self.current()
+
+    def has(self) -> bool:
+        """Whether there is an app context, in which the function makes a session when called."""
+        return bool(app_ctx)
+
+    def set(self, session: Session) -> None:
+        """The owner alone makes sessions.
+
+        :raises UnitOptionsError: always.
+        """
+        raise UnitOptionsError(
+            "uow.session was called with arguments, and its sessions are another library's.",
+            fix="Configure the sessions where they are made.",
+        )
+
+    def clear(self) -> None:
+        """The owner forgets its sessions itself."""
+
+    def current(self) -> Session:
+        context = current_context("The session")
+        return _adopt(self.scopes.of(context), self._app_state(context.app), self._function())
+
+    peek = current
+
+    def replace(self, outer: Session) -> Session:
+        app = current_context("The session").app
+        with app.app_context():
+            inner = self._function()
+        self._swap(outer, inner)
+        if self._function() is not inner:
+            inner.close()
+            raise UnitOptionsError(
+                "This session cannot be replaced for a unit on a connection of its own: its owner keeps it elsewhere "
+                "than in flask.g.",
+                fix="Adopt a scoped_session, or let the extension make the sessions.",
+            )
+        return self.current()
+
+    def restore(self, outer: Session, inner: Session) -> None:
+        self._swap(inner, outer)
+        close_session(inner)
+
+    @staticmethod
+    def _swap(old: Session, new: Session) -> None:
+        for holder in (vars(g._get_current_object()), *vars(g._get_current_object()).values()):
+            if isinstance(holder, dict):
+                holder.update({key: new for key, value in holder.items() if value is old})
+
+
+def _adopt(scope: Scope, app_state: AppState, session: Session) -> Session:
+    if state_of(session) is None:
+        put_under_guard(session, SessionState(app_state, is_own_session=False))
+        scope.adopted.append(weakref.ref(session))
+    return session
+
+
+# ---- the end of a context
+
+
+def close_scope(scopes: Scopes, scope: Scope, exception: BaseException | None) -> None:
+    """Take back every session of a context that ends; never raises.
+
+    A session of another thread that is in a statement cannot be closed from here: it is named as a leak, and taken
+    back when a later context ends.
+
+    :param exception: what ended the context; then lost writes are no surprise and UOW103 is not reported.
+    """
+    with ExitStack() as stack:
+        for thread, slot in scope.slots.items():
+            is_foreign = thread is not scope.home and thread is not _this_thread()
+            for session in slot:
+                if is_foreign and _is_executing(session):
+                    scopes.leaked.append(session)
+                    stack.callback(_report_leak, session)
+                    continue
+                stack.callback(close_session, session)
+                if exception is None:
+                    stack.callback(report_lost_writes, session)
+        scope.slots = {}
+        if scopes.leaked:
+            _close_leaked(scopes, stack)
+
+
+def _close_leaked(scopes: Scopes, stack: ExitStack) -> None:
+    for session in [session for session in scopes.leaked if not _is_executing(session)]:
+        scopes.leaked.remove(session)
+        stack.callback(close_session, session)
+
+
+def report_adopted(scope: Scope) -> None:
+    """Report lost writes in another library's sessions, before it takes them back."""
+    for reference in scope.adopted:
+        session = reference()
+        if session is not None:
+            report_lost_writes(session)
+    scope.adopted = []
+
+
+def report_lost_writes(session: Session) -> None:
+    """UOW103: the session ends with writes that nobody committed."""
+    state = state_of(session)
+    if state is None or state.is_inherited or not session.in_transaction():
+        return
+    lost = []
+    if state.wrote:
+        lost.append("statements that wrote were sent")
+    if has_pending(session):
+        lost.append(_pending_text(session))
+    if lost:
+        site = state.write_site or state.begin_site
+        error = violation("UOW103", site=site, lost="; ".join(lost))
+        report_at_teardown(state.app, state.rules, error)
+
+
+def _pending_text(session: Session) -> str:
+    counts = {"new": session.new, "deleted": session.deleted}
+    parts = [f"{len(entities)} {name}" for name, entities in counts.items() if entities]
+    changed = [entity for entity in session.dirty if session.is_modified(entity)]
+    if changed:
+        parts.append(f"{len(changed)} changed")
+    return "objects never flushed: " + ", ".join(parts)
+
+
+def close_session(session: Session) -> None:
+    """Roll back, close, give every connection back; a connection that refuses is discarded, and logged."""
+    state = state_of(session)
+    assert state is not None
+    if state.is_inherited:
+        return
+    connections = list(state.connections)
+    state.unit = None
+    state.is_over = True
+    try:
+        with state.own_call():
+            session.close()
+    except Exception:
+        state.app.logger.warning("A session could not be closed; its connections are discarded.", exc_info=True)
+        discard(connections)
+
+
+def _is_executing(session: Session) -> bool:
+    state = state_of(session)
+    return state is not None and state.is_executing
+
+
+def _report_leak(session: Session) -> None:
+    state = state_of(session)
+    assert state is not None
+    site = state.write_site or state.begin_site
+    error: RuleViolationError = violation("UOW202", site=site, what="its thread was still in a statement when the context ended")
+    report_at_teardown(state.app, state.rules, error)
+    signals.session_leaked.send(state.app, session=session, where=error.where)

@@ -1,0 +1,272 @@
+"""The configuration keys, read and checked once in ``init_app``.
+
+Every wrong value is one :class:`ConfigurationError` that quotes the key. A ``UOW_`` key that does not exist is an
+error too: a misspelt switch that silently does nothing is the worst kind.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from typing import Any
+
+import sqlalchemy as sa
+
+from ._rules import MODES, RULES
+from .exceptions import ConfigurationError
+
+URI = "SQLALCHEMY_DATABASE_URI"
+BINDS = "SQLALCHEMY_BINDS"
+ENGINE_OPTIONS = "SQLALCHEMY_ENGINE_OPTIONS"
+DEFAULT_BIND = "default"
+POSTGRESQL_DRIVERS = ("psycopg2", "psycopg")
+
+
+@dataclass(frozen=True, slots=True)
+class Bind:
+    """One database of the app.
+
+    :param key: how the user typed it, for messages.
+    :param url: where it is.
+    :param options: keyword arguments for ``create_engine``.
+    """
+
+    key: str
+    url: sa.URL
+    options: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What the configuration says, checked.
+
+    :param binds: the databases by name; empty where another library owns the engines.
+    :param commit_inside_unit: ``error`` or ``flush``.
+    :param rule_modes: the mode of each rule that is not always an error.
+    :param rollback_on_status: the status from which a returned response rolls back; None for never.
+    :param retries: attempts after the first.
+    """
+
+    binds: dict[str, Bind] = field(default_factory=dict)
+    commit_inside_unit: str = "error"
+    rule_modes: dict[str, str] = field(default_factory=dict)
+    rollback_on_status: int | Callable[[int], bool] | None = None
+    retries: int = 0
+
+
+def read_settings(
+    config: Mapping[str, Any], *, owns_engines: bool, engine_options: Mapping[str, Any] | None = None
+) -> Settings:
+    """Settings from an app's configuration.
+
+    :param config: the app's ``config``.
+    :param owns_engines: whether this extension makes the engines, so that a database must be named.
+    :param engine_options: defaults for ``create_engine``; ``SQLALCHEMY_ENGINE_OPTIONS`` wins over them.
+    :raises ConfigurationError: for the first key with a wrong value, or an unknown ``UOW_`` key.
+    """
+    _refuse_unknown(config)
+    values = {key: check(key, config[key]) for key, check in _CHECKS.items() if config.get(key) is not None}
+    return Settings(
+        binds=_binds(config, dict(engine_options or {})) if owns_engines else {},
+        commit_inside_unit=values.get("UOW_COMMIT_INSIDE_UNIT", "error"),
+        rule_modes=values.get("UOW_RULES") or _rule_modes("UOW_RULES", "warn"),
+        rollback_on_status=values.get("UOW_ROLLBACK_ON_STATUS"),
+        retries=values.get("UOW_RETRIES", 0),
+    )
+
+
+def wrong(key: str, value: object, wanted: str, fix: str | None = None) -> ConfigurationError:
+    """The error for ``key``; a password in ``value`` is hidden."""
+    return ConfigurationError(
+        f"{key} = {_without_password(value)}: {wanted}.", fix=fix or f"Set app.config[{key!r}] before init_app."
+    )
+
+
+def _without_password(value: object) -> str:
+    if isinstance(value, sa.URL):
+        return repr(value.render_as_string(hide_password=True))
+    text = re.sub(r"(://[^:/@\s]*:)[^\s]*@", r"\1***@", repr(value))
+    return re.sub(r"(password['\"]?\s*[:=]\s*)(['\"]).*?\2", r"\1\2***\2", text, flags=re.IGNORECASE)
+
+
+def _refuse_unknown(config: Mapping[str, Any]) -> None:
+    for key in config:
+        if not str(key).upper().startswith("UOW_") or key in _CHECKS:
+            continue
+        close = difflib.get_close_matches(str(key).upper(), _CHECKS, n=1)
+        hint = f"Did you mean {close[0]}?" if close else "The keys are: " + ", ".join(sorted(_CHECKS)) + "."
+        raise ConfigurationError(f"{key} is not a configuration key.", fix=hint)
+
+
+# ---- databases
+
+
+def _binds(config: Mapping[str, Any], defaults: dict[str, Any]) -> dict[str, Bind]:
+    options = defaults | _options(ENGINE_OPTIONS, config.get(ENGINE_OPTIONS) or {})
+    named = config.get(BINDS)
+    if named is None:
+        named = {}
+    if not isinstance(named, Mapping):
+        raise wrong(BINDS, named, "expected a dict of name to URL or options")
+    if config.get(URI) is None:
+        raise ConfigurationError(
+            f"{URI} is not set.",
+            fix=f"Set app.config['{URI}'], e.g. to 'postgresql://user@host/name', or pass session= or sessionmaker=.",
+        )
+    binds = {DEFAULT_BIND: Bind(URI, _url(URI, config[URI]), options)}
+    for name, value in named.items():
+        binds[_bind_name(name)] = _bind(f"{BINDS}[{name!r}]", value, defaults)
+    return binds
+
+
+def _bind_name(name: object) -> str:
+    if not isinstance(name, str) or not name:
+        raise wrong(BINDS, name, "a bind's name must be a text that is not empty")
+    if name == DEFAULT_BIND:
+        raise wrong(BINDS, name, f"this name is the database of {URI}", fix="Choose another name.")
+    return name
+
+
+def _bind(key: str, value: object, defaults: dict[str, Any]) -> Bind:
+    if not isinstance(value, Mapping):
+        return Bind(key, _url(key, value), dict(defaults))
+    options = _options(key, value)
+    if "url" not in options:
+        raise wrong(key, value, "the options have no 'url'", fix="Add 'url' to them.")
+    url = _url(f"{key}['url']", options.pop("url"))
+    return Bind(key, url, defaults | options)
+
+
+def _options(key: str, value: object) -> dict[str, Any]:
+    if not isinstance(value, Mapping) or not all(isinstance(name, str) for name in value):
+        raise wrong(key, value, "expected a dict of keyword arguments for create_engine")
+    return dict(value)
+
+
+def _url(key: str, value: object) -> sa.URL:
+    if not isinstance(value, (str, sa.URL)) or not value:
+        raise wrong(key, value, "expected a database URL such as 'postgresql://user@host/name'")
+    try:
+        url = sa.make_url(value)
+    except (sa.exc.ArgumentError, ValueError):
+        raise wrong(key, value, "not a database URL; expected 'dialect://user@host:port/name'") from None
+    if url.drivername in ("postgres", "postgresql"):
+        return url.set(drivername=f"postgresql+{_installed_driver(key, url)}")
+    _check_dialect(key, url)
+    return url
+
+
+def _installed_driver(key: str, url: sa.URL) -> str:
+    for driver in POSTGRESQL_DRIVERS:
+        if find_spec(driver):
+            return driver
+    raise wrong(
+        key, url, "no PostgreSQL driver is installed", fix="pip install 'flask-uow[postgres]' (or 'flask-uow[psycopg]')."
+    )
+
+
+def _check_dialect(key: str, url: sa.URL) -> None:
+    try:
+        dialect = url.get_dialect()
+    except sa.exc.NoSuchModuleError:
+        raise wrong(key, url, f"SQLAlchemy knows no dialect {url.drivername!r}", fix="Mend the URL's scheme.") from None
+    if dialect.is_async:
+        raise wrong(
+            key, url, "an async driver cannot serve Flask's threads", fix="Name a synchronous driver in the URL."
+        )
+    try:
+        dialect.import_dbapi()
+    except ImportError as error:
+        raise wrong(key, url, f"the driver cannot be imported ({error})", fix="Install the driver.") from None
+
+
+# ---- one check per UOW_ key: what it returns is the value to use
+
+
+def _boolean(key: str, value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise wrong(key, value, "expected True or False")
+    return value
+
+
+def _off(key: str, value: Any) -> None:
+    if value not in (False, "off") or isinstance(value, int) and not isinstance(value, bool):
+        raise wrong(key, value, "this version cannot do that yet", fix="Leave the key out.")
+
+
+def _seconds(key: str, value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < float("inf"):
+        raise wrong(key, value, "expected a number of seconds above 0")
+    return float(value)
+
+
+def _retries(key: str, value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise wrong(key, value, "expected a whole number, 0 or above")
+    return value
+
+
+def _status(key: str, value: Any) -> int | Callable[[int], bool]:
+    if callable(value) and not isinstance(value, type):
+        return value  # type: ignore[no-any-return]
+    if isinstance(value, bool) or not isinstance(value, int) or not 100 <= value <= 599:
+        raise wrong(key, value, "expected an HTTP status from 100 to 599, or a function of the status")
+    return value
+
+
+def _commit_inside(key: str, value: Any) -> str:
+    if value not in ("error", "flush"):
+        raise wrong(key, value, "expected 'error' or 'flush'")
+    return str(value)
+
+
+def _folder(key: str, value: Any) -> str:
+    if not isinstance(value, str) or not value:
+        raise wrong(key, value, "expected the path of a folder")
+    return value
+
+
+def _rule_modes(key: str, value: Any) -> dict[str, str]:
+    modes = {code: "warn" for code, rule in RULES.items() if not rule.is_fatal}
+    if isinstance(value, str) and value in MODES:
+        return dict.fromkeys(modes, value)
+    if not isinstance(value, Mapping):
+        raise wrong(key, value, "expected 'off', 'warn', 'error', or a dict of rule code to one of them")
+    for code, mode in value.items():
+        _check_mode(key, code, mode)
+        if code in modes:
+            modes[code] = mode
+    return modes
+
+
+def _check_mode(key: str, code: object, mode: object) -> None:
+    if code not in RULES:
+        raise wrong(key, {code: mode}, f"there is no rule {code!r}", fix="The rules are: " + ", ".join(RULES) + ".")
+    if mode not in MODES:
+        raise wrong(key, {code: mode}, "a rule's mode is 'off', 'warn' or 'error'")
+    if RULES[str(code)].is_fatal and mode != "error":
+        raise wrong(key, {code: mode}, f"{code} is always an error", fix=f"Leave {code} out of {key}.")
+
+
+_CHECKS: dict[str, Callable[[str, Any], Any]] = {
+    "UOW_COMMIT_INSIDE_UNIT": _commit_inside,
+    "UOW_RULES": _rule_modes,
+    "UOW_ROLLBACK_ON_STATUS": _status,
+    "UOW_RETRIES": _retries,
+    # Switched on, these would promise what this version does not do.
+    "UOW_READER_URI": _off,
+    "UOW_READ_YOUR_WRITES": _off,
+    "UOW_ATOMIC_REQUESTS": _off,
+    "UOW_TWO_PHASE": _off,
+    # Checked already, so that a configuration written today stays right; they change no outcome.
+    "UOW_RIDE": _boolean,
+    "UOW_LABEL_SERVER": _boolean,
+    "UOW_MAX_UNIT_SECONDS": _seconds,
+    "UOW_MAX_IDLE_SECONDS": _seconds,
+    "UOW_STATS": _boolean,
+    "UOW_STATS_DIR": _folder,
+    "UOW_SERVER_TIMING": _boolean,
+}

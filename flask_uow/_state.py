@@ -1,0 +1,176 @@
+"""What is known of one session: its unit, what failed in it, what it wrote.
+
+It lives with its session, never in a thread-local: whatever ends the session ends this too, so a unit that an
+interrupt cut short cannot leave its depth behind for the thread's next request.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import sqlalchemy as sa
+from flask import Flask
+from sqlalchemy.orm import Session
+
+from . import _fork
+from ._callsite import CallSite
+from ._drivers import TransactionStatus, transaction_status
+from ._rules import RuleBook, report, violation
+from ._settings import Settings
+from .exceptions import RuleViolationError, UnitOfWorkError
+
+if TYPE_CHECKING:
+    from ._units import Unit
+
+
+@dataclass(slots=True, eq=False)
+class AppState:
+    """What the extension keeps for one app.
+
+    :param app: the app.
+    :param settings: its configuration, checked.
+    :param rules: its rule book.
+    :param engines: its engines by name; empty where another library owns them.
+    :param view_labels: the label of each view that was called, by view, rule and method.
+    """
+
+    app: Flask
+    settings: Settings
+    rules: RuleBook
+    engines: dict[str, sa.Engine]
+    view_labels: dict[tuple[object, str, str, str], str | None] = field(default_factory=dict)
+
+
+class SessionState:
+    """The extension's side of one session.
+
+    :param app_state: the app under whose context the session was made.
+    :param is_own_session: whether this extension made the session, so that it may expire its objects.
+    """
+
+    __slots__ = (
+        "app",
+        "begin_site",
+        "breach",
+        "connections",
+        "error",
+        "generation",
+        "is_executing",
+        "is_flushing",
+        "is_own_call",
+        "is_over",
+        "is_own_session",
+        "rules",
+        "sent_commit",
+        "settings",
+        "unit",
+        "write_site",
+        "wrote",
+    )
+
+    def __init__(self, app_state: AppState, *, is_own_session: bool) -> None:
+        self.app = app_state.app
+        self.settings = app_state.settings
+        self.rules = app_state.rules
+        self.generation = _fork.generation()
+        self.unit: Unit | None = None
+        self.is_own_call = False
+        self.is_flushing = False
+        self.is_executing = False
+        self.is_own_session = is_own_session
+        self.is_over = False  # its context has ended
+        self.begin_transaction()
+
+    def begin_transaction(self) -> None:
+        """Forget the transaction before."""
+        self.connections: dict[sa.Connection, bool] = {}  # and whether a statement was sent on it
+        self.error: BaseException | None = None
+        self.breach: RuleViolationError | None = None
+        self.wrote = False
+        self.begin_site: CallSite | None = None
+        self.write_site: CallSite | None = None
+        self.sent_commit = False
+
+    @contextmanager
+    def own_call(self) -> Iterator[None]:
+        """Let the session's own methods pass the guard."""
+        before, self.is_own_call = self.is_own_call, True
+        try:
+            yield
+        finally:
+            self.is_own_call = before
+
+    @property
+    def is_guarded(self) -> bool:
+        """Whether a commit or rollback that comes now is the user's, inside a unit."""
+        return self.unit is not None and not self.is_own_call
+
+    @property
+    def is_inherited(self) -> bool:
+        """Whether the session belongs to the process that forked this one."""
+        return self.generation != _fork.generation()
+
+    def check_process(self) -> None:
+        """Refuse a parent's session in a forked child.
+
+        :raises UnitOfWorkError: then, before anything is sent on the parent's socket.
+        """
+        if self.is_inherited:
+            raise UnitOfWorkError(
+                "A session of the parent process was used after a fork.",
+                fix="Use uow.session in the child; it makes a session and a connection of its own.",
+            )
+
+    def refusal(self, code: str, **details: object) -> RuleViolationError:
+        """A violation that has been counted and signalled, to be raised."""
+        label = self.unit.label if self.unit else ""
+        error = violation(code, label=label, **details)
+        report(self.app, self.rules, error)
+        return error
+
+    def note_error(self, error: BaseException) -> None:
+        """Keep the first error of those that may have taken the transaction with them."""
+        if self.error is None:
+            self.error = error
+
+    def has_lost_transaction(self) -> bool:
+        """Whether a COMMIT sent now would not commit what was done: the servers' own word, at no cost."""
+        return any(is_lost(connection, was_used) for connection, was_used in self.connections.items())
+
+    def has_aborted_transaction(self) -> bool:
+        """Whether a server has aborted its part of the transaction, so that COMMIT would be a silent rollback."""
+        return any(status_of(connection) is TransactionStatus.IN_ERROR for connection in self.connections)
+
+    def has_ended_transaction(self) -> bool:
+        """Whether a server is in no transaction although statements were sent: somebody ended it by hand."""
+        return any(
+            was_used and status_of(connection) is TransactionStatus.IDLE
+            for connection, was_used in self.connections.items()
+        )
+
+
+def status_of(connection: sa.Connection) -> TransactionStatus | None:
+    """The server's word on a connection's transaction; None if it or its driver cannot tell."""
+    if connection.closed or connection.invalidated:
+        return None
+    dbapi_connection = connection.connection.dbapi_connection
+    return transaction_status(connection.dialect.driver, dbapi_connection) if dbapi_connection is not None else None
+
+
+def is_lost(connection: sa.Connection, was_used: bool) -> bool:
+    """Whether a transaction on ``connection`` is aborted, ended or cut off.
+
+    :param was_used: whether a statement was sent on it.
+    """
+    if connection.closed or connection.invalidated:
+        return True
+    status = status_of(connection)
+    return status is TransactionStatus.IN_ERROR or (was_used and status is TransactionStatus.IDLE)
+
+
+def state_of(session: Session) -> SessionState | None:
+    """The state of a session, or None if it was never under the extension's eyes."""
+    return getattr(session, "_uow", None)

@@ -1,0 +1,457 @@
+"""``transactional``: the decorator and context manager, and ``current_unit``.
+
+It resolves the current app when it is called, opens the unit that the options ask for, and ends it as the body ended.
+What a unit is and what its ending means is said in ``_units``; here is what surrounds one: labels, the status veto,
+attempts, and sessions of one's own for independent units.
+"""
+
+from __future__ import annotations
+
+import inspect
+import sys
+import threading
+import time
+from collections.abc import Callable
+from functools import wraps
+from types import TracebackType
+from typing import Any, Literal, Protocol, TypedDict, TypeVar, Unpack, cast, overload
+
+from flask import Flask, has_request_context, request
+from flask.globals import app_ctx
+from sqlalchemy.orm import Session
+from werkzeug.local import LocalProxy
+
+from . import signals
+from ._options import Propagation, Relation, UnitOptions, is_vetoed, relation
+from ._retry import delay_s, is_retryable
+from ._sessions import Sessions, current_context
+from ._state import AppState, SessionState, state_of
+from ._units import Unit
+from .exceptions import ConfigurationError, NoActiveUnitError, UnitOptionsError
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+EXTENSION_KEY = "uow"
+
+
+class Options(TypedDict, total=False):
+    """The keyword arguments of ``transactional``; see :class:`~flask_uow._options.UnitOptions`."""
+
+    propagation: Propagation | Literal[
+        "nested", "required", "requires_new", "mandatory", "supports", "not_supported", "never"
+    ]
+    read_only: bool
+    isolation: str | None
+    deferrable: bool
+    timeout: float | None
+    retries: int | None
+    durable: bool
+    rollback_for: type[BaseException] | tuple[type[BaseException], ...]
+    no_rollback_for: type[BaseException] | tuple[type[BaseException], ...]
+    rollback_on_status: int | Callable[[int], bool] | None
+    on_error: Callable[[Exception], Any] | None
+    confirm_commit: bool
+    label: str | None
+
+
+class Extension(Protocol):
+    """What a unit needs of the extension."""
+
+    sessions: Sessions
+
+    def state_of_app(self, app: Flask) -> AppState:
+        """What the extension keeps for ``app``."""
+
+
+class Transactional:
+    """What ``transactional(...)`` returns: a decorator, and a context manager that gives the :class:`Unit`.
+
+    :param options: the keyword arguments, checked here.
+    :param extension: the one to use; the current app's if None.
+    """
+
+    def __init__(self, options: dict[str, Any], extension: Extension | None = None) -> None:
+        self._options = UnitOptions.checked(options)
+        self._extension = extension
+        self._entered: list[tuple[int, Boundary]] = []
+
+    def __call__(self, function: F) -> F:
+        """Make each call of ``function`` one unit of work.
+
+        :raises TypeError: for a generator function, whose body would run after the unit has ended.
+        """
+        if isinstance(function, (staticmethod, classmethod)):
+            return cast(F, type(function)(self(function.__func__)))
+        _check_function(function)
+        decorate = self._decorate_async if inspect.iscoroutinefunction(function) else self._decorate
+        return cast(F, decorate(function))
+
+    def _decorate(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        @wraps(function)
+        def unit_of_work(*args: Any, **kwargs: Any) -> Any:
+            boundary = Boundary(self._options, self._extension, unit_of_work)
+            while True:
+                boundary.enter()
+                try:
+                    value = function(*args, **kwargs)
+                    boundary.look_at(value)
+                except BaseException as error:
+                    boundary.leave(error)
+                else:
+                    boundary.leave(None)
+                if boundary.error is None:
+                    return value
+                if boundary.wait_s is None:
+                    return boundary.answer()
+                time.sleep(boundary.wait_s)
+
+        return unit_of_work
+
+    def _decorate_async(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        @wraps(function)
+        async def unit_of_work(*args: Any, **kwargs: Any) -> Any:
+            import asyncio  # here, so that a program without coroutines does not pay for it
+
+            boundary = Boundary(self._options, self._extension, unit_of_work)
+            while True:
+                boundary.enter()
+                try:
+                    value = await function(*args, **kwargs)
+                    boundary.look_at(value)
+                except BaseException as error:
+                    boundary.leave(error)
+                else:
+                    boundary.leave(None)
+                if boundary.error is None:
+                    return value
+                if boundary.wait_s is None:
+                    return boundary.answer()
+                await asyncio.sleep(boundary.wait_s)
+
+        return unit_of_work
+
+    def __enter__(self) -> Unit:
+        """Begin a unit.
+
+        :return: the unit; ``current_unit``, which is false, where the propagation makes none.
+        :raises UnitOptionsError: for an option that needs a function to repeat, or a value to look at.
+        """
+        self._check_block()
+        boundary = Boundary(self._options, self._extension, sys._getframe(1).f_code.co_qualname)
+        boundary.enter()
+        self._entered.append((threading.get_ident(), boundary))
+        return boundary.unit or current_unit
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exception: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        boundary = self._leave_last()
+        boundary.leave(exception)
+        if boundary.error is not exception:
+            boundary.answer()
+
+    def _check_block(self) -> None:
+        for name in ("retries", "on_error", "rollback_on_status"):
+            if getattr(self._options, name):
+                raise UnitOptionsError(
+                    f"{name} was given to a with block, which cannot be repeated and returns nothing.",
+                    fix=f"Drop {name}, or put the block into a function and decorate that.",
+                )
+
+    def _leave_last(self) -> Boundary:
+        """The block that was entered last in this thread: one object may serve several threads."""
+        thread = threading.get_ident()
+        mine = [position for position, (entered_in, _) in enumerate(self._entered) if entered_in == thread]
+        return self._entered.pop(mine[-1] if mine else -1)[1]
+
+
+class Boundary:
+    """One call of a decorated function, or one block: what lies around its unit, over all attempts.
+
+    :param options: of the unit.
+    :param extension: the one to use; the current app's if None.
+    :param place: the decorated function, or the qualified name of the function around a block.
+    :ivar unit: the unit inside, None where it runs without.
+    :ivar error: what leaves, after :meth:`leave`.
+    :ivar wait_s: seconds to wait before another attempt, None if there is none.
+    """
+
+    __slots__ = (
+        "_app_state",
+        "_attempt",
+        "_extension",
+        "_inner",
+        "_is_committed",
+        "_known",
+        "_options",
+        "_outer",
+        "_place",
+        "_sessions",
+        "error",
+        "unit",
+        "wait_s",
+    )
+
+    def __init__(self, options: UnitOptions, extension: Extension | None, place: Callable[..., Any] | str) -> None:
+        self._options = options
+        self._extension = extension
+        self._place = place
+        self._attempt = 0
+        self._known: list[object] = []
+        self.unit: Unit | None = None
+
+    def enter(self) -> None:
+        """Begin an attempt."""
+        app = current_context("@transactional").app
+        extension = self._extension or extension_of(app)
+        self._app_state = extension.state_of_app(app)
+        self._sessions = extension.sessions
+        self._attempt += 1
+        self.error: BaseException | None = None
+        self.wait_s: float | None = None
+        self._is_committed = False
+        self.unit = None
+        self._inner: Session | None = None
+        self._outer = self._sessions.current()
+        active = guarded_state(self._outer).unit
+        self._begin(relation(self._options, active and active.label))
+
+    def _begin(self, how: Relation) -> None:
+        if how is Relation.WITHOUT:
+            return
+        session = self._outer
+        if how in (Relation.INDEPENDENT, Relation.SUSPEND):
+            _check_writer(self._outer)
+            session = self._inner = self._sessions.replace(self._outer)
+        if how is Relation.SUSPEND:
+            return
+        self._forget_lost_attempt(session)
+        unit = Unit(session, guarded_state(session), self._options, self._label(), self._attempt)
+        try:
+            unit.begin(how)
+        except BaseException:
+            self._resume()
+            raise
+        self.unit = unit
+
+    def _forget_lost_attempt(self, session: Session) -> None:
+        """Later attempts start with the objects that the first one met, and no others."""
+        if self._attempt == 1:
+            self._known = list(session.identity_map.values()) if self._retries else []
+            return
+        known = {id(entity) for entity in self._known}  # alive in the list, so that no id is reused
+        for entity in list(session.identity_map.values()):
+            if id(entity) not in known:
+                session.expunge(entity)
+
+    @property
+    def _retries(self) -> int:
+        if isinstance(self._place, str):
+            return 0
+        return self._app_state.settings.retries if self._options.retries is None else self._options.retries
+
+    def _label(self) -> str:
+        if self._options.label is not None:
+            return self._options.label
+        if isinstance(self._place, str):
+            return self._place
+        return view_label(self._app_state, self._place) or self._place.__qualname__
+
+    def look_at(self, value: object) -> None:
+        """Let the status veto judge what a function returned."""
+        rule = self._options.rollback_on_status
+        if rule is None:
+            rule = self._app_state.settings.rollback_on_status
+            if rule is None or isinstance(self._place, str) or view_label(self._app_state, self._place) is None:
+                return
+        if self.unit is not None and is_vetoed(rule, status_of_response(value)):
+            self.unit.set_rollback_only()
+
+    def leave(self, exception: BaseException | None) -> None:
+        """End the attempt; :attr:`error` and :attr:`wait_s` say what comes next."""
+        self.error = exception
+        unit = self.unit
+        if unit is None:
+            self._resume()
+            return
+        try:
+            self.error = unit.end(exception)
+        finally:
+            self._resume()
+        if unit.parent is not None:
+            return
+        self._is_committed = unit.was_committed
+        if self.error is not None and self._may_retry(self.error):
+            self._plan_retry(unit, self.error)
+            return
+        self._run_hooks(unit)
+
+    def _resume(self) -> None:
+        if self._inner is not None:
+            self._sessions.restore(self._outer, self._inner)
+            self._inner = None
+
+    def _may_retry(self, error: BaseException) -> bool:
+        unit = self.unit
+        return (
+            unit is not None
+            and not unit.was_committed
+            and self._attempt <= self._retries
+            and (is_retryable(error) or unit.is_known_aborted)
+        )
+
+    def _plan_retry(self, unit: Unit, error: BaseException) -> None:
+        self.wait_s = delay_s(self._attempt)
+        signals.unit_retried.send(self._app_state.app, unit=unit, exception=error, delay_s=self.wait_s)
+
+    def _run_hooks(self, unit: Unit) -> None:
+        errors = unit.run_after_hooks()
+        if errors and self.error is None and self._app_state.app.testing:
+            self.error = errors[0] if len(errors) == 1 else ExceptionGroup(f"hooks of {unit.label!r}", errors)
+            self._is_committed = True  # nothing for on_error to mend
+
+    def answer(self) -> Any:
+        """What the caller gets for :attr:`error`: the value of ``on_error``, or the error itself, raised."""
+        error, self.error = self.error, None
+        assert error is not None
+        try:
+            if self._options.on_error is None or self._is_committed or not isinstance(error, Exception):
+                raise error
+            return self._options.on_error(error)
+        finally:
+            del error  # its traceback holds this frame
+
+
+@overload
+def transactional(function: F, /) -> F: ...
+@overload
+def transactional(**options: Unpack[Options]) -> Transactional: ...
+def transactional(function: Any = None, /, **options: Any) -> Any:
+    """Make a function, or a ``with`` block, one atomic unit of work of the current app.
+
+    .. code-block:: python
+
+        @app.post("/transfers")
+        @transactional
+        def transfer():
+            ...
+
+        with transactional(propagation="requires_new") as unit:
+            ...
+
+    The options are those of :class:`~flask_uow._options.UnitOptions`, all keyword-only.
+
+    :raises TypeError: when it decorates a generator function.
+    :raises UnitOptionsError: if an option is not usable.
+    """
+    return decorate(function, options)
+
+
+def decorate(function: Any, options: dict[str, Any], extension: Extension | None = None) -> Any:
+    """``transactional`` with and without parentheses, for the current app's extension or a given one."""
+    unit = Transactional(options, extension)
+    return unit if function is None else unit(function)
+
+
+# ---- the active unit
+
+
+def _active_unit() -> Unit:
+    extension: Extension | None = app_ctx.app.extensions.get(EXTENSION_KEY) if app_ctx else None
+    session = extension.sessions.peek() if extension else None
+    state = state_of(session) if session is not None else None
+    if state is None or state.unit is None:
+        raise NoActiveUnitError(
+            "No unit of work is active.", fix="Put @transactional on the view, command or function that calls this."
+        )
+    return state.unit
+
+
+current_unit: Unit = LocalProxy(_active_unit)  # type: ignore[assignment]
+
+
+def extension_of(app: Flask) -> Extension:
+    """The extension that serves an app.
+
+    :raises ConfigurationError: if none does.
+    """
+    extension: Extension | None = app.extensions.get(EXTENSION_KEY)
+    if extension is None:
+        raise ConfigurationError(
+            f"App {app.name!r} has no UnitOfWork.", fix="Call UnitOfWork(app), or init_app(app) of your UnitOfWork."
+        )
+    return extension
+
+
+def guarded_state(session: Session) -> SessionState:
+    """The state of a session that the extension handed out."""
+    state = state_of(session)
+    assert state is not None
+    return state
+
+
+def _check_writer(outer: Session) -> None:
+    """SQLite has one writer, and the outer unit may be it.
+
+    :raises UnitOptionsError: at once, instead of a wait that only its end could end.
+    """
+    if any(connection.dialect.name == "sqlite" and not connection.closed for connection in guarded_state(outer).connections):
+        raise UnitOptionsError(
+            "SQLite has one writer: a unit on a connection of its own cannot run after the unit around it has sent a "
+            "statement.",
+            fix="Run it first, before the outer unit's first statement; or use PostgreSQL.",
+        )
+
+
+# ---- views
+
+
+def view_label(app_state: AppState, function: Callable[..., Any]) -> str | None:
+    """``POST /accounts/<id>`` if ``function`` is the view of the current request, or its part; else None."""
+    if not has_request_context():
+        return None
+    now = request._get_current_object()  # type: ignore[attr-defined]
+    if now.url_rule is None:
+        return None
+    key = (function, now.url_rule.endpoint, now.url_rule.rule, now.method)
+    if key not in app_state.view_labels:
+        view = app_state.app.view_functions.get(now.url_rule.endpoint)
+        app_state.view_labels[key] = f"{now.method} {now.url_rule.rule}" if _serves(view, function, now.method) else None
+    return app_state.view_labels[key]
+
+
+def _serves(view: Any, function: Callable[..., Any], method: str) -> bool:
+    """Whether ``function`` is ``view``, a decorated part of it, or its class's method."""
+    while view is not None:
+        if view is function:
+            return True
+        view_class = getattr(view, "view_class", None)
+        if view_class is not None:
+            names = [method.lower(), "get"] if method == "HEAD" else [method.lower()]
+            if any(_serves(getattr(view_class, name, None), function, method) for name in (*names, "dispatch_request")):
+                return True
+        view = getattr(view, "__wrapped__", None)
+    return False
+
+
+def status_of_response(value: object) -> int:
+    """The HTTP status of what a view returned, before Flask makes a response of it."""
+    if isinstance(value, tuple):
+        if len(value) > 1 and isinstance(value[1], (int, str)):
+            return int(str(value[1]).split()[0])
+        value = value[0] if value else None
+    return int(getattr(value, "status_code", 200))
+
+
+def _check_function(function: object) -> None:
+    if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
+        raise TypeError(
+            f"@transactional cannot decorate the generator function {function.__qualname__!r}: "
+            "its body runs when the generator is read, after the unit has ended. "
+            "Decorate the function that reads it, or use `with transactional():` inside."
+        )
+    if isinstance(function, type) or not callable(function):
+        raise TypeError(
+            f"@transactional decorates functions and methods, not {function!r}. Options are keywords: "
+            "transactional(read_only=True)."
+        )

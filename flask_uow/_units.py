@@ -1,0 +1,529 @@
+"""Units of work: how one begins, what its ending means, and how that ending is carried out.
+
+How a unit ends is decided by :func:`ending`, a pure function over this table; :meth:`Unit.end` obeys it.
+
+=============================  =====================================  ==========================================
+the body                       the unit                               ending
+=============================  =====================================  ==========================================
+returned                       healthy                                COMMIT
+returned                       ``set_rollback_only()``, status veto   ROLLBACK, the value stands
+returned                       failed                                 FAIL: rollback and ``UnitFailedError``
+raised what is to be kept      healthy                                COMMIT, the exception goes on
+raised anything else           any                                    ROLLBACK, the exception goes on
+raised                         failed, or set to roll back            ROLLBACK, the exception goes on
+=============================  =====================================  ==========================================
+
+A unit is one of three: *outermost* (it owns the session's transaction), a *savepoint*, or a *join*, which only
+hands its failure to the unit that it joined. The rules are those of SIP-99B, completed by savepoints.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from enum import Enum
+
+import sqlalchemy as sa
+from sqlalchemy.orm import Session, SessionTransaction
+
+from . import signals
+from ._engines import refuse_writes
+from ._hooks import Hook, Hooks, When
+from ._options import ISOLATION_LEVELS, Relation, UnitOptions
+from ._outcome import Outcome, learn_outcome, transaction_id
+from ._state import SessionState
+from .exceptions import (
+    CommitOutcomeUnknownError,
+    NoActiveUnitError,
+    UnitFailedError,
+    UnitOptionsError,
+    UnitTimeoutError,
+)
+
+
+class Ending(Enum):
+    """What is done with a unit's work."""
+
+    COMMIT = "commit"
+    ROLLBACK = "roll back"
+    FAIL = "roll back, and say that the work was lost"
+
+
+def ending(*, has_raised: bool, is_kept: bool, is_failed: bool, is_rollback_only: bool) -> Ending:
+    """The table of this module.
+
+    :param has_raised: whether the body ended by an exception.
+    :param is_kept: whether that exception is one of ``no_rollback_for``.
+    :param is_failed: whether the transaction was lost inside the body.
+    :param is_rollback_only: whether ``set_rollback_only()`` was called, or the status veto holds.
+    """
+    if has_raised and (is_failed or not is_kept):
+        return Ending.ROLLBACK
+    if is_rollback_only:
+        return Ending.ROLLBACK
+    return Ending.FAIL if is_failed else Ending.COMMIT
+
+
+class Unit:
+    """One unit of work; made by ``transactional``, reached as ``current_unit``.
+
+    :ivar session: the session whose transaction it is.
+    :ivar label: ``POST /accounts/<id>`` for a view, the qualified name for a function.
+    :ivar depth: 1 for an outermost unit, one more for each unit inside.
+    :ivar attempt: 1, and one more for each retry.
+    :ivar read_only: whether it refuses writes.
+    :ivar is_active: whether it has begun and not ended.
+    :ivar was_committed: whether it has ended and its work was kept: committed, or handed to the unit around it.
+    :ivar parent: the unit around it on the same session, or None.
+    """
+
+    __slots__ = (
+        "__weakref__",
+        "_deadline",
+        "_failure",
+        "_hooks",
+        "_is_rollback_only",
+        "_options",
+        "_owner",
+        "_state",
+        "_transaction",
+        "attempt",
+        "depth",
+        "is_active",
+        "label",
+        "parent",
+        "read_only",
+        "session",
+        "was_committed",
+    )
+
+    def __init__(
+        self, session: Session, state: SessionState, options: UnitOptions, label: str, attempt: int = 1
+    ) -> None:
+        parent = state.unit
+        self.session = session
+        self.label = label
+        self.parent = parent
+        self.depth = parent.depth + 1 if parent else 1
+        self.attempt = attempt
+        self.read_only = options.read_only
+        self.is_active = False
+        self.was_committed = False
+        self._state = state
+        self._options = options
+        self._owner: Unit = self
+        self._transaction: SessionTransaction | None = None
+        self._failure: BaseException | None = None
+        self._is_rollback_only = False
+        self._hooks = Hooks()
+        self._deadline = None if options.timeout is None else time.monotonic() + options.timeout
+
+    def __repr__(self) -> str:
+        return f"<Unit {self.label!r} depth={self.depth} {'active' if self.is_active else 'ended'}>"
+
+    # ---- for the code inside
+
+    def before_commit(self, function: Hook) -> Hook:
+        """Run ``function`` inside the outermost unit just before its COMMIT; may write. Usable as a decorator.
+
+        :raises NoActiveUnitError: if the unit has ended.
+        """
+        return self._add(When.BEFORE_COMMIT, function)
+
+    def after_commit(self, function: Hook) -> Hook:
+        """Run ``function`` after the outermost COMMIT, when the connection is back in the pool.
+
+        .. code-block:: python
+
+            current_unit.after_commit(lambda: send_receipt(transfer_id))
+
+        It is dropped if this unit, or a savepoint around it, is rolled back. An error in it is logged and changes
+        nothing; with ``TESTING`` it is raised after all hooks have run.
+
+        :raises NoActiveUnitError: if the unit has ended.
+        """
+        return self._add(When.AFTER_COMMIT, function)
+
+    def after_rollback(self, function: Hook) -> Hook:
+        """Run ``function`` when this unit, or one around it, was rolled back and the outermost has ended.
+
+        :raises NoActiveUnitError: if the unit has ended.
+        """
+        return self._add(When.AFTER_ROLLBACK, function)
+
+    def set_rollback_only(self) -> None:
+        """Let the unit be rolled back at its end, without an exception; in a join, the unit that it joined.
+
+        :raises NoActiveUnitError: if the unit has ended.
+        """
+        self._require_active()
+        self._owner._is_rollback_only = True
+
+    def _add(self, when: When, function: Hook) -> Hook:
+        hooks = self._owner._hooks
+        if not hooks.is_running:
+            self._require_active()
+        hooks.add(when, function)
+        return function
+
+    def _require_active(self) -> None:
+        if not self.is_active:
+            raise NoActiveUnitError(
+                f"Unit of work {self.label!r} has ended.", fix="Use the unit that is active now: current_unit."
+            )
+
+    # ---- the beginning
+
+    def begin(self, how: Relation) -> None:
+        """Begin as an outermost unit, a savepoint or a join.
+
+        :raises UnitOptionsError: if an option cannot hold here.
+        """
+        if how in (Relation.BEGIN, Relation.INDEPENDENT):
+            self._begin_outermost()
+            return
+        assert self.parent is not None
+        self._check_options_inside(self.parent)
+        if how is Relation.JOIN:
+            self._owner = self.parent._owner
+            self._activate()
+            return
+        self._transaction = self.session.begin_nested()
+        self._activate()
+
+    def _begin_outermost(self) -> None:
+        _meet_open_transaction(self.session, self._state, self._options)
+        if not self.session.in_transaction():
+            with self._state.own_call():
+                self.session.begin()
+        self._transaction = self.session.get_transaction()
+        self._activate()
+        if _needs_connection_options(self._options) and not self._state.connections:
+            try:
+                _connect(self.session, self._options)
+            except BaseException as error:
+                self.end(error)
+                raise
+
+    def _activate(self) -> None:
+        self._state.unit = self
+        self.is_active = True
+        if self._owner is self and signals.unit_began.receivers:
+            signals.unit_began.send(self._state.app, unit=self)
+
+    def _check_options_inside(self, parent: Unit) -> None:
+        if parent.read_only and not self.read_only:
+            raise UnitOptionsError(
+                f"Unit of work {self.label!r} may write, and {parent.label!r} around it is read-only.",
+                fix="Give both read_only=True, or drop it from the outer one.",
+            )
+        wanted = self._options.isolation
+        if wanted and _strength(wanted) > _strength(_isolation_of(self.session, parent)):
+            raise UnitOptionsError(
+                f"Unit of work {self.label!r} asks for {wanted}, and {parent.label!r} around it runs with less.",
+                fix=f"Give isolation={wanted!r} to the outermost unit, or propagation='requires_new' to this one.",
+            )
+        if self.read_only and not parent.read_only:
+            self.session.flush()
+        if parent._deadline is not None:
+            self._deadline = min(parent._deadline, self._deadline or parent._deadline)
+
+    # ---- for the guard
+
+    def check_deadline(self) -> None:
+        """Refuse a statement that comes after ``timeout``.
+
+        :raises UnitTimeoutError: then.
+        """
+        if self._deadline is not None and time.monotonic() > self._deadline:
+            raise UnitTimeoutError(
+                f"Unit of work {self.label!r} ran past its deadline.",
+                fix="Do less in one unit, or give it a longer timeout (in seconds).",
+            )
+
+    @property
+    def remaining_s(self) -> float | None:
+        """Seconds until the deadline, None without one."""
+        return None if self._deadline is None else max(self._deadline - time.monotonic(), 0.001)
+
+    def owns(self, transaction: SessionTransaction | None) -> bool:
+        """Whether ``transaction`` is the one of this unit, or of the unit that it joined."""
+        return transaction is not None and self._owner._transaction is transaction
+
+    # ---- the end
+
+    def end(self, exception: BaseException | None) -> BaseException | None:
+        """End the unit as :func:`ending` says.
+
+        :param exception: what the body raised, None if it returned.
+        :return: what is to be raised: ``exception`` again, another error, or None.
+        """
+        if not self.is_active or self._state.is_inherited:
+            return exception
+        self._end_strays()
+        leaving = exception
+        try:
+            decision = self._decide(exception)
+            if decision is Ending.COMMIT and self._is_outermost:
+                self._hooks.run_before_commit()
+                self.session.flush()
+                decision = self._decide(exception)
+            if decision is Ending.COMMIT:
+                self._keep()
+                self.was_committed = True
+            elif decision is Ending.FAIL:
+                leaving = self._failed_error()
+        except BaseException as error:
+            leaving = error
+        finally:
+            if not self.was_committed:
+                self._undo(leaving)
+            self.is_active = False
+            self._state.unit = self.parent
+        self._hand_on_hooks()
+        self._signal(leaving)
+        return leaving
+
+    @property
+    def _is_outermost(self) -> bool:
+        return self._owner is self and self.parent is None
+
+    def _end_strays(self) -> None:
+        """Undo units inside this one that were begun by hand and never ended."""
+        while (stray := self._state.unit) is not None and stray is not self:
+            stray._undo(None)
+            stray.is_active = False
+            self._state.unit = stray.parent
+
+    def _decide(self, exception: BaseException | None) -> Ending:
+        return ending(
+            has_raised=exception is not None,
+            is_kept=exception is not None and not self._options.rolls_back_for(exception),
+            is_failed=self._is_failed(),
+            is_rollback_only=self._is_rollback_only,
+        )
+
+    def _is_failed(self) -> bool:
+        state = self._state
+        return (
+            self._owner._failure is not None
+            or state.breach is not None
+            or not self.session.is_active
+            or not self._owner._holds_transaction()
+            or state.has_lost_transaction()
+        )
+
+    def _holds_transaction(self) -> bool:
+        """Whether the session is still in the transaction, or savepoint, in which the unit began."""
+        if self.parent is None:
+            return self.session.get_transaction() is self._transaction
+        transaction = self.session.get_nested_transaction()
+        while transaction is not None and transaction is not self._transaction:
+            transaction = transaction.parent
+        return transaction is not None
+
+    def _failed_error(self) -> BaseException:
+        state = self._state
+        if state.breach is not None:
+            return state.breach
+        failure = self._owner._failure or state.error
+        if failure is None and (state.has_ended_transaction() or not self._owner._holds_transaction()):
+            reason = "its transaction was ended by hand"
+        else:
+            reason = "an error inside it was swallowed that had taken the transaction with it"
+        error = UnitFailedError(
+            f"Unit of work {self.label!r} was not committed: {reason}.",
+            fix="Let the exception leave the unit, or put what may fail into a nested unit: with transactional(): ...",
+        )
+        error.__cause__ = failure
+        return error
+
+    def _keep(self) -> None:
+        """Make the work part of the database, or of what lies around."""
+        if self._owner is not self:
+            return
+        if self._is_outermost:
+            self._commit()
+            return
+        assert self._transaction is not None
+        with self._state.own_call():
+            self._transaction.commit()
+
+    def _undo(self, leaving: BaseException | None) -> None:
+        """Undo the work; an error of the undoing itself never replaces what ended the unit."""
+        if self._owner is not self:
+            self._owner._failure = self._owner._failure or leaving
+            return
+        connections = list(self._state.connections)
+        try:
+            with self._state.own_call():
+                self._roll_back()
+        except Exception:
+            self._state.app.logger.warning(
+                "The rollback of unit of work %r failed; its connections are discarded.", self.label, exc_info=True
+            )
+            discard(connections)
+
+    def _roll_back(self) -> None:
+        _lift_read_only(self)
+        if self.parent is None and self._state.breach is not None:
+            self.session.close()  # the connection is out of its transaction already, and rollback() would complain
+        elif self.parent is None:
+            self.session.rollback()
+        elif self._holds_transaction() and self._state.breach is None:
+            assert self._transaction is not None
+            self._transaction.rollback()
+
+    def _commit(self) -> None:
+        """Send COMMIT.
+
+        :raises CommitOutcomeUnknownError: if the connection was lost in it and the server cannot be asked.
+        """
+        _lift_read_only(self)
+        state = self._state
+        xids = self._transaction_ids() if self._options.confirm_commit and state.wrote else None
+        try:
+            with state.own_call():
+                self.session.commit()
+        except sa.exc.DBAPIError as error:
+            if not (state.sent_commit and error.connection_invalidated):
+                raise
+            self._resolve(error, xids)
+
+    def _transaction_ids(self) -> dict[sa.Engine, str | None]:
+        return {connection.engine: transaction_id(connection) for connection in self._state.connections}
+
+    def _resolve(self, error: sa.exc.DBAPIError, xids: dict[sa.Engine, str | None] | None) -> None:
+        """A COMMIT lost its connection: return if the server had committed, else raise."""
+        asked = {engine: xid for engine, xid in (xids or {}).items() if xid is not None}
+        outcomes = {learn_outcome(engine, xid) for engine, xid in asked.items()}
+        if xids is not None and outcomes <= {Outcome.COMMITTED}:
+            self._undo(None)  # the session's side only: the server has committed
+            return
+        if outcomes == {Outcome.ABORTED}:
+            error.add_note("flask_uow asked the server: the transaction was aborted.")
+            self._failure = error
+            raise error
+        raise CommitOutcomeUnknownError(
+            f"The connection was lost while unit of work {self.label!r} was being committed; "
+            "it may or may not have been.",
+            fix="Look whether the work is there before you repeat it; confirm_commit=True asks the server.",
+            xid=next(iter(asked.values()), None),
+        ) from error
+
+    @property
+    def is_known_aborted(self) -> bool:
+        """Whether the server said that a COMMIT that lost its connection did not happen."""
+        return self._is_outermost and isinstance(self._failure, sa.exc.DBAPIError)
+
+    # ---- after the end
+
+    def _hand_on_hooks(self) -> None:
+        if self._owner is not self or self.parent is None:
+            return
+        around = self.parent._owner._hooks
+        if self.was_committed:
+            around.take_from(self._hooks)
+        else:
+            around.take_undone(self._hooks)
+        self._hooks = around
+
+    def _signal(self, leaving: BaseException | None) -> None:
+        if self._owner is not self:
+            return
+        if self.was_committed:
+            if signals.unit_committed.receivers:
+                signals.unit_committed.send(self._state.app, unit=self)
+        elif signals.unit_rolled_back.receivers:
+            signals.unit_rolled_back.send(self._state.app, unit=self, exception=leaving)
+
+    def run_after_hooks(self) -> list[Exception]:
+        """Run the hooks of an outermost unit that has ended, when its connection is back in the pool.
+
+        :return: their errors, which have been logged.
+        """
+        when = When.AFTER_COMMIT if self.was_committed else When.AFTER_ROLLBACK
+        return self._hooks.run_after(when, self._state.app, self.label)
+
+
+# ---- the transaction that is open when a unit begins
+
+
+def _meet_open_transaction(session: Session, state: SessionState, options: UnitOptions) -> None:
+    """Adopt it, or end it if it lacks what the unit asks for; never ignore the option.
+
+    :raises UnitOptionsError: if it lacks that and holds writes.
+    """
+    if not state.connections or not session.in_transaction():
+        return
+    is_sqlite = any(connection.dialect.name == "sqlite" for connection in state.connections)
+    has_writes = state.wrote or has_pending(session)
+    if _needs_connection_options(options) or options.read_only:
+        if has_writes:
+            raise UnitOptionsError(
+                "Writes came before this unit of work, in a transaction that has not the options the unit asks for.",
+                str(state.write_site) if state.write_site else None,
+                "Put those writes into the unit, or commit them before it.",
+            )
+    elif not is_sqlite or has_writes:
+        return
+    with state.own_call():
+        session.rollback()
+
+
+def has_pending(session: Session) -> bool:
+    """Whether the session holds changes that no flush has sent yet."""
+    return bool(session.new or session.deleted) or any(session.is_modified(changed) for changed in session.dirty)
+
+
+def _needs_connection_options(options: UnitOptions) -> bool:
+    return options.read_only or options.isolation is not None or options.deferrable
+
+
+def _connect(session: Session, options: UnitOptions) -> None:
+    """Take the connection with the unit's options; the driver sends them with BEGIN."""
+    dialect = session.get_bind().dialect
+    if dialect.name == "sqlite":
+        return  # its transactions are serializable, and read-only is switched on where one begins
+    wanted: dict[str, object] = {}
+    if options.isolation is not None:
+        wanted["isolation_level"] = options.isolation
+    if dialect.name == "postgresql":
+        if options.read_only:
+            wanted["postgresql_readonly"] = True
+        if options.deferrable:
+            wanted["postgresql_deferrable"] = True
+    session.connection(execution_options=wanted)
+
+
+def _lift_read_only(unit: Unit) -> None:
+    if unit.read_only and unit.parent is None:
+        for connection in unit._state.connections:
+            if connection.dialect.name == "sqlite" and not (connection.closed or connection.invalidated):
+                refuse_writes(connection, refuse=False)
+
+
+def discard(connections: list[sa.Connection]) -> None:
+    """Close what an unsuccessful rollback left checked out; the pool replaces it."""
+    for connection in connections:
+        with contextlib.suppress(Exception):
+            if not connection.closed:
+                connection.invalidate()
+                connection.close()
+
+
+_STRENGTH = {level: rank for rank, level in enumerate(ISOLATION_LEVELS)}
+
+
+def _strength(level: str) -> int:
+    return _STRENGTH[level]
+
+
+def _isolation_of(session: Session, unit: Unit) -> str:
+    """The isolation of the transaction around; a server's default is taken for PostgreSQL's, READ COMMITTED."""
+    if session.get_bind().dialect.name == "sqlite":
+        return "SERIALIZABLE"
+    outermost = unit
+    while outermost.parent is not None:
+        outermost = outermost.parent
+    return outermost._options.isolation or "READ COMMITTED"
