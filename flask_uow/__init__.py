@@ -1,6 +1,6 @@
 """The database transaction as a property of the Flask request: sessions per app context, units of work, their rules."""
 
-from . import exceptions, signals, stats
+from . import exceptions, signals, stats, testing
 from ._extension import UnitOfWork
 from ._options import Propagation
 from ._transactional import current_unit, transactional
@@ -14,5 +14,6 @@ __all__ = [
     "exceptions",
     "signals",
     "stats",
+    "testing",
     "transactional",
 ]

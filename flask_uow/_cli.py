@@ -299,7 +299,7 @@ def _duration(seconds: float | None) -> str:
     """
     if seconds is None:
         return "-"
-    if seconds < 10:  # noqa: PLR2004
+    if seconds < 10:
         return f"{seconds:.1f} s"
     units = (("d", 86400), ("h", 3600), ("min", 60), ("s", 1))
     rest, parts = int(seconds), []

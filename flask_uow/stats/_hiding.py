@@ -12,7 +12,7 @@ from urllib.parse import quote, quote_plus
 from sqlalchemy.engine import URL
 
 _MASK = "***"
-_SECRET_WORD = r"(?:password|passwd|pwd|secret|token)"  # noqa: S105 (the word, not a password)
+_SECRET_WORD = r"(?:password|passwd|pwd|secret|token)"
 _SECRET_KEY = re.compile(_SECRET_WORD, re.IGNORECASE)
 _SECRET_PAIR = re.compile(rf"({_SECRET_WORD}['\"]?\s*[=:]\s*)('(?:\\.|[^'])*'|\"[^\"]*\"|[^\s,&)]+)", re.IGNORECASE)
 _USER_INFO = re.compile(r"(://[^:/?#@\s]*:)\S*@")

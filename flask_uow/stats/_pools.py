@@ -26,6 +26,7 @@ def pool_snapshot(bind: str, pool: Pool) -> PoolSnapshot:
         checked_in=pool.checkedin(),
         # SQLAlchemy counts from minus the size upwards until the pool has filled.
         overflow=max(0, pool.overflow()),
-        max_overflow=pool._max_overflow,  # noqa: SLF001 (there is no other way to ask)
+        # There is no public way to ask.
+        max_overflow=pool._max_overflow,
         timeout_seconds=float(pool.timeout()),
     )

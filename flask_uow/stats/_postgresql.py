@@ -48,7 +48,7 @@ def _in_time(function: Callable[[], T], seconds: float) -> T:
     def run() -> None:
         try:
             future.set_result(function())
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001 (raised again by whoever waits)
             future.set_exception(error)
 
     threading.Thread(target=contextvars.copy_context().run, args=(run,), name="flask_uow stats", daemon=True).start()

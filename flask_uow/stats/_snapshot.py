@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Mapping
 from contextlib import nullcontext, suppress
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 
 from flask import Flask, has_app_context
 from flask.globals import app_ctx
@@ -45,7 +45,7 @@ def snapshot(app: Flask | None = None) -> Snapshot:
     with nullcontext() if is_current else app.app_context():
         engines = _engines(app)
         databases = tuple(_database(group, app.name) for group in _by_database(engines))
-    return Snapshot(app=app.name, taken_at=datetime.now(timezone.utc), databases=databases)
+    return Snapshot(app=app.name, taken_at=datetime.now(UTC), databases=databases)
 
 
 def _engines(app: Flask) -> Mapping[str, Engine]:
@@ -88,8 +88,7 @@ def _database(engines: Mapping[str, Engine], app_name: str) -> DatabaseSnapshot:
     )
     try:
         return _read(database, engine, app_name)
-    except Exception as error:
-        # Whatever a driver, a creator or an event of the app's own raises: the report is the place for it.
+    except Exception as error:  # noqa: BLE001 (of a driver, a creator or an event of the app's own: reported)
         return dataclasses.replace(database, error=error_line(error, engine.url))
 
 
