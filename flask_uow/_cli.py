@@ -12,7 +12,7 @@ import os
 import sys
 import typing as t
 import unicodedata
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import groupby
 
 import click
@@ -40,43 +40,38 @@ _STYLES: t.Final = {
 _AGELESS: t.Final = ("idle", "hidden", "disabled")
 
 
-class _Seconds(click.ParamType):
-    name = "seconds"
+def _read_with(read: Callable[[str], object]) -> Callable[[click.Context, click.Parameter, t.Any], object]:
+    """Make the callback of an option that may be repeated or not, out of what reads one value or raises ValueError."""
 
-    def convert(self, value: t.Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+    def callback(context: click.Context, option: click.Parameter, typed: t.Any) -> object:
         try:
-            return stats.parse_seconds(str(value))
+            return read(typed) if isinstance(typed, str) else tuple(map(read, typed))
         except ValueError as error:
-            self.fail(str(error), param, ctx)
+            raise click.BadParameter(str(error), context, option) from None
+
+    return callback
 
 
-class _State(click.ParamType):
-    name = "state"
-
-    def convert(self, value: t.Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        state = str(value).lower().replace("-", " ")
-        if state not in stats.GROUPS:
-            self.fail(f"{value!r} is no state. Choose from: {', '.join(stats.GROUPS)}.", param, ctx)
-        return state
-
-
-class _Condition(click.ParamType):
-    name = "condition"
-
-    def convert(self, value: t.Any, param: click.Parameter | None, ctx: click.Context | None) -> stats.Condition:
-        try:
-            return value if isinstance(value, stats.Condition) else stats.Condition.parse(value)
-        except ValueError as error:
-            self.fail(str(error), param, ctx)
+def _read_state(typed: str) -> str:
+    state = typed.lower().replace("-", " ")
+    if state not in stats.GROUPS:
+        raise ValueError(f"{typed!r} is no state. Choose from: {', '.join(stats.GROUPS)}.")
+    return state
 
 
 @click.command("db-session-stats")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
-@click.option("--min-age", type=_Seconds(), default=0.0, help="List only what is in its transaction or state so long.")
+@click.option(
+    "--min-age",
+    callback=_read_with(stats.parse_seconds),
+    default="0",
+    metavar="SECONDS",
+    help="List only sessions that are in their transaction or state for at least so long.",
+)
 @click.option(
     "--state",
     "states",
-    type=_State(),
+    callback=_read_with(_read_state),
     metavar="STATE",
     multiple=True,
     help=f"List only sessions in this state; may be repeated. One of: {', '.join(stats.GROUPS)}.",
@@ -84,7 +79,7 @@ class _Condition(click.ParamType):
 @click.option(
     "--fail-on",
     "conditions",
-    type=_Condition(),
+    callback=_read_with(stats.Condition.parse),
     multiple=True,
     metavar="CONDITION",
     help="Exit with status 1 if a session is idle in a transaction for longer: idle-in-transaction=SECONDS. "
