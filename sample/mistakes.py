@@ -81,7 +81,7 @@ def _catch(function: Callable[[], None]) -> Caught | None:
 
 
 @signals.rule_violated.connect
-def _note(app: Flask, violation: RuleViolationError | RuleWarning, **_: Any) -> None:
+def _note(_app: Flask, violation: RuleViolationError | RuleWarning, **_: Any) -> None:
     seen = _caught.get()
     if seen is not None:
         seen.append(violation)

@@ -179,7 +179,7 @@ def audit_trail(limit: int = 50) -> list[AuditLine]:
 def statement_lines(account_id: int) -> Iterator[EntryLine]:
     """Yield all entries of an account, the oldest first.
 
-    Each page of them is a unit of its own: somebody who downloads slowly keeps no teller, that is no connection, waiting.
+    Each page of them is a unit of its own: somebody who downloads slowly occupies no teller, that is no connection.
     """
     last: EntryLine | None = None
     while page := _statement_page(account_id, last):
