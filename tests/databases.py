@@ -13,6 +13,7 @@ from typing import Any
 
 import psycopg2
 from sqlalchemy.engine import URL, make_url
+from sqlalchemy.exc import ArgumentError
 
 from tests.throwaway_server import ServerError, throwaway_server
 
@@ -171,9 +172,11 @@ def run_server() -> Iterator[Server]:
     """
     named = os.environ.get(SERVER_VARIABLE)
     with contextlib.nullcontext(named) if named else throwaway_server() as url:
-        server = Server(url)
         try:
+            server = Server(url)
             server.database("psycopg2")
+        except ArgumentError as error:
+            raise ServerError(f"{SERVER_VARIABLE} is not a URL.") from error
         except psycopg2.Error as error:
             raise ServerError(f"{server.url!r}: {error}".strip()) from error
         try:
