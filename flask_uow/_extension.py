@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, Unpack, overload
+from typing import TYPE_CHECKING, Any, Unpack, overload
 
 import sqlalchemy as sa
 from flask import Flask
 from flask.ctx import AppContext
-from flask.globals import app_ctx
-from sqlalchemy.orm import Session, scoped_session
-from sqlalchemy.orm import sessionmaker as sessionmaker_type
 
-from ._cli import db_session_stats
 from ._engines import make_engines
 from ._guard import guarded_class, watch_engine
 from ._rules import RuleBook
@@ -30,6 +26,10 @@ from ._settings import DEFAULT_BIND, read_settings
 from ._state import AppState
 from ._transactional import EXTENSION_KEY, F, Options, Transactional, decorate
 from .exceptions import ConfigurationError
+
+if TYPE_CHECKING:
+    from sqlalchemy.orm import Session, scoped_session
+    from sqlalchemy.orm import sessionmaker as sessionmaker_type
 
 _STATE_KEY = "uow_state"
 
@@ -76,14 +76,16 @@ class UnitOfWork:
     def _make_sessions(
         self, session: Any, sessionmaker: Any, session_options: dict[str, Any]
     ) -> tuple[scoped_session[Session], Sessions]:
-        if isinstance(session, scoped_session):
+        from sqlalchemy import orm  # here, because it takes longer to import than all of this package
+
+        if isinstance(session, orm.scoped_session):
             return session, AdoptedSessions(session, self.state_of_app)
         if session is not None:
-            scoped = scoped_session(sessionmaker_type())
+            scoped = orm.scoped_session(orm.sessionmaker())
             called = CalledSessions(session, self.state_of_app)
             scoped.registry = called  # type: ignore[assignment]
             return scoped, called
-        scoped = scoped_session(sessionmaker or _factory(session_options))
+        scoped = orm.scoped_session(sessionmaker or _factory(session_options))
         own = OwnSessions(scoped.session_factory, self.state_of_app)
         scoped.registry = own  # type: ignore[assignment]
         return scoped, own
@@ -100,6 +102,8 @@ class UnitOfWork:
                 f"App {app.name!r} has a UnitOfWork already; two would commit apart from each other.",
                 fix="Call init_app once per app, and use SQLALCHEMY_BINDS for a second database.",
             )
+        from ._cli import db_session_stats  # here, so that an import alone does not load the command
+
         settings = read_settings(app.config, owns_engines=self._owns_engines, engine_options=self._engine_options)
         engines = make_engines(app, settings)
         for engine in engines.values():
@@ -117,7 +121,7 @@ class UnitOfWork:
 
         def do_teardown_appcontext(*args: Any, **kwargs: Any) -> None:
             exception = next((value for value in (*args, *kwargs.values()) if isinstance(value, BaseException)), None)
-            context = app_ctx._get_current_object()  # type: ignore[attr-defined]
+            context = current_context("The teardown")
             self._report_adopted(context, exception)
             try:
                 tear_down(*args, **kwargs)
@@ -188,7 +192,7 @@ class UnitOfWork:
     def transactional(self, function: F, /) -> F: ...
     @overload
     def transactional(self, **options: Unpack[Options]) -> Transactional: ...
-    def transactional(self, function: Any = None, /, **options: Any) -> Any:
+    def transactional(self, function: Any = None, /, **options: Any) -> Any:  # type: ignore[misc]
         """:func:`flask_uow.transactional`, bound to this extension.
 
         :raises TypeError: when it decorates a generator function.
@@ -199,15 +203,15 @@ class UnitOfWork:
 
 def _factory(session_options: dict[str, Any]) -> sessionmaker_type[Session]:
     """Sessions whose objects stay readable after a commit; the next transaction expires them."""
-    base = session_options.pop("class_", Session)
-    routed = base if issubclass(base, RoutedSession) else type(base.__name__, (RoutedSession, base), {})
+    from sqlalchemy import orm
+
+    base = session_options.pop("class_", orm.Session)
+    routed = type(base.__name__, (RoutedSession, base), {"__module__": base.__module__})
     options = {"expire_on_commit": False} | session_options
-    return sessionmaker_type(class_=guarded_class(routed), **options)
+    return orm.sessionmaker(class_=guarded_class(routed), **options)
 
 
-def _check_arguments(
-    session: object, sessionmaker: object, engine_options: object, session_options: object
-) -> None:
+def _check_arguments(session: object, sessionmaker: object, engine_options: object, session_options: object) -> None:
     if session is not None and sessionmaker is not None:
         raise ConfigurationError("UnitOfWork got both session= and sessionmaker=.", fix="Pass one of them.")
     if session is not None and not callable(session):
@@ -215,7 +219,9 @@ def _check_arguments(
             f"UnitOfWork(session={session!r}): expected a scoped_session, or a function that returns a session.",
             fix="Pass db.session of Flask-SQLAlchemy, or lambda: db.session of Flask-SQLAlchemy-Lite.",
         )
-    if sessionmaker is not None and not isinstance(sessionmaker, sessionmaker_type):
+    from sqlalchemy import orm
+
+    if sessionmaker is not None and not isinstance(sessionmaker, orm.sessionmaker):
         raise ConfigurationError(
             f"UnitOfWork(sessionmaker={sessionmaker!r}): expected a sqlalchemy.orm.sessionmaker.",
             fix="Pass sessionmaker(engine), or sessionmaker() to be configured later.",

@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any
 import sqlalchemy as sa
 from sqlalchemy import event
 from sqlalchemy.engine import ExceptionContext
-from sqlalchemy.orm import Session, SessionTransaction
 
 from . import signals
 from ._callsite import application_site
@@ -29,12 +28,18 @@ from ._state import SessionState, state_of, status_of
 from ._statements import Kind, kind_of
 from .exceptions import UnitFailedError
 
-_Base = Session if TYPE_CHECKING else object
+if TYPE_CHECKING:
+    from sqlalchemy.orm import Session, SessionTransaction
+
+    _Session = Session
+else:
+    _Session = object  # the class in front of which the guard is put
+
 _USE_FLUSH = "the outermost unit commits. Use session.flush() if you need the primary key now."
 _USE_NESTED = "the unit has begun the transaction. Use session.begin_nested() for a savepoint."
 
 
-class GuardedSession(_Base):
+class GuardedSession(_Session):
     """Put in front of a session's class: refuses what only the unit may do."""
 
     _uow: SessionState | None = None
@@ -116,7 +121,7 @@ def put_under_guard(session: Session, state: SessionState) -> None:
         had_listeners = session.__dict__.pop("dispatch", None)
         session.__class__ = guarded
         if had_listeners is not None:
-            session.dispatch._update(had_listeners, only_propagate=False)  # type: ignore[attr-defined]
+            session.dispatch._update(had_listeners, only_propagate=False)
     session._uow = state  # type: ignore[attr-defined]
 
 

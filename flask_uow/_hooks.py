@@ -10,6 +10,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator
 from enum import Enum
+from typing import cast
 
 from flask import Flask
 
@@ -34,14 +35,14 @@ class Hooks:
         self._entries: list[tuple[When, Hook]] = []
         self.is_running = False
 
-    def add(self, when: When, function: Hook) -> None:
+    def add(self, when: When, function: object) -> None:
         """Append a hook.
 
         :raises TypeError: if it is not callable, or a coroutine function: nothing would await it.
         """
         if not callable(function) or inspect.iscoroutinefunction(function):
             raise TypeError(f"{when.value}({function!r}): expected a plain function without arguments.")
-        self._entries.append((when, function))
+        self._entries.append((when, cast(Hook, function)))
 
     def take_from(self, released: Hooks) -> None:
         """Append those of a savepoint that was released."""

@@ -154,7 +154,9 @@ def relation(options: UnitOptions, active_label: str | None) -> Relation:
 
 
 def _wrong(name: str, value: object, wanted: str) -> UnitOptionsError:
-    return UnitOptionsError(f"transactional({name}={value!r}): {wanted}.", fix=f"Pass {name} as described, or leave it out.")
+    return UnitOptionsError(
+        f"transactional({name}={value!r}): {wanted}.", fix=f"Pass {name} as described, or leave it out."
+    )
 
 
 def _propagation(name: str, value: Any) -> Propagation:
@@ -211,7 +213,7 @@ def _exceptions(name: str, value: Any) -> tuple[type[BaseException], ...]:
 
 def _status(name: str, value: Any) -> int | Callable[[int], bool] | None:
     if value is None or (callable(value) and not isinstance(value, type)):
-        return value  # type: ignore[no-any-return]
+        return value
     if isinstance(value, bool) or not isinstance(value, int) or not 100 <= value <= 599:
         raise _wrong(name, value, "expected an HTTP status from 100 to 599, or a function of the status")
     return value

@@ -101,7 +101,7 @@ class RuleBook:
         return "error" if RULES[code].is_fatal else self.modes[code]
 
 
-def violation(code: str, site: CallSite | None = None, **details: object) -> RuleViolationError:
+def violation(code: str, site: CallSite | None = None, **details: str) -> RuleViolationError:
     """The error of a rule that is always one; to be raised after :func:`report`.
 
     :param site: the line to blame; the application's current line if None.

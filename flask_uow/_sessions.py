@@ -11,14 +11,13 @@ import threading
 import weakref
 from collections.abc import Callable
 from contextlib import ExitStack
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import sqlalchemy as sa
 from flask import Flask, appcontext_pushed, g
 from flask.ctx import AppContext
 from flask.globals import app_ctx
 from sqlalchemy import event
-from sqlalchemy.orm import Mapper, Session, SessionTransaction, scoped_session, sessionmaker
 
 from . import _fork, signals
 from ._guard import connection_begun, put_under_guard
@@ -26,6 +25,13 @@ from ._rules import report_at_teardown, violation
 from ._state import AppState, SessionState, state_of
 from ._units import discard, has_pending
 from .exceptions import RuleViolationError, UnitOptionsError
+
+if TYPE_CHECKING:
+    from sqlalchemy.orm import Session, SessionTransaction, scoped_session, sessionmaker
+
+    _Session = Session
+else:
+    _Session = object  # the class in front of which the routing is put
 
 _thread = threading.local()
 
@@ -71,16 +77,21 @@ def _runs_event_loop() -> bool:
     return events is not None and events._get_running_loop() is not None
 
 
+def find_context() -> AppContext | None:
+    """The current app context, if there is one."""
+    return app_ctx._get_current_object() if app_ctx else None  # type: ignore[attr-defined]
+
+
 def current_context(what: str) -> AppContext:
     """The current app context.
 
     :param what: what needs it, for the message.
     :raises RuleViolationError: UOW201, if there is none.
     """
-    try:
-        return app_ctx._get_current_object()
-    except RuntimeError:
-        raise violation("UOW201", what=what) from None
+    context = find_context()
+    if context is None:
+        raise violation("UOW201", what=what)
+    return context
 
 
 class Scopes:
@@ -95,7 +106,7 @@ class Scopes:
         appcontext_pushed.connect(self._pushed, app)
 
     def _pushed(self, app: Flask, **_: object) -> None:
-        self.of(app_ctx._get_current_object()).home = _this_thread()
+        self.of(current_context("The registry")).home = _this_thread()
 
     def of(self, context: AppContext) -> Scope:
         """The scope of a context."""
@@ -161,10 +172,8 @@ class OwnSessions:
 
     def has(self) -> bool:
         """Whether the calling thread has a session under the current context."""
-        try:
-            scope = self.scopes.find(app_ctx._get_current_object())
-        except RuntimeError:
-            return False
+        context = find_context()
+        scope = self.scopes.find(context) if context else None
         return scope is not None and bool(scope.slot())
 
     def set(self, session: Session) -> None:
@@ -204,7 +213,7 @@ class OwnSessions:
                 session.engines_by_name = app_state.engines
 
 
-class RoutedSession(Session):
+class RoutedSession(_Session):
     """Chooses the engine by ``__bind_key__`` of the class, or ``info["bind_key"]`` of the table or its metadata."""
 
     engines_by_name: dict[str, sa.Engine] | None = None
@@ -228,7 +237,7 @@ class RoutedSession(Session):
 
 def _bind_key(mapper: Any, clause: Any) -> str | None:
     if mapper is not None:
-        inspected: Mapper[Any] = sa.inspect(mapper)
+        inspected = sa.inspect(mapper)
         key: str | None = getattr(inspected.class_, "__bind_key__", None)
         return key or _table_key(inspected.local_table)
     for element in sa.sql.visitors.iterate(clause) if clause is not None else ():
@@ -278,10 +287,10 @@ class AdoptedSessions:
 
     def _begun(self, session: Session, transaction: SessionTransaction, connection: sa.Connection) -> None:
         """A session that no unit has met yet begins: its writes may be lost all the same (UOW103)."""
-        if state_of(session) is not None or not app_ctx:
+        context = find_context()
+        if state_of(session) is not None or context is None:
             return
-        app_state = self._app_state(app_ctx.app)
-        _adopt(self.scopes.of(app_ctx._get_current_object()), app_state, session)
+        _adopt(self.scopes.of(context), self._app_state(context.app), session)
         connection_begun(session, transaction, connection)
 
 
@@ -304,7 +313,7 @@ class CalledSessions:
 
     def has(self) -> bool:
         """Whether there is an app context, in which the function makes a session when called."""
-        return bool(app_ctx)
+        return find_context() is not None
 
     def set(self, session: Session) -> None:
         """The owner alone makes sessions.
@@ -450,6 +459,8 @@ def _report_leak(session: Session) -> None:
     state = state_of(session)
     assert state is not None
     site = state.write_site or state.begin_site
-    error: RuleViolationError = violation("UOW202", site=site, what="its thread was still in a statement when the context ended")
+    error: RuleViolationError = violation(
+        "UOW202", site=site, what="its thread was still in a statement when the context ended"
+    )
     report_at_teardown(state.app, state.rules, error)
     signals.session_leaked.send(state.app, session=session, where=error.where)

@@ -164,7 +164,10 @@ def _installed_driver(key: str, url: sa.URL) -> str:
         if find_spec(driver):
             return driver
     raise wrong(
-        key, url, "no PostgreSQL driver is installed", fix="pip install 'flask-uow[postgres]' (or 'flask-uow[psycopg]')."
+        key,
+        url,
+        "no PostgreSQL driver is installed",
+        fix="pip install 'flask-uow[postgres]' (or 'flask-uow[psycopg]').",
     )
 
 

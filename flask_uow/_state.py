@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 
 import sqlalchemy as sa
 from flask import Flask
-from sqlalchemy.orm import Session
 
 from . import _fork
 from ._callsite import CallSite
@@ -23,6 +22,8 @@ from ._settings import Settings
 from .exceptions import RuleViolationError, UnitOfWorkError
 
 if TYPE_CHECKING:
+    from sqlalchemy.orm import Session
+
     from ._units import Unit
 
 
@@ -124,10 +125,10 @@ class SessionState:
                 fix="Use uow.session in the child; it makes a session and a connection of its own.",
             )
 
-    def refusal(self, code: str, **details: object) -> RuleViolationError:
+    def refusal(self, code: str, **details: str) -> RuleViolationError:
         """A violation that has been counted and signalled, to be raised."""
         label = self.unit.label if self.unit else ""
-        error = violation(code, label=label, **details)
+        error = violation(code, None, label=label, **details)
         report(self.app, self.rules, error)
         return error
 

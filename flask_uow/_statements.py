@@ -25,9 +25,7 @@ class Kind(Enum):
 _LONGEST_KEPT = 4096  # characters; longer texts are read anew each time, so that the cache stays small
 _NOISE = r"(?:\s|;|\(|--[^\n]*(?:\n|\Z)|/\*.*?\*/)*"
 _FIRST_WORDS = re.compile(_NOISE + r"([A-Za-z]+)\s*([A-Za-z]*)\s*([A-Za-z]*)", re.DOTALL)
-_QUOTED = re.compile(
-    r"'(?:[^']|'')*'|\"(?:[^\"]|\"\")*\"|(\$\w*\$).*?\1|--[^\n]*|/\*.*?\*/", re.DOTALL
-)
+_QUOTED = re.compile(r"'(?:[^']|'')*'|\"(?:[^\"]|\"\")*\"|(\$\w*\$).*?\1|--[^\n]*|/\*.*?\*/", re.DOTALL)
 _DATA_CHANGE = re.compile(r"\b(?:INSERT\s+INTO|UPDATE|DELETE\s+FROM|MERGE\s+INTO)\b", re.IGNORECASE)
 _WRITING = frozenset(
     "INSERT UPDATE DELETE MERGE REPLACE CREATE ALTER DROP TRUNCATE COPY CALL DO GRANT REVOKE COMMENT "

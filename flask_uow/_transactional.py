@@ -14,20 +14,21 @@ import time
 from collections.abc import Callable
 from functools import wraps
 from types import TracebackType
-from typing import Any, Literal, Protocol, TypedDict, TypeVar, Unpack, cast, overload
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypedDict, TypeVar, Unpack, cast, overload
 
 from flask import Flask, has_request_context, request
-from flask.globals import app_ctx
-from sqlalchemy.orm import Session
 from werkzeug.local import LocalProxy
 
 from . import signals
 from ._options import Propagation, Relation, UnitOptions, is_vetoed, relation
 from ._retry import delay_s, is_retryable
-from ._sessions import Sessions, current_context
+from ._sessions import Sessions, current_context, find_context
 from ._state import AppState, SessionState, state_of
 from ._units import Unit
 from .exceptions import ConfigurationError, NoActiveUnitError, UnitOptionsError
+
+if TYPE_CHECKING:
+    from sqlalchemy.orm import Session
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -37,9 +38,9 @@ EXTENSION_KEY = "uow"
 class Options(TypedDict, total=False):
     """The keyword arguments of ``transactional``; see :class:`~flask_uow._options.UnitOptions`."""
 
-    propagation: Propagation | Literal[
-        "nested", "required", "requires_new", "mandatory", "supports", "not_supported", "never"
-    ]
+    propagation: (
+        Propagation | Literal["nested", "required", "requires_new", "mandatory", "supports", "not_supported", "never"]
+    )
     read_only: bool
     isolation: str | None
     deferrable: bool
@@ -91,6 +92,7 @@ class Transactional:
         def unit_of_work(*args: Any, **kwargs: Any) -> Any:
             boundary = Boundary(self._options, self._extension, unit_of_work)
             while True:
+                value = None
                 boundary.enter()
                 try:
                     value = function(*args, **kwargs)
@@ -114,6 +116,7 @@ class Transactional:
 
             boundary = Boundary(self._options, self._extension, unit_of_work)
             while True:
+                value = None
                 boundary.enter()
                 try:
                     value = await function(*args, **kwargs)
@@ -214,7 +217,7 @@ class Boundary:
         self._inner: Session | None = None
         self._outer = self._sessions.current()
         active = guarded_state(self._outer).unit
-        self._begin(relation(self._options, active and active.label))
+        self._begin(relation(self._options, active.label if active else None))
 
     def _begin(self, how: Relation) -> None:
         if how is Relation.WITHOUT:
@@ -357,7 +360,8 @@ def decorate(function: Any, options: dict[str, Any], extension: Extension | None
 
 
 def _active_unit() -> Unit:
-    extension: Extension | None = app_ctx.app.extensions.get(EXTENSION_KEY) if app_ctx else None
+    context = find_context()
+    extension: Extension | None = context.app.extensions.get(EXTENSION_KEY) if context else None
     session = extension.sessions.peek() if extension else None
     state = state_of(session) if session is not None else None
     if state is None or state.unit is None:
@@ -395,7 +399,9 @@ def _check_writer(outer: Session) -> None:
 
     :raises UnitOptionsError: at once, instead of a wait that only its end could end.
     """
-    if any(connection.dialect.name == "sqlite" and not connection.closed for connection in guarded_state(outer).connections):
+    if any(
+        connection.dialect.name == "sqlite" and not connection.closed for connection in guarded_state(outer).connections
+    ):
         raise UnitOptionsError(
             "SQLite has one writer: a unit on a connection of its own cannot run after the unit around it has sent a "
             "statement.",
@@ -416,7 +422,9 @@ def view_label(app_state: AppState, function: Callable[..., Any]) -> str | None:
     key = (function, now.url_rule.endpoint, now.url_rule.rule, now.method)
     if key not in app_state.view_labels:
         view = app_state.app.view_functions.get(now.url_rule.endpoint)
-        app_state.view_labels[key] = f"{now.method} {now.url_rule.rule}" if _serves(view, function, now.method) else None
+        app_state.view_labels[key] = (
+            f"{now.method} {now.url_rule.rule}" if _serves(view, function, now.method) else None
+        )
     return app_state.view_labels[key]
 
 

@@ -22,9 +22,9 @@ from __future__ import annotations
 import contextlib
 import time
 from enum import Enum
+from typing import TYPE_CHECKING
 
 import sqlalchemy as sa
-from sqlalchemy.orm import Session, SessionTransaction
 
 from . import signals
 from ._engines import refuse_writes
@@ -39,6 +39,9 @@ from .exceptions import (
     UnitOptionsError,
     UnitTimeoutError,
 )
+
+if TYPE_CHECKING:
+    from sqlalchemy.orm import Session, SessionTransaction
 
 
 class Ending(Enum):
@@ -104,7 +107,7 @@ class Unit:
         self.session = session
         self.label = label
         self.parent = parent
-        self.depth = parent.depth + 1 if parent else 1
+        self.depth: int = parent.depth + 1 if parent else 1
         self.attempt = attempt
         self.read_only = options.read_only
         self.is_active = False

@@ -81,9 +81,7 @@ class CommitOutcomeUnknownError(UnitOfWorkError):
     :param xid: the server's transaction id, if it was learnt before; ``SELECT pg_xact_status(xid)`` tells later.
     """
 
-    def __init__(
-        self, what: str, where: str | None = None, fix: str | None = None, xid: str | None = None
-    ) -> None:
+    def __init__(self, what: str, where: str | None = None, fix: str | None = None, xid: str | None = None) -> None:
         super().__init__(what, where, fix)
         self.args = (what, where, fix, xid)
         self.xid = xid
