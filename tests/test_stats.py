@@ -19,6 +19,7 @@ import pytest
 import sqlalchemy as sa
 from flask import Flask
 from sqlalchemy import orm
+from sqlalchemy.pool import NullPool, Pool, SingletonThreadPool, StaticPool
 
 from flask_uow import UnitOfWork, stats
 from flask_uow._application_name import application_name
@@ -397,7 +398,7 @@ def test_dialect_without_a_reader() -> None:
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
     """A SQLite file with a table, in a folder whose name has to be quoted in a URI."""
-    path = tmp_path / "a bank? 100%.db"
+    path = tmp_path / "a bank #1, 100%.db"
     with closing(sqlite3.connect(path)) as connection:
         connection.execute("CREATE TABLE account (id INTEGER PRIMARY KEY)")
     return path
@@ -561,8 +562,8 @@ def test_pool_overflow_is_never_negative(file: Path) -> None:
     assert pool.process_pid == os.getpid()
 
 
-@pytest.mark.parametrize("poolclass", [sa.NullPool, sa.StaticPool, sa.SingletonThreadPool])
-def test_pool_without_counters_says_so(file: Path, poolclass: type[sa.Pool]) -> None:
+@pytest.mark.parametrize("poolclass", [NullPool, StaticPool, SingletonThreadPool])
+def test_pool_without_counters_says_so(file: Path, poolclass: type[Pool]) -> None:
     """A pool that does not count has no numbers, and a note says why."""
     app, engine = make_app(sqlite_url(file), poolclass=poolclass)
 
