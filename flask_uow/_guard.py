@@ -162,19 +162,30 @@ def connection_begun(session: Session, transaction: SessionTransaction, connecti
     state = state_of(session)
     if state is None:
         return
-    state.connections.setdefault(connection, False)
     if transaction.nested:
+        state.connections.setdefault(connection, False)
         return
     if state.is_over:
         error = violation("UOW202", what="it took a connection after its context had ended")
         signals.session_leaked.send(state.app, session=session, where=error.where)
         report_now(state.app, state.rules, error)
-    connection._uow = state  # type: ignore[attr-defined]
-    watch_engine(connection.engine)
+    know_connection(session, connection, was_used=False)
     if connection.dialect.name == "sqlite" and not isinstance(session.bind, sa.Connection):
         _begin_on_sqlite(state, connection)
     elif state.unit is not None and state.unit.remaining_s is not None:
         _limit_statements(connection, state.unit.remaining_s)
+
+
+def know_connection(session: Session, connection: sa.Connection, *, was_used: bool = True) -> None:
+    """Tie a connection of the session's transaction to the session's state, and listen to its engine.
+
+    :param was_used: whether statements may have been sent on it already.
+    """
+    state = state_of(session)
+    assert state is not None
+    state.connections[connection] = was_used
+    connection._uow = state  # type: ignore[attr-defined]
+    watch_engine(connection.engine)
 
 
 def _begin_on_sqlite(state: SessionState, connection: sa.Connection) -> None:

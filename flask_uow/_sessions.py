@@ -20,7 +20,7 @@ from flask.globals import app_ctx
 from sqlalchemy import event
 
 from . import _fork, signals
-from ._guard import connection_begun, put_under_guard
+from ._guard import connection_begun, know_connection, put_under_guard
 from ._rules import report_at_teardown, violation
 from ._state import AppState, SessionState, state_of
 from ._units import discard, has_pending
@@ -290,7 +290,8 @@ class AdoptedSessions:
         context = find_context()
         if state_of(session) is not None or context is None:
             return
-        _adopt(self.scopes.of(context), self._app_state(context.app), session)
+        put_under_guard(session, SessionState(self._app_state(context.app), is_own_session=False))
+        self.scopes.of(context).adopted.append(weakref.ref(session))
         connection_begun(session, transaction, connection)
 
 
@@ -363,6 +364,8 @@ def _adopt(scope: Scope, app_state: AppState, session: Session) -> Session:
     if state_of(session) is None:
         put_under_guard(session, SessionState(app_state, is_own_session=False))
         scope.adopted.append(weakref.ref(session))
+        if session.in_transaction():
+            know_connection(session, session.connection())
     return session
 
 

@@ -274,16 +274,16 @@ class Boundary:
         """End the attempt; :attr:`error` and :attr:`wait_s` say what comes next."""
         self.error = exception
         unit = self.unit
-        if unit is None:
+        if unit is None or guarded_state(unit.session).is_inherited:
             self._resume()
             return
         try:
             self.error = unit.end(exception)
         finally:
             self._resume()
+        self._is_committed = unit.was_committed
         if unit.parent is not None:
             return
-        self._is_committed = unit.was_committed
         if self.error is not None and self._may_retry(self.error):
             self._plan_retry(unit, self.error)
             return

@@ -278,9 +278,10 @@ class Unit:
                 leaving = self._failed_error()
         except BaseException as error:
             leaving = error
-        finally:
+        try:
             if not self.was_committed:
                 self._undo(leaving)
+        finally:
             self.is_active = False
             self._state.unit = self.parent
         self._hand_on_hooks()
