@@ -1,0 +1,48 @@
+"""One table, an app that serves it, and a look at it from outside."""
+
+from typing import Any
+
+import sqlalchemy as sa
+from flask import Flask
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+from flask_uow import UnitOfWork
+from tests.databases import Database
+
+
+class Base(DeclarativeBase):
+    """Of the tests' models."""
+
+
+class Item(Base):
+    """A row with a name of its own."""
+
+    __tablename__ = "item"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    name: Mapped[str] = mapped_column(unique=True)
+
+
+def create_tables(database: Database) -> None:
+    """Create the tables, on a connection that the code under test never sees."""
+    engine = sa.create_engine(database.url, poolclass=sa.NullPool)
+    Base.metadata.create_all(engine)
+
+
+def make_app(database: Database, uow: UnitOfWork | None = None, **config: Any) -> Flask:
+    """Make an app on ``database``, with the tables in it.
+
+    :param uow: the extension that is to serve it; a new one if None.
+    :param config: configuration keys besides ``SQLALCHEMY_DATABASE_URI`` and ``TESTING``.
+    """
+    create_tables(database)
+    app = Flask(__name__)
+    app.config.update(SQLALCHEMY_DATABASE_URI=database.url, TESTING=True)
+    app.config.update(config)
+    (uow or UnitOfWork()).init_app(app)
+    return app
+
+
+def names(database: Database) -> list[str]:
+    """Return the names that were committed, sorted, read on a connection of its own."""
+    return [name for (name,) in database.rows("SELECT name FROM item ORDER BY name")]
