@@ -94,9 +94,9 @@ $(VENV)/dev.stamp: COVERED := sample test dev
 
 $(VENV)/%.stamp: setup.cfg pyproject.toml $(CONSTRAINTS)
 	@if [ -e $(VENV)/unfinished ] || ! $(PY) -m pip --version >/dev/null 2>&1; then \
-	    echo "Making $(VENV)"; rm -rf $(VENV); $(find_python) && "$$python" -m venv $(VENV) || exit 1; fi
-	@touch $(VENV)/unfinished
+	    $(find_python); echo "Making $(VENV)"; rm -rf $(VENV); "$$python" -m venv $(VENV) || exit 1; fi
 	@echo "Installing flask_uow[$(EXTRAS)] into $(VENV)"
+	@touch $(VENV)/unfinished
 	@$(PY) -m pip install --quiet --disable-pip-version-check $(CONSTRAINTS:%=--constraint %) --editable '.[$(EXTRAS)]'
 	@rm $(VENV)/unfinished
 	@touch $(COVERED:%=$(VENV)/%.stamp)

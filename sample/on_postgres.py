@@ -9,7 +9,7 @@ import sys
 from tests.throwaway_server import ServerError, throwaway_server
 
 BANK = [sys.executable, "-m", "flask", "--app", "sample.bank", "bank"]
-GUNICORN = [sys.executable, "-m", "gunicorn", "--worker-class=gthread"]
+GUNICORN = [sys.executable, "-m", "gunicorn", "--worker-class=gthread", "--no-control-socket"]
 
 
 def main() -> int:
