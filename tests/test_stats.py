@@ -295,6 +295,23 @@ def test_adopted_engine_is_found_by_its_own_name(database: Database) -> None:
     assert any("not named by flask_uow" in note for note in seen.notes)
 
 
+@pytest.mark.parametrize("owner", ["flask_sqlalchemy", "flask_sqlalchemy_lite"])
+def test_engine_of_another_extension_is_found(file: Path, owner: str) -> None:
+    """The engine that Flask-SQLAlchemy or its Lite made is the one that is looked at."""
+    app = Flask("adopted")
+    app.config["SQLALCHEMY_DATABASE_URI"] = sqlite_url(file)
+    app.config["SQLALCHEMY_ENGINES"] = {"default": sqlite_url(file)}
+    db = pytest.importorskip(owner).SQLAlchemy()
+    db.init_app(app)
+    UnitOfWork(app, session=db.session if owner == "flask_sqlalchemy" else lambda: db.session)
+
+    (database,) = stats.snapshot(app).databases
+
+    assert database.sqlite is not None
+    assert database.sqlite.path == str(file)
+    assert database.pools[0].checked_out == 0
+
+
 @on_postgresql
 def test_current_app_is_the_default(bank: tuple[Flask, sa.Engine]) -> None:
     """Inside an app context no app has to be named."""
