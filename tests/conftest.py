@@ -104,14 +104,15 @@ def postgresql_url(postgres: PostgreSQLDatabase) -> str:
 def pools() -> Iterator["weakref.WeakSet[Pool]"]:
     """Every connection pool that the run has made and nobody has dropped."""
     made: weakref.WeakSet[Pool] = weakref.WeakSet()
-    original = Pool.__init__
 
-    def remember(pool: Pool, *args: Any, **options: Any) -> None:
-        original(pool, *args, **options)
+    # Not __init__: SQLAlchemy reads from its signature which options a pool takes.
+    def remember(cls: type[Pool], *args: Any, **options: Any) -> Pool:
+        pool = object.__new__(cls)
         made.add(pool)
+        return pool
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Pool, "__init__", remember)
+        patch.setattr(Pool, "__new__", remember)
         yield made
 
 
