@@ -1,0 +1,367 @@
+"""Units inside units: Django's semantics for savepoints, Spring's names for the rest."""
+
+import pytest
+import sqlalchemy as sa
+
+from flask_uow import Propagation, Unit, current_unit, transactional
+from flask_uow.exceptions import NoActiveUnitError, UnitActiveError, UnitFailedError, UnitOptionsError
+from tests.database.conftest import Bench
+from tests.models import Item
+
+
+def test_an_inner_failure_undoes_the_inner_part_only(bench: Bench) -> None:
+    """The outer unit goes on and commits."""
+    with bench.app.app_context(), transactional():
+        bench.add("before")
+        with pytest.raises(KeyError), transactional():
+            bench.add("inner")
+            raise KeyError
+        bench.add("after")
+
+    assert bench.committed() == ["after", "before"]
+
+
+def test_an_outer_failure_undoes_all(bench: Bench) -> None:
+    """What an inner unit kept was kept for the outer one."""
+    with bench.app.app_context(), pytest.raises(KeyError), transactional():
+        with transactional():
+            bench.add("inner")
+        raise KeyError
+
+    assert bench.committed() == []
+
+
+def test_three_deep(bench: Bench) -> None:
+    """Each savepoint undoes what is its own, also when it is the first thing in the transaction."""
+    with bench.app.app_context(), transactional() as first:
+        with transactional() as second:
+            with pytest.raises(KeyError), transactional() as third:
+                assert [unit.depth for unit in (first, second, third)] == [1, 2, 3]
+                assert third.parent is second
+                assert second.parent is first
+                bench.add("third")
+                raise KeyError
+            bench.add("second")
+        with pytest.raises(KeyError), transactional():
+            with transactional():
+                bench.add("kept by the inner, undone by the middle")
+            raise KeyError
+        bench.add("first")
+
+    assert bench.committed() == ["first", "second"]
+
+
+def test_a_duplicate_key_inside_leaves_the_outer_healthy(bench: Bench) -> None:
+    """The error leaves the inner unit unchanged, at its flush or at its end."""
+    with bench.app.app_context(), transactional():
+        bench.add("there")
+        with pytest.raises(sa.exc.IntegrityError), transactional():
+            bench.add("there")
+        with pytest.raises(sa.exc.IntegrityError), transactional():
+            bench.session.add(Item(name="there"))
+        bench.add("after")
+
+    assert bench.committed() == ["after", "there"]
+
+
+def test_objects_pending_in_the_outer_unit_survive_the_inner_rollback(bench: Bench) -> None:
+    """They are flushed before the savepoint."""
+    with bench.app.app_context(), transactional():
+        bench.session.add(Item(name="pending"))
+        with pytest.raises(KeyError), transactional():
+            bench.add("inner")
+            raise KeyError
+
+    assert bench.committed() == ["pending"]
+
+
+def test_set_rollback_only_of_an_inner_unit_is_its_own(bench: Bench) -> None:
+    """A savepoint is undone without an exception."""
+    with bench.app.app_context(), transactional():
+        with transactional() as inner:
+            bench.add("inner")
+            inner.set_rollback_only()
+        bench.add("outer")
+
+    assert bench.committed() == ["outer"]
+
+
+def test_a_savepoint_by_hand_is_allowed(bench: Bench) -> None:
+    """``begin_nested`` commits and rolls back as ever."""
+    with bench.app.app_context(), transactional():
+        with bench.session.begin_nested():
+            bench.add("kept")
+        with pytest.raises(KeyError), bench.session.begin_nested():
+            bench.add("undone")
+            raise KeyError
+        bench.session.begin_nested()
+        bench.add("left open")
+
+    assert bench.committed() == ["kept", "left open"]
+
+
+# ---- REQUIRED
+
+
+def test_a_join_is_a_part_of_the_unit_that_it_joins(bench: Bench) -> None:
+    """It is a unit of its own with a parent, and commits nothing."""
+    with bench.app.app_context(), transactional() as outer, transactional(propagation="required") as join:
+        assert isinstance(join, Unit)
+        assert join.parent is outer
+        assert join.depth == 2
+        assert join.session is outer.session
+        bench.add("row")
+        assert bench.committed() == []
+
+    assert bench.committed() == ["row"]
+
+
+def test_a_join_that_fails_fails_the_whole_also_if_swallowed(bench: Bench) -> None:
+    """The outer unit ends in ``UnitFailedError`` from the swallowed error."""
+    with bench.app.app_context():
+        with pytest.raises(UnitFailedError, match="was not committed") as caught, transactional():
+            bench.add("outer")
+            with pytest.raises(KeyError), transactional(propagation="required"):
+                raise KeyError("inner")
+
+    assert isinstance(caught.value.__cause__, KeyError)
+    assert bench.committed() == []
+
+
+def test_a_join_fails_up_to_the_nearest_savepoint(bench: Bench) -> None:
+    """What lies around that savepoint goes on."""
+    with bench.app.app_context(), transactional():
+        bench.add("outer")
+        with pytest.raises(UnitFailedError, match="was not committed"), transactional():
+            bench.add("savepoint")
+            with pytest.raises(KeyError), transactional(propagation=Propagation.REQUIRED):
+                raise KeyError
+
+    assert bench.committed() == ["outer"]
+
+
+def test_a_kept_exception_does_not_fail_what_was_joined(bench: Bench) -> None:
+    """``no_rollback_for`` holds in a join too."""
+    with bench.app.app_context(), transactional():
+        with pytest.raises(KeyError), transactional(propagation="required", no_rollback_for=KeyError):
+            bench.add("row")
+            raise KeyError
+
+    assert bench.committed() == ["row"]
+
+
+def test_set_rollback_only_in_a_join_is_the_whole_units(bench: Bench) -> None:
+    """No exception, nothing kept."""
+    with bench.app.app_context(), transactional():
+        bench.add("outer")
+        with transactional(propagation="required") as join:
+            join.set_rollback_only()
+
+    assert bench.committed() == []
+
+
+@pytest.mark.parametrize("propagation", ["nested", "required", "requires_new"])
+def test_without_a_unit_each_of_these_begins_one(bench: Bench, propagation: str) -> None:
+    """Code need not know its own depth."""
+    with bench.app.app_context(), transactional(propagation=propagation) as unit:  # type: ignore[call-overload]
+        assert unit.depth == 1
+        assert unit.parent is None
+        bench.add("row")
+
+    assert bench.committed() == ["row"]
+
+
+# ---- REQUIRES_NEW
+
+
+def test_an_independent_unit_survives_the_rollback_around_it(bench: Bench) -> None:
+    """It has a session, a connection and a commit of its own, and ``uow.session`` is it meanwhile."""
+    with bench.app.app_context():
+        outer_session = bench.session
+        with pytest.raises(KeyError), transactional() as outer:
+            with transactional(propagation="requires_new") as inner:
+                assert current_unit == inner
+                assert bench.session is inner.session
+                assert inner.session is not outer_session
+                assert inner.depth == 1
+                assert inner.parent is None
+                bench.add("audit")
+            assert bench.committed() == ["audit"]
+            assert bench.session is outer_session
+            assert current_unit == outer
+            bench.add("outer")
+            raise KeyError
+        assert bench.checked_out == 0
+
+    assert bench.committed() == ["audit"]
+
+
+def test_an_independent_unit_that_fails_leaves_the_outer_one_alone(bench: Bench) -> None:
+    """Also three deep, suspended and resumed."""
+    with bench.app.app_context(), transactional() as first:
+        with pytest.raises(KeyError), transactional(propagation="requires_new") as second:
+            with transactional(propagation="requires_new") as third:
+                bench.add("third")
+            assert current_unit == second
+            bench.add("second")
+            raise KeyError
+        assert current_unit == first
+        assert third.was_committed
+        bench.add("first")
+
+    assert bench.committed() == ["first", "third"]
+
+
+def test_an_independent_unit_beside_an_open_transaction(bench: Bench) -> None:
+    """PostgreSQL runs both; SQLite has one writer, and says so at once instead of waiting for itself."""
+    with bench.app.app_context(), transactional():
+        bench.add("outer")
+        if bench.database.is_postgresql:
+            with transactional(propagation="requires_new"):
+                bench.add("inner")
+                assert bench.checked_out == 2
+        else:
+            with (
+                pytest.raises(UnitOptionsError, match="SQLite has one writer"),
+                transactional(propagation="requires_new"),
+            ):
+                pass
+            assert current_unit.depth == 1
+
+    assert bench.committed() == (["inner", "outer"] if bench.database.is_postgresql else ["outer"])
+
+
+# ---- the other propagations, and durable
+
+
+def test_mandatory_needs_a_unit(bench: Bench) -> None:
+    """And joins it."""
+    with bench.app.app_context():
+        with pytest.raises(NoActiveUnitError, match="mandatory"), transactional(propagation="mandatory"):
+            pass
+        with transactional(), transactional(propagation="mandatory"):
+            bench.add("row")
+
+    assert bench.committed() == ["row"]
+
+
+def test_never_refuses_one(bench: Bench) -> None:
+    """And runs without."""
+    with bench.app.app_context():
+        with transactional(propagation="never"):
+            assert not current_unit
+        with transactional(), pytest.raises(UnitActiveError, match="never"), transactional(propagation="never"):
+            pass
+
+
+def test_supports_joins_or_runs_without(bench: Bench) -> None:
+    """What it writes without a unit, nobody commits."""
+    with bench.app.app_context():
+        with transactional(propagation="supports") as unit:
+            assert not unit
+        with transactional(), transactional(propagation="supports"):
+            bench.add("row")
+
+    assert bench.committed() == ["row"]
+
+
+def test_not_supported_suspends_the_unit(bench: Bench) -> None:
+    """Its session is a separate one that is rolled back."""
+    with bench.app.app_context(), transactional() as outer:
+        with transactional(propagation="not_supported"):
+            assert not current_unit
+            assert bench.session is not outer.session
+            bench.add("lost")
+        assert current_unit == outer
+        bench.add("kept")
+
+    assert bench.committed() == ["kept"]
+
+
+def test_durable_refuses_to_be_an_inner_unit(bench: Bench) -> None:
+    """Its commit is the last word, or it does not run."""
+    with bench.app.app_context():
+        with transactional(durable=True):
+            bench.add("row")
+        with pytest.raises(UnitActiveError, match="durable"), transactional(), transactional(durable=True):
+            pass
+
+    assert bench.committed() == ["row"]
+
+
+# ---- options that cannot hold inside
+
+
+def test_a_stronger_isolation_inside_is_an_error(bench: Bench) -> None:
+    """SQLite's transactions are serializable anyway."""
+    for propagation in ("nested", "required"):
+        with bench.app.app_context(), transactional():
+            unit = transactional(propagation=propagation, isolation="serializable")  # type: ignore[call-overload]
+            if bench.database.is_postgresql:
+                with pytest.raises(UnitOptionsError, match="SERIALIZABLE"), unit:
+                    pass
+            else:
+                with unit:
+                    pass
+
+
+def test_a_weaker_isolation_inside_holds(bench: Bench) -> None:
+    """The outer's is more than was asked for."""
+    with bench.app.app_context(), transactional(isolation="serializable"), transactional(isolation="read_committed"):
+        bench.add("row")
+
+    assert bench.committed() == ["row"]
+
+
+@pytest.mark.parametrize("propagation", ["nested", "required"])
+def test_a_writing_unit_inside_a_read_only_one_is_an_error(bench: Bench, propagation: str) -> None:
+    """Before it wrote."""
+    with bench.app.app_context(), transactional(read_only=True):
+        with pytest.raises(UnitOptionsError, match="read-only"), transactional(propagation=propagation):  # type: ignore[call-overload]
+            pass
+
+
+@pytest.mark.parametrize("propagation", ["nested", "required"])
+def test_a_read_only_stretch_inside_a_writing_unit(bench: Bench, propagation: str) -> None:
+    """It flushes what waits, then refuses writes, and the outer unit writes again."""
+    from flask_uow.exceptions import RuleViolationError
+
+    with bench.app.app_context(), transactional():
+        bench.session.add(Item(name="before"))
+        with transactional(read_only=True, propagation=propagation):  # type: ignore[call-overload]
+            assert bench.session.scalars(sa.select(Item.name)).all() == ["before"]
+        with (
+            pytest.raises(RuleViolationError, match="UOW111"),
+            transactional(read_only=True),
+        ):
+            bench.run_sql("INSERT INTO item (name) VALUES ('refused')")
+        bench.add("after")
+
+    assert bench.committed() == ["after", "before"]
+
+
+@pytest.mark.parametrize("options", [{"retries": 1}, {"on_error": repr}, {"rollback_on_status": 400}], ids=str)
+def test_a_block_takes_no_option_that_needs_a_function(bench: Bench, options: dict[str, object]) -> None:
+    """It cannot be repeated, and returns nothing."""
+    with bench.app.app_context(), pytest.raises(UnitOptionsError, match="with block"):
+        transactional(**options).__enter__()  # type: ignore[call-overload]
+
+
+def test_one_object_serves_nested_blocks(bench: Bench) -> None:
+    """A block may be entered again while it runs."""
+    unit = transactional()
+    with bench.app.app_context(), unit as outer, unit as inner:
+        assert (outer.depth, inner.depth) == (1, 2)
+        bench.add("row")
+
+    assert bench.committed() == ["row"]
+
+
+def test_units_that_were_never_ended_are_undone(bench: Bench) -> None:
+    """A block entered by hand inside another and forgotten is no part of it."""
+    with bench.app.app_context(), transactional():
+        bench.add("outer")
+        transactional().__enter__()
+        bench.add("forgotten")
+
+    assert bench.committed() == ["outer"]
