@@ -12,7 +12,7 @@ from flask import Flask
 from sqlalchemy import event, pool
 
 from . import _fork
-from ._application_name import application_name
+from ._application_name import application_name, is_own_name
 from ._drivers import LIBPQ_DRIVERS, is_readable_while_idle
 from ._settings import Bind, Settings, wrong
 
@@ -110,6 +110,8 @@ class _NameEachConnection:
         self.app_name = app_name
 
     def __call__(self, dialect: Any, record: Any, cargs: Any, cparams: dict[str, Any]) -> None:
+        if is_own_name(cparams.get("application_name") or ""):
+            del cparams["application_name"]  # SQLAlchemy 2.0.0 keeps one dict for all connections, also after a fork
         cparams.setdefault("application_name", application_name(self.app_name, os.getpid()))
 
 

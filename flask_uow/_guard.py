@@ -84,6 +84,8 @@ class GuardedSession(_Session):
         if state is None or state.is_flushing:
             super().flush(objects)
             return
+        if state.is_guarded and state.breach is not None:
+            raise state.breach
         state.is_flushing = True
         try:
             super().flush(objects)

@@ -97,7 +97,11 @@ class UnitOptions:
         """Options from what the user typed.
 
         :raises UnitOptionsError: if a value is not usable or two of them contradict each other.
+        :raises TypeError: for an option that does not exist.
         """
+        for name in options:
+            if name not in _CHECKS:
+                raise TypeError(f"transactional() has no option {name!r}; its options are: {', '.join(_CHECKS)}.")
         values = {name: _CHECKS[name](name, value) for name, value in options.items()}
         result = cls(**values)
         _check_together(result)

@@ -1,0 +1,301 @@
+"""``@transactional`` on everything that may carry it."""
+
+import asyncio
+import inspect
+from collections.abc import AsyncIterator, Callable, Iterator
+
+import flask.views
+import pytest
+from flask import g
+
+from flask_uow import UnitOfWork, current_unit, transactional
+from flask_uow.exceptions import ConfigurationError, UnitOptionsError
+from tests.database.conftest import Bench
+from tests.databases import Database
+from tests.models import Item, make_app
+
+Decorator = Callable[[Callable[..., object]], Callable[..., object]]
+
+
+@pytest.mark.parametrize("decorate", [transactional, transactional()], ids=["bare", "with parentheses"])
+def test_a_view(bench: Bench, decorate: Decorator) -> None:
+    """Its label is method and rule."""
+
+    @bench.app.post("/items/<name>")
+    @decorate
+    def create(name: str) -> str:
+        bench.add(name)
+        return current_unit.label
+
+    assert bench.app.test_client().post("/items/a").text == "POST /items/<name>"
+    assert bench.committed() == ["a"]
+
+
+def test_a_view_under_other_decorators(bench: Bench) -> None:
+    """It is still the view, whatever wraps it."""
+    from functools import wraps
+
+    def other(function: Callable[..., str]) -> Callable[..., str]:
+        @wraps(function)
+        def wrapper(*args: str, **kwargs: str) -> str:
+            return function(*args, **kwargs)
+
+        return wrapper
+
+    @bench.app.get("/")
+    @other
+    @transactional
+    def view() -> str:
+        return current_unit.label
+
+    assert bench.app.test_client().get("/").text == "GET /"
+
+
+def test_a_method_view(bench: Bench) -> None:
+    """A method of it."""
+
+    class Items(flask.views.MethodView):
+        @transactional
+        def post(self) -> str:
+            bench.add("a")
+            return current_unit.label
+
+    bench.app.add_url_rule("/items", view_func=Items.as_view("items"))
+
+    assert bench.app.test_client().post("/items").text == "POST /items"
+    assert bench.committed() == ["a"]
+
+
+def test_the_decorators_of_a_view_class(bench: Bench) -> None:
+    """All of its methods."""
+
+    class Items(flask.views.MethodView):
+        decorators = (transactional,)
+
+        def post(self) -> str:
+            bench.add("a")
+            return current_unit.label
+
+    bench.app.add_url_rule("/items", view_func=Items.as_view("items"))
+
+    assert bench.app.test_client().post("/items").text == "POST /items"
+    assert bench.committed() == ["a"]
+
+
+def test_an_async_view(bench: Bench) -> None:
+    """It uses the session of the request, and commits when it has been awaited."""
+    with bench.app.app_context(), transactional():
+        bench.add("user")
+
+    @bench.app.before_request
+    def load_user() -> None:
+        g.user = bench.session.query(Item).one()
+
+    @bench.app.post("/")
+    @transactional
+    async def view() -> str:
+        await asyncio.sleep(0)
+        g.user.name = "renamed"
+        return current_unit.label
+
+    for _ in range(3):
+        assert bench.app.test_client().post("/").text == "POST /"
+    assert bench.committed() == ["renamed"]
+
+
+def test_an_async_view_that_fails(bench: Bench) -> None:
+    """It rolls back."""
+
+    @bench.app.post("/")
+    @transactional
+    async def view() -> str:
+        bench.add("lost")
+        await asyncio.sleep(0)
+        raise KeyError
+
+    with pytest.raises(KeyError):
+        bench.app.test_client().post("/")
+    assert bench.committed() == []
+
+
+def test_a_coroutine_function_stays_one(bench: Bench) -> None:
+    """It can be awaited, and its unit ends when it does."""
+
+    @transactional
+    async def write() -> str:
+        bench.add("a")
+        await asyncio.sleep(0)
+        return current_unit.label
+
+    assert inspect.iscoroutinefunction(write)
+    with bench.app.app_context():
+        assert asyncio.run(write()).endswith("write")
+    assert bench.committed() == ["a"]
+
+
+def test_a_command(bench: Bench) -> None:
+    """Of ``flask``."""
+
+    @bench.app.cli.command("write")
+    @transactional
+    def write() -> None:
+        bench.add("a")
+
+    result = bench.app.test_cli_runner().invoke(args=["write"])
+
+    assert result.exit_code == 0, result.output
+    assert bench.committed() == ["a"]
+
+
+@pytest.mark.parametrize(("stop", "code"), [(ValueError, 1), (SystemExit(3), 3)], ids=str)
+def test_a_command_that_fails(bench: Bench, stop: BaseException, code: int) -> None:
+    """It rolls back, and its exit status stands."""
+
+    @bench.app.cli.command("write")
+    @transactional
+    def write() -> None:
+        bench.add("lost")
+        raise stop
+
+    assert bench.app.test_cli_runner().invoke(args=["write"]).exit_code == code
+    assert bench.committed() == []
+
+
+def test_functions_and_methods(bench: Bench) -> None:
+    """Plain, static, class; the decorator above or below ``staticmethod``."""
+
+    class Service:
+        @transactional
+        def plain(self, name: str) -> str:
+            bench.add(name)
+            return name
+
+        @staticmethod
+        @transactional
+        def static(name: str) -> str:
+            bench.add(name)
+            return name
+
+        @classmethod
+        @transactional
+        def of_class(cls, name: str) -> str:
+            bench.add(name)
+            return cls.__name__
+
+        @transactional
+        @staticmethod
+        def above(name: str) -> str:
+            bench.add(name)
+            return name
+
+    with bench.app.app_context():
+        assert Service().plain("a") == "a"
+        assert Service.static("b") == "b"
+        assert Service.of_class("c") == "Service"
+        assert Service.above("d") == "d"
+
+    assert bench.committed() == ["a", "b", "c", "d"]
+
+
+def test_name_and_docstring_are_kept() -> None:
+    """For ``url_for`` and for people."""
+
+    @transactional
+    def transfer() -> None:
+        """Move money."""
+
+    assert transfer.__name__ == "transfer"
+    assert transfer.__doc__ == "Move money."
+
+
+def test_the_labels_of_functions_and_blocks(bench: Bench) -> None:
+    """The qualified name, the enclosing function's, or the one that was given."""
+
+    @transactional
+    def named() -> str:
+        return current_unit.label
+
+    with bench.app.app_context():
+        assert named() == named.__qualname__
+        with transactional() as unit:
+            assert unit.label == "test_the_labels_of_functions_and_blocks"
+        with transactional(label="night job") as unit:
+            assert unit.label == "night job"
+
+
+def test_a_function_called_by_a_view_has_its_own_label(bench: Bench) -> None:
+    """Only the view is the request."""
+
+    @transactional
+    def service() -> str:
+        return current_unit.label
+
+    @bench.app.get("/")
+    @transactional
+    def view() -> str:
+        return service()
+
+    assert bench.app.test_client().get("/").text.endswith("service")
+
+
+def numbers() -> Iterator[int]:
+    yield 1
+
+
+async def async_numbers() -> AsyncIterator[int]:
+    yield 1
+
+
+@pytest.mark.parametrize("function", [numbers, async_numbers], ids=lambda function: function.__name__)
+@pytest.mark.parametrize("decorate", [transactional, transactional()], ids=["bare", "with parentheses"])
+def test_a_generator_function_is_refused_at_decoration(function: Callable[..., object], decorate: Decorator) -> None:
+    """Its body would run after the unit has ended."""
+    with pytest.raises(TypeError, match=f"generator function '{function.__name__}'"):
+        decorate(function)
+
+
+def test_what_is_no_function_is_refused() -> None:
+    """A class, or an option that was meant to be a keyword."""
+    with pytest.raises(TypeError, match="decorates functions"):
+        transactional(Item)
+    with pytest.raises(TypeError, match="decorates functions"):
+        transactional("required")  # type: ignore[call-overload]
+
+
+def test_an_unknown_option_is_refused_at_decoration() -> None:
+    """With its name."""
+    with pytest.raises((TypeError, UnitOptionsError), match="isolaton"):
+        transactional(isolaton="serializable")  # type: ignore[call-overload]
+
+
+def test_the_bound_decorator_serves_its_extension_only(database: Database) -> None:
+    """``uow.transactional`` in another app's context is an error, not a unit on the wrong database."""
+    uow, other = UnitOfWork(), UnitOfWork()
+    app = make_app(database, uow)
+    other_app = make_app(database, other)
+
+    @uow.transactional
+    def write() -> None:
+        uow.session.add(Item(name="a"))
+
+    with app.app_context():
+        write()
+        with uow.transactional(label="block") as unit:
+            assert unit.label == "block"
+    with other_app.app_context(), pytest.raises(ConfigurationError, match="not served by this UnitOfWork"):
+        write()
+
+    assert database.rows("SELECT name FROM item") == [("a",)]
+
+
+def test_the_current_unit_is_false_where_there_is_none(bench: Bench) -> None:
+    """Outside a context, in one, and after a unit."""
+    assert not current_unit
+    with bench.app.app_context():
+        assert not current_unit
+        with transactional() as unit:
+            assert current_unit
+            assert current_unit == unit
+        assert not current_unit
+        with pytest.raises(RuntimeError, match="No unit of work is active"):
+            current_unit.after_commit(print)
