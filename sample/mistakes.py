@@ -158,5 +158,9 @@ def forget_to_commit() -> None:
 @mistake("UOW201", "scoped sessions")
 def use_the_session_in_a_plain_thread() -> None:
     """A thread without an app context uses the session: nobody would give its connection back."""
+
+    def count_customers() -> int | None:
+        return uow.session.scalar(select(func.count(Customer.id)))
+
     with ThreadPoolExecutor(max_workers=1) as pool:
-        pool.submit(lambda: uow.session.scalar(select(func.count(Customer.id)))).result()
+        pool.submit(count_customers).result()

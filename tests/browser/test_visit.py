@@ -1,17 +1,32 @@
 """A person's visit to the bank."""
 
+import contextlib
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
+from selenium.common.exceptions import WebDriverException
 from selenium.webdriver import Chrome
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
+from selenium.webdriver.support.ui import WebDriverWait
 
-DOWNLOAD_TIMEOUT_S = 10.0
+TIMEOUT_S = 10.0
+
+
+@contextlib.contextmanager
+def next_page(browser: Chrome) -> Iterator[None]:
+    """Wait at the end until another page has come: a click returns before it does."""
+    browser.execute_script("window.isLeft = true")
+    yield
+    # Between two pages the browser has no answer.
+    wait = WebDriverWait(browser, TIMEOUT_S, ignored_exceptions=[WebDriverException])
+    wait.until(lambda page: page.execute_script("return !window.isLeft && document.readyState === 'complete'"))
 
 
 def open_link(browser: Chrome, text: str) -> None:
-    browser.find_element(By.PARTIAL_LINK_TEXT, text).click()
+    with next_page(browser):
+        browser.find_element(By.PARTIAL_LINK_TEXT, text).click()
 
 
 def fill_in(browser: Chrome, **fields: str) -> None:
@@ -22,7 +37,8 @@ def fill_in(browser: Chrome, **fields: str) -> None:
 
 
 def press(browser: Chrome, text: str) -> None:
-    browser.find_element(By.XPATH, f"//button[normalize-space()='{text}']").click()
+    with next_page(browser):
+        browser.find_element(By.XPATH, f"//button[normalize-space()='{text}']").click()
 
 
 def texts(browser: Chrome, selector: str) -> list[str]:
@@ -37,7 +53,8 @@ def typed(browser: Chrome) -> dict[str, str]:
 def check_the_page(browser: Chrome) -> None:
     """Nothing sticks out to the right, and the console is empty but for the status of a refusal."""
     assert browser.execute_script("return document.documentElement.scrollWidth <= innerWidth"), browser.current_url
-    loud = [entry for entry in browser.get_log("browser") if "status of 422" not in entry["message"]]
+    log = browser.get_log("browser")  # type: ignore[no-untyped-call]
+    loud = [entry for entry in log if "status of 422" not in entry["message"]]
     assert loud == []
 
 
@@ -82,7 +99,7 @@ def test_a_customer_deposits_transfers_and_takes_the_statement_home(
     check_the_page(browser)
 
     open_link(browser, "Current account 1001")
-    open_link(browser, "Download statement")
+    browser.find_element(By.PARTIAL_LINK_TEXT, "Download statement").click()
     lines = downloaded(tmp_path / "downloads" / "statement-1001.csv").splitlines()
     assert [line.split(",")[-2:] for line in lines[1:]] == [
         ["100.00", "100.00"],
@@ -106,7 +123,8 @@ def test_a_mistake_shows_the_rule_that_catches_it(browser: Chrome, bank_url: str
     codes = texts(browser, "h2 .code")
 
     for number, code in enumerate(codes):
-        browser.find_elements(By.CSS_SELECTOR, "main button")[number].click()
+        with next_page(browser):
+            browser.find_elements(By.CSS_SELECTOR, "main button")[number].click()
         assert texts(browser, "dd .code") == [code]
         check_the_page(browser)
         open_link(browser, "Mistakes")
@@ -123,14 +141,15 @@ def test_the_keyboard_alone_is_enough(browser: Chrome, bank_url: str) -> None:
     browser.switch_to.active_element.send_keys(Keys.TAB)
     assert browser.switch_to.active_element.get_attribute("name") == "account"
     browser.switch_to.active_element.send_keys(Keys.TAB)
-    browser.switch_to.active_element.send_keys("20", Keys.ENTER)
+    with next_page(browser):
+        browser.switch_to.active_element.send_keys("20", Keys.ENTER)
 
     assert texts(browser, ".messages li") == ["✓ Here is your cash: $20.00."]
 
 
 def downloaded(path: Path) -> str:
     """Return a file's text as soon as the browser has it."""
-    deadline = time.monotonic() + DOWNLOAD_TIMEOUT_S
+    deadline = time.monotonic() + TIMEOUT_S
     while not path.exists():
         assert time.monotonic() < deadline, "The download did not come."
         time.sleep(0.05)

@@ -66,7 +66,9 @@ def test_a_body_that_is_not_an_object_is_refused(bank: Bank, path: str) -> None:
 def test_a_bad_list_of_checks_is_refused(bank: Bank) -> None:
     """Too many, none, or not a list of objects."""
     check = {"number": "1", "amount_cents": 1}
-    for checks in [None, [], {}, "x", [1], [check] * 21, [{"number": 5, "amount_cents": 1}], [{"amount_cents": 1}]]:
+    unnumbered, misnumbered = {"amount_cents": 1}, {"number": 5, "amount_cents": 1}
+    bad: list[object] = [None, [], {}, "x", [1], [check] * 21, [unnumbered], [check, misnumbered]]
+    for checks in bad:
         response = bank.order("/deposits", account=ADA, checks=checks)
         assert response.status_code == 400, checks
     assert bank.count("check") == 0

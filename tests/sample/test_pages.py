@@ -65,7 +65,7 @@ def test_an_account_shows_its_latest_entries(bank: Bank) -> None:
 
 
 def test_an_address_tells_caches_of_its_two_forms(bank: Bank) -> None:
-    assert bank.client.get("/").headers["Vary"] == "Accept"
+    assert "accept" in bank.client.get("/").vary
 
 
 def test_reading_leaves_nothing_open(bank: Bank) -> None:
