@@ -1,5 +1,6 @@
 """The bank: an application factory that wires the database, the pages, the counter and the commands together."""
 
+import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -26,6 +27,7 @@ def create_app(config: Mapping[str, Any] | None = None) -> Flask:
         BANK_OUTBOX=os.environ.get("BANK_OUTBOX") or os.path.join(app.instance_path, "outbox.jsonl"),
     )
     app.config.update(config or {})
+    app.logger.setLevel(logging.INFO)
     uow.init_app(app)
 
     app.json = answers.BankJSON(app)

@@ -49,6 +49,18 @@ def test_transfers_in_both_directions_do_not_deadlock(bank: Bank) -> None:
     assert (bank.balance(ADA), bank.balance(ALAN)) == (10000, 47711)
 
 
+def test_one_teller_is_enough_for_everybody(open_bank: Callable[..., Bank]) -> None:
+    """With one connection nobody waits for a second one: the audit's unit gives it back before the order's takes it."""
+    bank = open_bank(SQLALCHEMY_ENGINE_OPTIONS={"pool_size": 1, "max_overflow": 0})
+
+    def withdraw() -> int:
+        body = {"account": ADA, "amount_cents": 100}
+        return bank.app.test_client().post("/withdrawals", json=body).status_code
+
+    assert together([withdraw] * THREADS) == {201: THREADS}
+    assert bank.count("audit") == THREADS
+
+
 def test_one_check_is_cashed_once(bank: Bank) -> None:
     """The same checks in another order, into two accounts at once: each counts once, and nobody deadlocks."""
     numbers = ["71", "72", "73", "74"]
