@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from flask import Flask
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 from sqlalchemy.orm.session import _sessions
 from sqlalchemy.pool import Pool, QueuePool
 
+from flask_uow import UnitOfWork
 from tests.databases import (
     BACKENDS,
     SERVER_VARIABLE,
@@ -23,6 +25,7 @@ from tests.databases import (
     SQLiteDatabase,
     run_server,
 )
+from tests.models import make_app
 from tests.throwaway_server import ServerError
 
 NO_SERVER = f"""The tests need a real PostgreSQL, and have none.
@@ -86,6 +89,27 @@ def database(request: pytest.FixtureRequest, make_database: Callable[[str], Data
 def second_database(database: Database, make_database: Callable[[str], Database]) -> Database:
     """Another empty database of the same backend."""
     return make_database(database.backend)
+
+
+@pytest.fixture
+def uow() -> UnitOfWork:
+    """The extension; it serves ``app``, and may serve others."""
+    return UnitOfWork()
+
+
+@pytest.fixture
+def app(database: Database, uow: UnitOfWork) -> Flask:
+    """An app on the database, with the tables in it."""
+    return make_app(database, uow)
+
+
+@pytest.fixture
+def without_collector() -> Iterator[None]:
+    """Switch the garbage collector off: what comes back now was given back."""
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
 
 
 @pytest.fixture

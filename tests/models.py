@@ -43,6 +43,14 @@ def make_app(database: Database, uow: UnitOfWork | None = None, **config: Any) -
     return app
 
 
+def checked_out(app: Flask) -> int:
+    """Return how many connections of the app's own engines are not in their pools."""
+    with app.app_context():
+        engines: dict[str, sa.Engine] = app.extensions["uow"].engines
+    pools = [engine.pool for engine in engines.values()]
+    return sum(pool.checkedout() for pool in pools if isinstance(pool, sa.QueuePool))
+
+
 def names(database: Database) -> list[str]:
     """Return the names that were committed, sorted, read on a connection of its own."""
     return [name for (name,) in database.rows("SELECT name FROM item ORDER BY name")]

@@ -1,0 +1,391 @@
+"""Whose session it is: one per context and thread, taken back with its context, and what it still shows after."""
+
+import contextvars
+import gc
+import weakref
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+from flask import Flask, Response, render_template_string, stream_with_context
+from sqlalchemy.orm import Session
+
+from flask_uow import UnitOfWork, transactional
+from flask_uow.exceptions import RuleViolationError
+from tests.databases import Database
+from tests.models import Item, checked_out, make_app, names
+
+OUTSIDE = r"\[UOW201\] uow\.session was used outside an app context\."
+
+
+def add(database: Database, *new: str) -> None:
+    """Commit rows on another connection."""
+    for name in new:
+        database.execute(f"INSERT INTO item (name) VALUES ('{name}')")
+
+
+def record_transactions(app: Flask, uow: UnitOfWork) -> list[str]:
+    """Write down every BEGIN and statement of the app's engine from now on."""
+    sent: list[str] = []
+    with app.app_context():
+        engine = uow.engine
+
+    @sa.event.listens_for(engine, "begin")
+    def begun(connection: sa.Connection) -> None:
+        sent.append("BEGIN")
+
+    @sa.event.listens_for(engine, "before_cursor_execute")
+    def executed(connection: sa.Connection, cursor: Any, statement: str, *rest: Any) -> None:
+        sent.append(statement)
+
+    return sent
+
+
+# ---- one per context
+
+
+def test_a_context_has_one_session(app: Flask, uow: UnitOfWork) -> None:
+    """Every use under one context meets the same session, and the next context another."""
+    with app.app_context():
+        first = uow.session()
+        again = uow.session()
+    with app.app_context():
+        second = uow.session()
+
+    assert again is first
+    assert second is not first
+
+
+def test_an_inner_context_of_the_same_app_leaves_the_outer_one_alone(
+    app: Flask, uow: UnitOfWork, database: Database
+) -> None:
+    """What waits in the outer session survives the inner context's end, and the inner one never saw it."""
+    with app.app_context():
+        outer = uow.session()
+        uow.session.add(Item(name="outer"))
+        with app.app_context():
+            assert uow.session() is not outer
+            assert not uow.session.new
+            assert uow.session.scalars(sa.select(Item)).all() == []
+        assert uow.session() is outer
+        assert [item.name for item in uow.session.new] == ["outer"]
+        uow.session.commit()
+
+    assert names(database) == ["outer"]
+
+
+def test_contexts_of_two_apps_have_sessions_apart(
+    app: Flask, uow: UnitOfWork, database: Database, second_database: Database
+) -> None:
+    """The inner app works on its own database, and its teardown takes back its own session only."""
+    other_app = make_app(second_database, uow)
+    with app.app_context():
+        uow.session.add(Item(name="first app"))
+        with other_app.app_context():
+            uow.session.add(Item(name="second app"))
+            uow.session.commit()
+        assert checked_out(other_app) == 0
+        uow.session.commit()
+
+    assert names(database) == ["first app"]
+    assert names(second_database) == ["second app"]
+
+
+def test_a_request_in_a_pushed_context_uses_the_session_of_that_context(app: Flask, uow: UnitOfWork) -> None:
+    """Flask reuses the app context that a test has pushed, and so its session; nothing is taken back before it ends."""
+    seen: list[Session] = []
+
+    @app.get("/")
+    def index() -> str:
+        seen.append(uow.session())
+        return ""
+
+    with app.app_context():
+        outer = uow.session()
+        uow.session.add(Item(name="pending"))
+        app.test_client().get("/")
+        pending = [item.name for item in uow.session.new]
+        uow.session.expunge_all()
+
+    assert seen == [outer]
+    assert pending == ["pending"]
+
+
+def test_a_context_never_inherits_the_session_of_one_whose_address_it_has(app: Flask, uow: UnitOfWork) -> None:
+    """A context that is dropped without a teardown takes its session with it; its address is reused, nothing else."""
+
+    def work_in_a_context_that_is_never_popped() -> tuple[int, int]:
+        gc.collect()
+        context = app.app_context()
+        context.push()
+        found = len(uow.session.new)
+        uow.session.add(Item(name="left behind"))
+        return id(context), found
+
+    results = [contextvars.copy_context().run(work_in_a_context_that_is_never_popped) for _ in range(8)]
+    for _ in range(2):  # the contexts, then the sessions that only they had held
+        gc.collect()
+
+    assert len({address for address, _ in results}) < 8, "No address was reused; the test shows nothing."
+    assert [found for _, found in results] == [0] * 8
+
+
+# ---- outside a context
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        pytest.param(lambda uow: uow.session(), id="call"),
+        pytest.param(lambda uow: uow.session.add(Item(name="a")), id="add"),
+        pytest.param(lambda uow: uow.session.execute(sa.text("SELECT 1")), id="execute"),
+        pytest.param(lambda uow: uow.session(autoflush=False), id="call with options"),
+    ],
+)
+def test_outside_a_context_the_session_refuses(app: Flask, uow: UnitOfWork, use: Callable[[UnitOfWork], Any]) -> None:
+    """UOW201 says so, names the line, and what to do; nothing is made that nobody would close."""
+    with pytest.raises(RuleViolationError, match=OUTSIDE) as caught:
+        use(uow)
+
+    assert caught.value.code == "UOW201"
+    assert caught.value.where is not None
+    assert "test_sessions.py:" in caught.value.where
+    assert caught.value.fix is not None
+    assert "with app.app_context():" in caught.value.fix
+
+
+def test_outside_a_context_there_is_nothing_to_remove(app: Flask, uow: UnitOfWork) -> None:
+    """``remove()`` does nothing there, as with any registry that is empty."""
+    uow.session.remove()
+
+    assert not uow.session.registry.has()
+
+
+# ---- what a scoped_session offers
+
+
+def test_remove_gives_the_connection_back_and_the_next_use_begins_anew(app: Flask, uow: UnitOfWork) -> None:
+    """``remove()`` rolls back and closes the context's session; the context goes on with another."""
+    with app.app_context():
+        first = uow.session()
+        uow.session.add(Item(name="removed"))
+        uow.session.flush()
+        assert checked_out(app) == 1
+        uow.session.remove()
+        assert checked_out(app) == 0
+        assert uow.session() is not first
+        assert uow.session.scalars(sa.select(Item)).all() == []
+
+
+def test_a_session_is_made_with_options_of_its_own(app: Flask, uow: UnitOfWork) -> None:
+    """``uow.session(autoflush=False)`` makes the context's session so, and it is taken back like any other."""
+    with app.app_context():
+        session = uow.session(autoflush=False)
+        uow.session.execute(sa.text("SELECT 1"))
+        assert uow.session() is session
+        assert not uow.session.autoflush
+        with pytest.raises(sa.exc.InvalidRequestError, match="already present"):
+            uow.session(autoflush=True)
+
+    assert checked_out(app) == 0
+
+
+# ---- taken back
+
+
+@pytest.mark.parametrize("kind", ["pending", "flushed", "queried", "committed and queried"])
+def test_a_context_that_ends_gives_its_connection_back(
+    app: Flask, uow: UnitOfWork, database: Database, without_collector: None, kind: str
+) -> None:
+    """Whatever state the session is in, it is rolled back and closed, by the context and not by the collector."""
+    with app.app_context():
+        session = uow.session()
+        session.add(Item(name=kind))
+        if kind != "pending":
+            session.flush()
+        if kind.startswith("committed"):
+            session.commit()
+        if kind.endswith("queried"):
+            session.scalars(sa.select(Item)).all()
+
+    assert not session.in_transaction()
+    assert not session.identity_map
+    assert checked_out(app) == 0
+    assert names(database) == ([kind] if kind.startswith("committed") else [])
+
+
+def test_a_session_of_many_contexts_is_in_the_registry_for_none_after(
+    app: Flask, uow: UnitOfWork, without_collector: None
+) -> None:
+    """The registry keeps nothing of a context that has ended, in requests and out of them."""
+    sessions: list[weakref.ref[Session]] = []
+
+    @app.get("/")
+    def index() -> str:
+        sessions.append(weakref.ref(uow.session()))
+        uow.session.execute(sa.text("SELECT 1"))
+        return ""
+
+    client = app.test_client()
+    for _ in range(10):
+        assert client.get("/").status_code == 200
+        assert checked_out(app) == 0
+    with app.app_context():
+        assert not uow.session.registry.has()
+    gc.collect()
+
+    assert [session() for session in sessions] == [None] * 10
+
+
+def test_a_context_that_is_torn_down_twice_is_served_twice(
+    app: Flask, uow: UnitOfWork, without_collector: None
+) -> None:
+    """A test client that keeps its contexts pops them again: what was used in between comes back as well."""
+    app.add_url_rule("/", view_func=lambda: str(uow.session.scalar(sa.text("SELECT 1"))))
+    with app.test_client() as client:
+        for _ in range(2):
+            assert client.get("/").text == "1"
+            assert checked_out(app) == 0
+            uow.session.execute(sa.text("SELECT 2"))
+            assert checked_out(app) == 1
+
+    assert checked_out(app) == 0
+
+
+# ---- streaming
+
+
+def stream_items(uow: UnitOfWork) -> Iterator[str]:
+    """Yield the names of all rows, each read when it is asked for."""
+    for number in range(1, 4):
+        yield str(uow.session.scalar(sa.select(Item.name).where(Item.id == number)))
+
+
+def test_a_stream_without_its_context_is_refused_before_it_leaks(
+    app: Flask, uow: UnitOfWork, database: Database, without_collector: None
+) -> None:
+    """A plain generator runs after the context has ended: UOW201, where a session would have stayed open for ever."""
+    add(database, "a", "b", "c")
+    app.add_url_rule("/", view_func=lambda: Response(stream_items(uow)))
+
+    with pytest.raises(RuleViolationError, match=OUTSIDE) as caught:
+        app.test_client().get("/")
+
+    assert caught.value.where is not None
+    assert caught.value.where.endswith("in stream_items")
+    assert checked_out(app) == 0
+
+
+def test_a_stream_with_its_context_reads_to_its_end_and_gives_back(
+    app: Flask, uow: UnitOfWork, database: Database, without_collector: None
+) -> None:
+    """``stream_with_context`` pushes the context again; its second teardown takes back what the stream used."""
+    add(database, "a", "b", "c")
+    app.add_url_rule("/", view_func=lambda: Response(stream_with_context(stream_items(uow))))
+    response = app.test_client().get("/", buffered=False)
+    assert checked_out(app) == 1
+
+    assert response.text == "abc"
+    assert checked_out(app) == 0
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+def test_a_stream_that_the_client_leaves_gives_back(
+    app: Flask, uow: UnitOfWork, database: Database, without_collector: None, method: str
+) -> None:
+    """Closed in the middle, or never begun, a stream leaves nothing checked out."""
+    add(database, "a", "b", "c")
+    app.add_url_rule("/", view_func=lambda: Response(stream_with_context(stream_items(uow))))
+
+    app.test_client().open("/", method=method, buffered=False).close()
+
+    assert checked_out(app) == 0
+
+
+def test_a_stream_shows_the_objects_that_its_view_has_committed(
+    app: Flask, uow: UnitOfWork, database: Database, without_collector: None
+) -> None:
+    """What the view's unit has loaded is still readable when its session has been taken back."""
+
+    @app.get("/")
+    @transactional
+    def view() -> Response:
+        items = [Item(name=name) for name in "abc"]
+        uow.session.add_all(items)
+        return Response(item.name for item in items)
+
+    assert app.test_client().get("/").text == "abc"
+    assert names(database) == ["a", "b", "c"]
+    assert checked_out(app) == 0
+
+
+# ---- what is still shown after a commit
+
+
+def test_a_template_shows_what_was_committed_without_a_transaction(
+    app: Flask, uow: UnitOfWork, database: Database
+) -> None:
+    """After the unit its objects keep their values, server-made ones too: nothing is sent, no connection is taken."""
+    with app.app_context():
+        with transactional():
+            item = Item(name="shown")
+            uow.session.add(item)
+        sent = record_transactions(app, uow)
+        with app.test_request_context():
+            shown = render_template_string("{{ item.id }} {{ item.name }}", item=item)
+        assert checked_out(app) == 0
+
+    assert shown == "1 shown"
+    assert sent == []
+
+
+def test_the_next_unit_reads_fresh_rows(app: Flask, uow: UnitOfWork, database: Database) -> None:
+    """What another connection changed since is seen by the next unit of the same context, in the same objects."""
+    with app.app_context():
+        with transactional():
+            item = Item(name="before")
+            uow.session.add(item)
+        database.execute("UPDATE item SET name = 'after'")
+        assert item.name == "before"
+        with transactional():
+            assert item.name == "after"
+            assert uow.session.get(Item, item.id) is item
+
+
+def test_what_was_changed_before_the_next_unit_is_not_lost(app: Flask, uow: UnitOfWork, database: Database) -> None:
+    """A changed object keeps its change when the next transaction begins, and that commits it."""
+    with app.app_context():
+        with transactional():
+            changed, other = Item(name="changed"), Item(name="other")
+            uow.session.add_all([changed, other])
+        changed.name = "changed by us"
+        database.execute("UPDATE item SET name = 'other by them' WHERE name = 'other'")
+        with transactional():
+            assert changed.name == "changed by us"
+            assert other.name == "other by them"
+
+    assert names(database) == ["changed by us", "other by them"]
+
+
+def test_a_rollback_shows_what_is_in_the_database(app: Flask, uow: UnitOfWork) -> None:
+    """After a rollback the values that were not kept are gone from the objects."""
+    with app.app_context():
+        with transactional():
+            item = Item(name="kept")
+            uow.session.add(item)
+        with transactional() as unit:
+            item.name = "undone"
+            uow.session.flush()
+            unit.set_rollback_only()
+        assert item.name == "kept"
+
+
+def test_an_object_of_an_ended_context_stays_readable(app: Flask, uow: UnitOfWork) -> None:
+    """It is detached, and keeps the values that it had."""
+    with app.app_context(), transactional():
+        item = Item(name="kept")
+        uow.session.add(item)
+
+    assert sa.inspect(item).detached
+    assert item.name == "kept"
