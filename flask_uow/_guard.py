@@ -79,6 +79,12 @@ class GuardedSession(_Session):
         self._refuse_end("UOW102", "invalidate")
         super().invalidate()
 
+    def add(self, *args: Any, **kwargs: Any) -> None:
+        state = self._uow
+        super().add(*args, **kwargs)
+        if state is not None and state.unit is None and state.write_site is None:
+            state.write_site = application_site()
+
     def flush(self, objects: Sequence[Any] | None = None) -> None:
         state = self._uow
         if state is None or state.is_flushing:
@@ -135,7 +141,6 @@ def _watch_sessions(cls: type[Session]) -> None:
     event.listen(cls, "after_begin", connection_begun)
     event.listen(cls, "before_commit", _about_to_commit)
     event.listen(cls, "after_soft_rollback", _rolled_back)
-    event.listen(cls, "transient_to_pending", _object_added)
 
 
 def _transaction_created(session: Session, transaction: SessionTransaction) -> None:
@@ -232,12 +237,6 @@ def _rolled_back(session: Session, transaction: SessionTransaction) -> None:
         state.error = None  # the savepoint's rollback has healed what it broke
 
 
-def _object_added(session: Session, entity: object) -> None:
-    state = state_of(session)
-    if state is not None and state.unit is None and state.write_site is None:
-        state.write_site = application_site()
-
-
 # ---- what engines tell
 
 
@@ -247,7 +246,6 @@ def watch_engine(engine: sa.Engine) -> None:
         return
     _watched_engines.add(engine)
     event.listen(engine, "before_cursor_execute", _about_to_execute, retval=True)
-    event.listen(engine, "after_cursor_execute", _executed)
     event.listen(engine, "handle_error", _failed)
     event.listen(engine, "commit", _committing)
     event.listen(engine, "rollback", _rolling_back)
@@ -268,7 +266,6 @@ def _note_statement(state: SessionState, connection: sa.Connection, statement: s
     if state.unit is not None:
         _check_statement(state, kind, statement)
     state.connections[connection] = True
-    state.is_executing = True
     if kind is Kind.WRITE:
         state.wrote = True
         if state.unit is None and state.write_site is None:
@@ -293,20 +290,11 @@ def _check_statement(state: SessionState, kind: Kind, statement: str) -> None:
     raise state.refusal("UOW101", call=f"the statement {kind.value}", noun="statement", reason=reason)
 
 
-def _executed(
-    connection: sa.Connection, cursor: Any, statement: str, parameters: Any, context: Any, executemany: bool
-) -> None:
-    state: SessionState | None = getattr(connection, "_uow", None)
-    if state is not None:
-        state.is_executing = False
-
-
 def _failed(context: ExceptionContext) -> None:
     connection = context.connection
     state: SessionState | None = getattr(connection, "_uow", None)
     if state is None or connection is None:
         return
-    state.is_executing = False
     if context.is_disconnect or status_of(connection) is TransactionStatus.IN_ERROR:
         state.note_error(context.sqlalchemy_exception or context.original_exception)
 

@@ -10,7 +10,6 @@ import sys
 import threading
 import weakref
 from collections.abc import Callable
-from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, Protocol
 
 import sqlalchemy as sa
@@ -22,7 +21,8 @@ from sqlalchemy import event
 from . import _fork, signals
 from ._guard import connection_begun, know_connection, put_under_guard
 from ._rules import report_at_teardown, violation
-from ._state import AppState, SessionState, state_of
+from ._drivers import TransactionStatus
+from ._state import AppState, SessionState, state_of, status_of
 from ._units import discard, has_pending
 from .exceptions import RuleViolationError, UnitOptionsError
 
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 else:
     _Session = object  # the class in front of which the routing is put
 
+_current_object: Callable[[], AppContext] = app_ctx._get_current_object  # type: ignore[attr-defined]
 _thread = threading.local()
 
 
@@ -57,7 +58,7 @@ class Scope:
         return self.slots.setdefault(key, [])
 
     def abandon(self) -> object:
-        """Hand over a parent process's sessions; they are never to be touched."""
+        """Hand over what it holds."""
         slots, self.slots = self.slots, {}
         adopted, self.adopted = self.adopted, []
         return slots, adopted
@@ -79,7 +80,10 @@ def _runs_event_loop() -> bool:
 
 def find_context() -> AppContext | None:
     """The current app context, if there is one."""
-    return app_ctx._get_current_object() if app_ctx else None  # type: ignore[attr-defined]
+    try:
+        return _current_object()
+    except RuntimeError:
+        return None
 
 
 def current_context(what: str) -> AppContext:
@@ -100,6 +104,7 @@ class Scopes:
     def __init__(self) -> None:
         self._scopes: weakref.WeakKeyDictionary[AppContext, Scope] = weakref.WeakKeyDictionary()
         self.leaked: list[Session] = []
+        _fork.abandon_in_children(self)
 
     def serve(self, app: Flask) -> None:
         """Note which thread pushes each context of ``app``."""
@@ -113,7 +118,6 @@ class Scopes:
         scope = self._scopes.get(context)
         if scope is None:
             scope = self._scopes[context] = Scope(_this_thread())
-            _fork.abandon_in_children(scope)
         return scope
 
     def find(self, context: AppContext) -> Scope | None:
@@ -123,6 +127,11 @@ class Scopes:
     def take(self, context: AppContext) -> Scope | None:
         """The scope of a context that ends."""
         return self._scopes.pop(context, None)
+
+    def abandon(self) -> object:
+        """Hand over a parent process's sessions; they are never to be touched."""
+        leaked, self.leaked = self.leaked, []
+        return leaked, [scope.abandon() for scope in list(self._scopes.values())]
 
 
 class Sessions(Protocol):
@@ -380,26 +389,26 @@ def close_scope(scopes: Scopes, scope: Scope, exception: BaseException | None) -
 
     :param exception: what ended the context; then lost writes are no surprise and UOW103 is not reported.
     """
-    with ExitStack() as stack:
-        for thread, slot in scope.slots.items():
-            is_foreign = thread is not scope.home and thread is not _this_thread()
-            for session in slot:
-                if is_foreign and _is_executing(session):
-                    scopes.leaked.append(session)
-                    stack.callback(_report_leak, session)
-                    continue
-                stack.callback(close_session, session)
-                if exception is None:
-                    stack.callback(report_lost_writes, session)
-        scope.slots = {}
-        if scopes.leaked:
-            _close_leaked(scopes, stack)
+    slots, scope.slots = scope.slots, {}
+    for thread, slot in slots.items():
+        is_foreign = thread is not scope.home and thread is not _this_thread()
+        while slot:
+            session = slot.pop()
+            if is_foreign and _is_executing(session):
+                scopes.leaked.append(session)
+                _report_leak(session)
+                continue
+            if exception is None:
+                report_lost_writes(session)
+            close_session(session)
+    if scopes.leaked:
+        _close_leaked(scopes)
 
 
-def _close_leaked(scopes: Scopes, stack: ExitStack) -> None:
+def _close_leaked(scopes: Scopes) -> None:
     for session in [session for session in scopes.leaked if not _is_executing(session)]:
         scopes.leaked.remove(session)
-        stack.callback(close_session, session)
+        close_session(session)
 
 
 def report_adopted(scope: Scope) -> None:
@@ -444,10 +453,9 @@ def close_session(session: Session) -> None:
         return
     connections = list(state.connections)
     state.unit = None
-    state.is_over = True
+    state.is_over = state.is_own_call = True
     try:
-        with state.own_call():
-            session.close()
+        session.close()
     except Exception:
         state.app.logger.warning("A session could not be closed; its connections are discarded.", exc_info=True)
         discard(connections)
@@ -455,7 +463,9 @@ def close_session(session: Session) -> None:
 
 def _is_executing(session: Session) -> bool:
     state = state_of(session)
-    return state is not None and state.is_executing
+    if state is None:
+        return False
+    return any(status_of(connection) is TransactionStatus.ACTIVE for connection in list(state.connections))
 
 
 def _report_leak(session: Session) -> None:

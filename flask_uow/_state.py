@@ -6,8 +6,6 @@ interrupt cut short cannot leave its depth behind for the thread's next request.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -59,7 +57,6 @@ class SessionState:
         "connections",
         "error",
         "generation",
-        "is_executing",
         "is_flushing",
         "is_own_call",
         "is_over",
@@ -80,7 +77,6 @@ class SessionState:
         self.unit: Unit | None = None
         self.is_own_call = False
         self.is_flushing = False
-        self.is_executing = False
         self.is_own_session = is_own_session
         self.is_over = False  # its context has ended
         self.begin_transaction()
@@ -95,14 +91,9 @@ class SessionState:
         self.write_site: CallSite | None = None
         self.sent_commit = False
 
-    @contextmanager
-    def own_call(self) -> Iterator[None]:
-        """Let the session's own methods pass the guard."""
-        before, self.is_own_call = self.is_own_call, True
-        try:
-            yield
-        finally:
-            self.is_own_call = before
+    def own_call(self) -> OwnCall:
+        """Let the session's own methods pass the guard, for a ``with`` block."""
+        return OwnCall(self)
 
     @property
     def is_guarded(self) -> bool:
@@ -151,6 +142,22 @@ class SessionState:
             was_used and status_of(connection) is TransactionStatus.IDLE
             for connection, was_used in self.connections.items()
         )
+
+
+class OwnCall:
+    """A stretch in which the extension itself begins, commits or rolls back."""
+
+    __slots__ = ("_state", "_was_own_call")
+
+    def __init__(self, state: SessionState) -> None:
+        self._state = state
+
+    def __enter__(self) -> None:
+        self._was_own_call = self._state.is_own_call
+        self._state.is_own_call = True
+
+    def __exit__(self, *exception: object) -> None:
+        self._state.is_own_call = self._was_own_call
 
 
 def status_of(connection: sa.Connection) -> TransactionStatus | None:

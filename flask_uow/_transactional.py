@@ -16,7 +16,7 @@ from functools import wraps
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypedDict, TypeVar, Unpack, cast, overload
 
-from flask import Flask, has_request_context, request
+from flask import Flask, Request, request
 from werkzeug.local import LocalProxy
 
 from . import signals
@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 F = TypeVar("F", bound=Callable[..., Any])
 
 EXTENSION_KEY = "uow"
+
+_current_request: Callable[[], Request] = request._get_current_object  # type: ignore[attr-defined]
 
 
 class Options(TypedDict, total=False):
@@ -414,9 +416,10 @@ def _check_writer(outer: Session) -> None:
 
 def view_label(app_state: AppState, function: Callable[..., Any]) -> str | None:
     """``POST /accounts/<id>`` if ``function`` is the view of the current request, or its part; else None."""
-    if not has_request_context():
+    try:
+        now = _current_request()
+    except RuntimeError:
         return None
-    now = request._get_current_object()  # type: ignore[attr-defined]
     if now.url_rule is None:
         return None
     key = (function, now.url_rule.endpoint, now.url_rule.rule, now.method)

@@ -196,10 +196,11 @@ class Unit:
 
     def _begin_outermost(self) -> None:
         _meet_open_transaction(self.session, self._state, self._options)
-        if not self.session.in_transaction():
+        session = self.session
+        if not session.in_transaction():
             with self._state.own_call():
-                self.session.begin()
-        self._transaction = self.session.get_transaction()
+                session.begin()
+        self._transaction = session.get_transaction()
         self._activate()
         if _needs_connection_options(self._options) and not self._state.connections:
             try:
