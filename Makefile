@@ -65,8 +65,9 @@ test-oldest: ## Run the tests with the oldest Flask and SQLAlchemy that are supp
 	@.venv-oldest/bin/python -m pytest
 
 .PHONY: bench
-bench: $(VENV)/dev.stamp ## Run the benchmarks
+bench: $(VENV)/dev.stamp ## Measure the overhead of a unit, and the bank under 5,000 requests
 	@$(PYTEST) -m benchmark -s
+	@$(PY) -m tests.benchmarks.load_bank --requests 5000
 
 ## Releases
 
@@ -75,6 +76,10 @@ build: $(VENV)/dev.stamp ## Build the wheel and the source archive into dist/ an
 	@rm -rf build dist
 	@$(PY) -m build --quiet
 	@$(PY) -m twine check --strict dist/*
+
+.PHONY: pictures
+pictures: $(VENV)/dev.stamp ## Draw the README's picture again, from a server's real sessions
+	@$(PY) -m tests.pictures.db_session_stats docs/db-session-stats.svg
 
 .PHONY: clean
 clean: ## Remove everything that make has made, the sample's SQLite file too
