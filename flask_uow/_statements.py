@@ -7,8 +7,10 @@ hidden in a procedure, say) meets the server's own word at the unit's end.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from enum import Enum
 from functools import lru_cache
+from itertools import pairwise
 from typing import Any
 
 
@@ -22,16 +24,26 @@ class Kind(Enum):
     BEGIN = "BEGIN"
 
 
+_GRAVEST_FIRST = (Kind.COMMIT, Kind.ROLLBACK, Kind.BEGIN, Kind.WRITE)
 _LONGEST_KEPT = 4096  # characters; longer texts are read anew each time, so that the cache stays small
-_NOISE = r"(?:\s|;|\(|--[^\n]*(?:\n|\Z)|/\*.*?\*/)*"
-_FIRST_WORDS = re.compile(_NOISE + r"([A-Za-z]+)\s*([A-Za-z]*)\s*([A-Za-z]*)", re.DOTALL)
-_QUOTED = re.compile(r"'(?:[^']|'')*'|\"(?:[^\"]|\"\")*\"|(\$\w*\$).*?\1|--[^\n]*|/\*.*?\*/", re.DOTALL)
-_DATA_CHANGE = re.compile(r"\b(?:INSERT\s+INTO|UPDATE|DELETE\s+FROM|MERGE\s+INTO)\b", re.IGNORECASE)
+
+# Nothing here is ever tried a second way: what lacks its end lasts until the end of the text. So the time grows with
+# the length of the text, whatever it holds.
+_TOKEN = re.compile(
+    r"""
+      --[^\n]* | /\*.*?(?:\*/|\Z)
+    | [eE]'(?:[^'\\]+|\\.|'')*+(?:'|\Z) | '(?:[^']+|'')*+(?:'|\Z) | "[^"]*(?:"|\Z)
+    | \$(?P<tag>(?:[^\W\d]\w*)?)\$ .*? (?:\$(?P=tag)\$|\Z)
+    | (?P<word>[^\W\d][\w$]*) | (?P<end>;)
+    """,
+    re.DOTALL | re.VERBOSE,
+)
 _WRITING = frozenset(
     "INSERT UPDATE DELETE MERGE REPLACE CREATE ALTER DROP TRUNCATE COPY CALL DO GRANT REVOKE COMMENT "
     "REFRESH REINDEX IMPORT SECURITY".split()
 )
-_COMPOUND = frozenset(("CREATE", "ALTER", "DO"))  # their bodies hold semicolons, BEGIN and END of their own
+_ROUTINES = frozenset(("TRIGGER", "FUNCTION", "PROCEDURE"))  # their bodies may hold semicolons, BEGIN and END
+_CHANGES = frozenset((("INSERT", "INTO"), ("INSERT", "OR"), ("REPLACE", "INTO"), ("MERGE", "INTO"), ("DELETE", "FROM")))
 
 
 def kind_of(statement: str, context: Any) -> Kind:
@@ -49,33 +61,60 @@ def kind_of(statement: str, context: Any) -> Kind:
 
 def _kind_of_text(text: str) -> Kind:
     """The gravest kind of the statements in ``text``."""
-    first = _kind_of_one(text)
-    match = _FIRST_WORDS.match(text)
-    if ";" not in text or (match and match[1].upper() in _COMPOUND):
-        return first
-    kinds = {_kind_of_one(part) for part in _QUOTED.sub(" ", text).split(";")} | {first}
-    for kind in (Kind.COMMIT, Kind.ROLLBACK, Kind.BEGIN, Kind.WRITE):
-        if kind in kinds:
-            return kind
-    return Kind.READ
+    if ";" not in text:
+        return _kind_of_one(text)
+    kinds = {_kind_of_words(iter(words)) for words in _statements(text)}
+    return next((kind for kind in _GRAVEST_FIRST if kind in kinds), Kind.READ)
 
 
 def _kind_of_one(statement: str) -> Kind:
-    match = _FIRST_WORDS.match(statement)
-    if match is None:
-        return Kind.READ
-    first, second, third = (word.upper() for word in match.groups())
+    return _kind_of_words(word for word in _tokens(statement) if word != ";")
+
+
+def _tokens(text: str) -> Iterator[str]:
+    """The words of ``text`` in upper case, and its semicolons; what is quoted or commented out is left out."""
+    return (match[0].upper() for match in _TOKEN.finditer(text) if match.lastgroup in ("word", "end"))
+
+
+def _statements(text: str) -> Iterator[list[str]]:
+    """The words of each statement; the statements in a routine's body are part of the routine."""
+    words: list[str] = []
+    open_blocks = 0
+    for token in _tokens(text):
+        if token == ";" and not open_blocks:
+            yield words
+            words = []
+            continue
+        words.append(token)
+        if token in ("BEGIN", "CASE", "END") and words[0] == "CREATE" and not _ROUTINES.isdisjoint(words[:5]):
+            open_blocks = max(0, open_blocks + (-1 if token == "END" else 1))
+    yield words
+
+
+def _kind_of_words(words: Iterator[str]) -> Kind:
+    """The kind of one statement; no more of its words are read than it takes to tell."""
+    first, second = next(words, ""), next(words, "")
     if first in _WRITING:
         return Kind.WRITE
-    if first == "WITH" or (first == "EXPLAIN" and second in ("ANALYZE", "ANALYSE")):
-        return Kind.WRITE if _DATA_CHANGE.search(_QUOTED.sub(" ", statement)) else Kind.READ
+    if first in ("WITH", "EXPLAIN"):
+        return _kind_of_inner(first, [second, *words])
     if first in ("COMMIT", "END") or (first, second) == ("PREPARE", "TRANSACTION"):
         return Kind.COMMIT
-    if first == "ABORT" or (first == "ROLLBACK" and "TO" not in (second, third)):
+    if first == "ABORT" or (first == "ROLLBACK" and "TO" not in (second, next(words, ""))):
         return Kind.ROLLBACK
     if first == "BEGIN" or (first, second) == ("START", "TRANSACTION"):
         return Kind.BEGIN
     return Kind.READ
+
+
+def _kind_of_inner(first: str, words: list[str]) -> Kind:
+    """The kind of a statement whose deed comes later in it: ``WITH ... DELETE``, ``EXPLAIN ANALYZE DELETE``."""
+    if first == "EXPLAIN" and "ANALYZE" not in words and "ANALYSE" not in words:
+        return Kind.READ  # it is planned, not run
+    has_change = any(
+        pair in _CHANGES or (pair[1] == "UPDATE" and pair[0] not in ("FOR", "KEY")) for pair in pairwise(words)
+    )
+    return Kind.WRITE if has_change else Kind.READ
 
 
 _kept_kind_of_one = lru_cache(maxsize=1024)(_kind_of_one)
