@@ -61,7 +61,7 @@ test-browser: $(VENV)/dev.stamp ## Run the sample's tests in a headless Chromium
 
 .PHONY: test-oldest
 test-oldest: ## Run the tests with the oldest Flask and SQLAlchemy that are supported
-	@$(MAKE) VENV=.venv-oldest CONSTRAINTS=tests/oldest.txt .venv-oldest/dev.stamp
+	@$(MAKE) --no-print-directory VENV=.venv-oldest PINS=tests/oldest.txt .venv-oldest/test.stamp
 	@.venv-oldest/bin/python -m pytest
 
 .PHONY: bench
@@ -97,12 +97,13 @@ $(VENV)/test.stamp: COVERED := sample test
 $(VENV)/dev.stamp: EXTRAS := dev
 $(VENV)/dev.stamp: COVERED := sample test dev
 
-$(VENV)/%.stamp: setup.cfg pyproject.toml $(CONSTRAINTS)
+$(VENV)/%.stamp: setup.cfg pyproject.toml $(PINS)
 	@if [ -e $(VENV)/unfinished ] || ! $(PY) -m pip --version >/dev/null 2>&1; then \
 	    $(find_python); echo "Making $(VENV)"; rm -rf $(VENV); "$$python" -m venv $(VENV) || exit 1; fi
 	@echo "Installing flask_uow[$(EXTRAS)] into $(VENV)"
 	@touch $(VENV)/unfinished
-	@$(PY) -m pip install --quiet --disable-pip-version-check $(CONSTRAINTS:%=--constraint %) --editable '.[$(EXTRAS)]'
+	@$(PY) -m pip install --quiet --disable-pip-version-check --editable '.[$(EXTRAS)]'
+	@$(if $(PINS),$(PY) -m pip install --quiet --disable-pip-version-check --no-deps --requirement $(PINS))
 	@rm $(VENV)/unfinished
 	@touch $(COVERED:%=$(VENV)/%.stamp)
 

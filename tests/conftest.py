@@ -5,6 +5,7 @@ import itertools
 import weakref
 from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack, suppress
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,9 @@ NO_SERVER = f"""The tests need a real PostgreSQL, and have none.
   fix: Name one on which they may create databases: {SERVER_VARIABLE}=postgresql://user:password@host:5432/postgres"""
 # Tests under these folders run when their mark is asked for: they need a browser, or a machine that does nothing else.
 MARKED_FOLDERS = {"benchmarks": "benchmark", "browser": "browser"}
+
+# The browser's tests are collected where the extra of that name is installed.
+collect_ignore = [] if find_spec("selenium") else ["browser"]
 
 HAS_FAILED = pytest.StashKey[bool]()
 
