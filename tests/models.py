@@ -5,6 +5,7 @@ from typing import Any
 import sqlalchemy as sa
 from flask import Flask
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+from sqlalchemy.schema import CreateTable
 
 from flask_uow import UnitOfWork
 from tests.databases import Database
@@ -25,8 +26,9 @@ class Item(Base):
 
 def create_tables(database: Database) -> None:
     """Create the tables, on a connection that the code under test never sees."""
-    engine = sa.create_engine(database.url, poolclass=sa.NullPool)
-    Base.metadata.create_all(engine)
+    dialect = sa.make_url(database.url).get_dialect()()
+    for table in Base.metadata.sorted_tables:
+        database.execute(str(CreateTable(table, if_not_exists=True).compile(dialect=dialect)))
 
 
 def make_app(database: Database, uow: UnitOfWork | None = None, **config: Any) -> Flask:
