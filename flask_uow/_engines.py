@@ -46,14 +46,14 @@ def _make_engine(app: Flask, bind: Bind) -> sa.Engine:
 def _prepare(app: Flask, engine: sa.Engine, user_options: dict[str, Any]) -> None:
     if engine.dialect.driver in LIBPQ_DRIVERS:
         event.listen(engine, "do_connect", _NameEachConnection(app.name))
+        event.listen(engine, "connect", _remember_process)
+        event.listen(engine, "checkout", _refuse_other_process)
         if not user_options.get("pool_pre_ping"):
             event.listen(engine, "checkout", _replace_dead)
     if _needs_begin(engine, user_options):
         event.listen(engine, "connect", _leave_transactions_to_us)
-        event.listen(engine, "begin", begin_sqlite)
+        engine.dialect.do_begin = _begin_at_once  # type: ignore[method-assign,assignment]
     _fork.dispose_in_children(engine)
-    event.listen(engine, "connect", _remember_process)
-    event.listen(engine, "checkout", _refuse_other_process)
 
 
 # ---- options
@@ -140,6 +140,10 @@ def _needs_begin(engine: sa.Engine, user_options: dict[str, Any]) -> bool:
 
 def _leave_transactions_to_us(dbapi_connection: sqlite3.Connection, record: Any) -> None:
     dbapi_connection.isolation_level = None
+
+
+def _begin_at_once(connection: Any) -> None:
+    connection.dbapi_connection.execute("BEGIN")
 
 
 def begin_sqlite(connection: sa.Connection) -> None:

@@ -1,16 +1,16 @@
 """The guard: what may end a transaction by hand inside a unit is refused, and what ends it all the same is noticed.
 
 A session under guard has a class of its own in front of its class, so that ``commit`` and its kin can be refused
-before anything happened. What reaches past the session is met by SQLAlchemy's events: a statement's text before it is
-sent, a Connection's own commit by undoing it underneath. Nothing is raised from the engine's ``commit`` event:
-SQLAlchemy would take the transaction for ended and give the connection back with the transaction still open.
+before anything happened. What reaches past the session is met where SQLAlchemy calls the driver: a statement's text
+before it is sent, a Connection's own commit by a rollback in its place. Nothing listens to the engine's ``commit``
+event: raised from there, an error makes SQLAlchemy take the transaction for ended and give the connection back with
+the transaction still open.
 
 Rules UOW101, UOW102 and UOW111 (SIP-99B: the unit of work alone commits).
 """
 
 from __future__ import annotations
 
-import contextlib
 import weakref
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -26,10 +26,12 @@ from ._engines import begin_for_writing, begin_sqlite, refuse_writes
 from ._rules import report_now, violation
 from ._state import SessionState, state_of, status_of
 from ._statements import Kind, kind_of
-from .exceptions import UnitFailedError
+from .exceptions import RuleViolationError, UnitFailedError
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session, SessionTransaction
+
+    from ._units import Unit
 
     _Session = Session
 else:
@@ -107,7 +109,7 @@ class GuardedSession(_Session):
 
 
 _guarded_classes: weakref.WeakKeyDictionary[type[Session], type[Session]] = weakref.WeakKeyDictionary()
-_watched_engines: weakref.WeakSet[sa.Engine] = weakref.WeakSet()
+_watched_dialects: weakref.WeakSet[sa.Dialect] = weakref.WeakSet()
 
 
 def guarded_class(base: type[Session]) -> type[Session]:
@@ -192,6 +194,7 @@ def know_connection(session: Session, connection: sa.Connection, *, was_used: bo
     assert state is not None
     state.connections[connection] = was_used
     connection._uow = state  # type: ignore[attr-defined]
+    connection.connection._uow = state  # type: ignore[attr-defined]
     watch_engine(connection.engine)
 
 
@@ -241,30 +244,62 @@ def _rolled_back(session: Session, transaction: SessionTransaction) -> None:
 
 
 def watch_engine(engine: sa.Engine) -> None:
-    """Listen to what reaches past the session; once per engine."""
-    if engine in _watched_engines:
+    """Watch what reaches past the session; once per dialect object, which an engine has for itself.
+
+    SQLAlchemy's events of an engine would cost every connection several times what they tell; those of its dialect,
+    and the dialect's own methods, cost a call.
+    """
+    dialect = engine.dialect
+    if dialect in _watched_dialects:
         return
-    _watched_engines.add(engine)
-    event.listen(engine, "before_cursor_execute", _about_to_execute, retval=True)
+    _watched_dialects.add(dialect)
+    event.listen(engine, "do_execute", _about_to_execute)
+    event.listen(engine, "do_executemany", _about_to_execute)
+    event.listen(engine, "do_execute_no_params", _about_to_execute_without_parameters)
     event.listen(engine, "handle_error", _failed)
-    event.listen(engine, "commit", _committing)
-    event.listen(engine, "rollback", _rolling_back)
+    _watch_ends(dialect)
 
 
-def _about_to_execute(
-    connection: sa.Connection, cursor: Any, statement: str, parameters: Any, context: Any, executemany: bool
-) -> tuple[str, Any]:
+def _watch_ends(dialect: sa.Dialect) -> None:
+    commit, rollback = dialect.do_commit, dialect.do_rollback
+
+    def do_commit(connection: Any) -> None:
+        state: SessionState | None = getattr(connection, "_uow", None)
+        if state is not None and state.is_guarded:
+            rollback(connection)  # so that nothing is committed by halves
+            raise _break(state, "UOW101", "commit")
+        if state is not None:
+            state.sent_commit = True
+        commit(connection)
+
+    def do_rollback(connection: Any) -> None:
+        state: SessionState | None = getattr(connection, "_uow", None)
+        rollback(connection)
+        if state is not None and state.is_guarded and not state.is_flushing and state.breach is None:
+            raise _break(state, "UOW102", "rollback")
+
+    dialect.do_commit = do_commit  # type: ignore[method-assign,assignment]
+    dialect.do_rollback = do_rollback  # type: ignore[method-assign,assignment]
+
+
+def _break(state: SessionState, code: str, name: str) -> RuleViolationError:
+    state.breach = state.refusal(code, call=f"connection.{name}()", noun=name, reason=_USE_FLUSH)
+    return state.breach
+
+
+def _about_to_execute(cursor: Any, statement: str, parameters: Any, context: Any) -> None:
+    _about_to_execute_without_parameters(cursor, statement, context)
+
+
+def _about_to_execute_without_parameters(cursor: Any, statement: str, context: Any) -> None:
+    connection = context.root_connection
     state: SessionState | None = getattr(connection, "_uow", None)
-    if state is not None:
-        _note_statement(state, connection, statement, context)
-    return statement, parameters
-
-
-def _note_statement(state: SessionState, connection: sa.Connection, statement: str, context: Any) -> None:
+    if state is None:
+        return
     state.check_process()
     kind = kind_of(statement, context)
     if state.unit is not None:
-        _check_statement(state, kind, statement)
+        _check_statement(state, state.unit, kind, statement)
     state.connections[connection] = True
     if kind is Kind.WRITE:
         state.wrote = True
@@ -272,9 +307,7 @@ def _note_statement(state: SessionState, connection: sa.Connection, statement: s
             state.write_site = application_site()
 
 
-def _check_statement(state: SessionState, kind: Kind, statement: str) -> None:
-    unit = state.unit
-    assert unit is not None
+def _check_statement(state: SessionState, unit: Unit, kind: Kind, statement: str) -> None:
     if state.breach is not None:
         raise state.breach
     unit.check_deadline()
@@ -297,21 +330,3 @@ def _failed(context: ExceptionContext) -> None:
         return
     if context.is_disconnect or status_of(connection) is TransactionStatus.IN_ERROR:
         state.note_error(context.sqlalchemy_exception or context.original_exception)
-
-
-def _committing(connection: sa.Connection) -> None:
-    state: SessionState | None = getattr(connection, "_uow", None)
-    if state is None:
-        return
-    if not state.is_guarded:
-        state.sent_commit = True
-    elif state.breach is None:
-        state.breach = state.refusal("UOW101", call="connection.commit()", noun="commit", reason=_USE_FLUSH)
-        with contextlib.suppress(Exception):
-            connection.connection.rollback()  # so that the COMMIT to come finds nothing to commit by halves
-
-
-def _rolling_back(connection: sa.Connection) -> None:
-    state: SessionState | None = getattr(connection, "_uow", None)
-    if state is not None and state.is_guarded and not state.is_flushing and state.breach is None:
-        state.breach = state.refusal("UOW102", call="connection.rollback()", noun="rollback", reason=_USE_FLUSH)
