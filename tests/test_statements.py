@@ -169,7 +169,9 @@ def test_several_statements_count_as_the_gravest(text: str, expected: Kind) -> N
         ("SELECT 'it''s; COMMIT;'; SELECT 2", READ),
         ("SELECT 'a;'; COMMIT", COMMIT),
         ("SELECT E'\\'; COMMIT; '; SELECT 2", READ),
+        ("SELECT e'\\'; COMMIT; '; SELECT 2", READ),
         ("SELECT e'\\\\'; COMMIT", COMMIT),
+        ("SELECT e'not closed\\'; COMMIT", READ),
         ('SELECT "a; COMMIT; b" FROM t; SELECT 2', READ),
         ('SELECT "a""; COMMIT; b" FROM t; SELECT 2', READ),
         ('SELECT "a" ; COMMIT', COMMIT),
@@ -177,7 +179,7 @@ def test_several_statements_count_as_the_gravest(text: str, expected: Kind) -> N
         ("SELECT $a$; COMMIT; $$; $b$; $a$; SELECT 2", READ),
         ("SELECT $a$ $a$; COMMIT", COMMIT),
         ("SELECT $1; COMMIT; SELECT $1", COMMIT),
-        ("SELECT a$b; COMMIT; SELECT c$b", COMMIT),
+        ("SELECT a$b$; COMMIT; SELECT c$b$", COMMIT),
         ("SELECT 1 -- ; COMMIT;\n; SELECT 2", READ),
         ("SELECT 1 -- it's\n; COMMIT", COMMIT),
         ("SELECT 1 /* ; COMMIT; */ ; SELECT 2", READ),
@@ -201,9 +203,11 @@ def test_what_is_quoted_is_no_statement(text: str, expected: Kind) -> None:
         ("CREATE TRIGGER a AFTER INSERT ON t BEGIN UPDATE s SET x = 1; END; COMMIT", COMMIT),
         ("DROP TRIGGER a; CREATE TEMP TRIGGER IF NOT EXISTS a AFTER INSERT ON t BEGIN SELECT 1; END;", WRITE),
         (
-            "CREATE TRIGGER a AFTER INSERT ON t BEGIN UPDATE s SET x = CASE WHEN y THEN 1 END; DELETE FROM r; END; TABLE t",
+            "CREATE TRIGGER a AFTER INSERT ON t BEGIN UPDATE s SET x = CASE WHEN y THEN 1 END; SELECT 1; END; TABLE t",
             WRITE,
         ),
+        ("CREATE TRIGGER a AFTER UPDATE OF end ON t BEGIN SELECT 1; END", WRITE),
+        ("DROP FUNCTION begin(int); COMMIT", COMMIT),
         ("CREATE FUNCTION f() RETURNS int BEGIN ATOMIC INSERT INTO t VALUES (1); SELECT 2; END; SELECT 1", WRITE),
         ("CREATE OR REPLACE FUNCTION f() RETURNS int BEGIN ATOMIC SELECT 1; SELECT 2; END", WRITE),
         ("CREATE FUNCTION f() RETURNS int AS $$ BEGIN RETURN 1; END; $$ LANGUAGE plpgsql; SELECT f()", WRITE),
@@ -289,6 +293,10 @@ def test_long_text_is_read_to_its_end() -> None:
     assert kind_of(f"INSERT INTO t VALUES {rows};", None) is WRITE
 
 
+class NotSentError(Exception):
+    """Ends an execution before anything is sent."""
+
+
 class TestCompiled:
     """What SQLAlchemy compiled says itself what it is."""
 
@@ -311,6 +319,7 @@ class TestCompiled:
             pytest.param(lambda: sa.select(sa.literal_column("'; COMMIT;'")), READ, id="select of a literal string"),
             pytest.param(lambda: sa.text("SELECT 1"), READ, id="text"),
             pytest.param(lambda: sa.text("DELETE FROM t"), WRITE, id="text that writes"),
+            pytest.param(lambda: sa.text("SELECT 1; COMMIT"), COMMIT, id="text of two statements"),
             pytest.param(lambda: sa.text("SELECT 1").columns(sa.column("x")), READ, id="text with columns"),
             pytest.param(
                 lambda: sa.schema.CreateTable(sa.Table("s", sa.MetaData(), sa.Column("y", sa.Integer))), WRITE, id="DDL"
@@ -319,13 +328,11 @@ class TestCompiled:
     )
     def test_kind_of_what_is_executed(self, build: Callable[[], Any], expected: Kind) -> None:
         """Constructs of the expression language are known by what they are."""
-        assert self._seen(build()) == [expected]
+        assert self._seen(lambda connection: connection.execute(build())) == [expected]
 
-    def test_statement_without_a_construct_is_read(self) -> None:
-        """A text that goes to the driver as it is, is read like any other."""
-        seen = self._seen(None, "UPDATE t SET x = 1")
-
-        assert seen == [WRITE]
+    def test_text_without_a_construct_is_read_closely(self) -> None:
+        """A text that goes to the driver as it is may hold several statements."""
+        assert self._seen(lambda connection: connection.exec_driver_sql("SELECT 1; UPDATE t SET x = 1")) == [WRITE]
 
     def test_writing_cte_of_a_select_is_a_write(self) -> None:
         """A SELECT whose CTE deletes is a write, although SQLAlchemy calls it a SELECT."""
@@ -343,22 +350,18 @@ class TestCompiled:
         assert kind_of(str(compiled), self._context_of_select()) is READ
 
     @staticmethod
-    def _seen(construct: Any, text: str = "") -> list[Kind]:
-        """Return the kinds of what is sent to a SQLite of our own."""
+    def _seen(send: Callable[[sa.Connection], object]) -> list[Kind]:
+        """Return the kinds of what would be sent; nothing is."""
         seen: list[Kind] = []
-        engine = sa.create_engine("sqlite://")
-        with closing(engine.connect()) as connection:
-            connection.exec_driver_sql("CREATE TABLE t (x int)")
+        with closing(sa.create_engine("sqlite://").connect()) as connection:
 
             @event.listens_for(connection, "before_cursor_execute")
             def note(conn: Any, cursor: Any, statement: str, parameters: Any, context: Any, many: bool) -> None:
                 seen.append(kind_of(statement, context))
+                raise NotSentError("Nothing is sent.")
 
-            if construct is None:
-                connection.exec_driver_sql(text)
-            else:
-                connection.execute(construct)
-        engine.dispose()
+            with pytest.raises(NotSentError, match=r"Nothing is sent\."):
+                send(connection)
         return seen
 
     @staticmethod
