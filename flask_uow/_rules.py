@@ -6,7 +6,6 @@ teardown. Here is what a violation is: one error or warning, one signal, one cou
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import warnings
 from collections import Counter
@@ -28,6 +27,7 @@ class Rule:
     :param fix: the order that mends it.
     :param origin: where the rule comes from.
     :param is_fatal: always an error, whatever ``UOW_RULES`` says.
+    :param is_noticed: whether this version notices a breach; a mode may be set all the same.
     """
 
     code: str
@@ -35,6 +35,7 @@ class Rule:
     fix: str
     origin: str
     is_fatal: bool = False
+    is_noticed: bool = True
 
 
 RULES = {
@@ -61,6 +62,55 @@ RULES = {
             "SIP-99A",
         ),
         Rule(
+            "UOW104",
+            "{call} was called with nothing new, changed, deleted or written to commit.",
+            "Delete the commit.",
+            "SIP-99A",
+            is_noticed=False,
+        ),
+        Rule(
+            "UOW105",
+            "merge() was called with {entity}, which this session holds already.",
+            "Delete the merge and change the object itself: what is persistent is written by the next flush.",
+            "SIP-99A",
+            is_noticed=False,
+        ),
+        Rule(
+            "UOW106",
+            "{entity} was committed and then deleted in the same context.",
+            "Replace the first commit by session.flush(), so that one transaction does both.",
+            "SIP-99A",
+            is_noticed=False,
+        ),
+        Rule(
+            "UOW107",
+            "A transaction was begun again after unit of work {label!r} had ended: {what}.",
+            "Load what the template shows inside the unit, with selectinload() say.",
+            "best practices",
+            is_noticed=False,
+        ),
+        Rule(
+            "UOW108",
+            "Unit of work {label!r} took {seconds} s, and UOW_MAX_UNIT_SECONDS is {limit}.",
+            "Move what is no work of the database out of the unit.",
+            "best practices",
+            is_noticed=False,
+        ),
+        Rule(
+            "UOW109",
+            "Unit of work {label!r} sat idle in its transaction for {seconds} s, and UOW_MAX_IDLE_SECONDS is {limit}.",
+            "Ask other services before the unit begins, or in an after_commit hook.",
+            "best practices",
+            is_noticed=False,
+        ),
+        Rule(
+            "UOW110",
+            "A second connection was taken while unit of work {label!r} held one.",
+            "Use the unit's session, so that the pool cannot run dry with every thread waiting for another's.",
+            "pools",
+            is_noticed=False,
+        ),
+        Rule(
             "UOW111",
             "A write was sent inside read-only unit of work {label!r}: {statement}",
             "Drop read_only=True, or move the write out of the unit.",
@@ -79,6 +129,14 @@ RULES = {
             "A session outlived its app context: {what}.",
             "Join threads before the view returns, or give them an app context of their own; keep no session.",
             "leaks",
+        ),
+        Rule(
+            "UOW203",
+            "Two tasks or threads were inside one session at once: {what}.",
+            "Await one before the next begins, or give each an app context of its own.",
+            "scoped sessions",
+            is_fatal=True,
+            is_noticed=False,
         ),
     )
 }
@@ -102,9 +160,10 @@ class RuleBook:
 
 
 def violation(code: str, site: CallSite | None = None, **details: str) -> RuleViolationError:
-    """The error of a rule that is always one; to be raised after :func:`report`.
+    """The violation of a rule, to be raised or to be reported as the rule's mode says.
 
     :param site: the line to blame; the application's current line if None.
+    :param details: what the rule's text and fix leave open.
     """
     rule = RULES[code]
     site = site or application_site()
@@ -113,10 +172,10 @@ def violation(code: str, site: CallSite | None = None, **details: str) -> RuleVi
     )
 
 
-def report(app: Flask, book: RuleBook, error: RuleViolationError) -> None:
-    """Count and signal a violation that the caller raises."""
-    book.counts[error.code] += 1
-    signals.rule_violated.send(app, code=error.code, violation=error)
+def report(app: Flask, book: RuleBook, violation: RuleViolationError | RuleWarning) -> None:
+    """Count and signal a violation."""
+    book.counts[violation.code] += 1
+    signals.rule_violated.send(app, code=violation.code, violation=violation)
 
 
 def report_now(app: Flask, book: RuleBook, error: RuleViolationError) -> None:
@@ -130,9 +189,8 @@ def report_now(app: Flask, book: RuleBook, error: RuleViolationError) -> None:
     if mode == "error":
         report(app, book, error)
         raise error
-    book.counts[error.code] += 1
     warning = RuleWarning(*error.args)
-    signals.rule_violated.send(app, code=error.code, violation=warning)
+    report(app, book, warning)
     warnings.warn(warning, stacklevel=application_stacklevel())
 
 
@@ -146,5 +204,9 @@ def report_at_teardown(app: Flask, book: RuleBook, error: RuleViolationError) ->
     if mode == "off":
         return
     app.logger.log(logging.ERROR if mode == "error" else logging.WARNING, "%s", error)
-    with contextlib.suppress(RuleViolationError, RuleWarning):
+    try:
         report_now(app, book, error)
+    except (RuleViolationError, RuleWarning):
+        pass
+    except Exception:
+        app.logger.exception("A receiver of rule_violated failed.")

@@ -7,6 +7,8 @@ error too: a misspelt switch that silently does nothing is the worst kind.
 from __future__ import annotations
 
 import difflib
+import inspect
+import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -22,7 +24,15 @@ URI = "SQLALCHEMY_DATABASE_URI"
 BINDS = "SQLALCHEMY_BINDS"
 ENGINE_OPTIONS = "SQLALCHEMY_ENGINE_OPTIONS"
 DEFAULT_BIND = "default"
+PREFIX = "UOW_"
 POSTGRESQL_DRIVERS = ("psycopg2", "psycopg")
+
+# A password may hold anything, so it lasts until the last "@"; better too much is hidden than too little.
+_USER_INFO = re.compile(r"(://[^:]*:).*@", re.DOTALL)
+_SECRET_PAIR = re.compile(
+    r"((?:password|passwd|pwd|secret|token)['\"]?\s*[:=]\s*)(?:b?'(?:\\.|[^'\\])*'|b?\"(?:\\.|[^\"\\])*\"|[^\s&'\"]+)",
+    re.IGNORECASE,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,25 +89,27 @@ def read_settings(
 
 
 def wrong(key: str, value: object, wanted: str, fix: str | None = None) -> ConfigurationError:
-    """The error for ``key``; a password in ``value`` is hidden."""
+    """The error for ``key``, maybe with an index behind it; a password in ``value`` is hidden."""
+    name, bracket, index = key.partition("[")
     return ConfigurationError(
-        f"{key} = {_without_password(value)}: {wanted}.", fix=fix or f"Set app.config[{key!r}] before init_app."
+        f"{key} = {_without_password(value)}: {wanted}.",
+        fix=fix or f"Set app.config[{name!r}]{bracket}{index} before init_app.",
     )
 
 
 def _without_password(value: object) -> str:
-    if isinstance(value, sa.URL):
-        return repr(value.render_as_string(hide_password=True))
-    text = re.sub(r"(://[^:/@\s]*:)[^\s]*@", r"\1***@", repr(value))
-    return re.sub(r"(password['\"]?\s*[:=]\s*)(['\"]).*?\2", r"\1\2***\2", text, flags=re.IGNORECASE)
+    text = repr(value.render_as_string(hide_password=False) if isinstance(value, sa.URL) else value)
+    return _SECRET_PAIR.sub(r"\1***", _USER_INFO.sub(r"\1***@", text))
 
 
 def _refuse_unknown(config: Mapping[str, Any]) -> None:
     for key in config:
-        if not str(key).upper().startswith("UOW_") or key in _CHECKS:
+        if not str(key).upper().startswith(PREFIX) or key in _CHECKS:
             continue
-        close = difflib.get_close_matches(str(key).upper(), _CHECKS, n=1)
-        hint = f"Did you mean {close[0]}?" if close else "The keys are: " + ", ".join(sorted(_CHECKS)) + "."
+        # What all keys have in common would make any two of them look alike.
+        names = [known.removeprefix(PREFIX) for known in _CHECKS]
+        close = difflib.get_close_matches(str(key).upper().removeprefix(PREFIX), names, n=1)
+        hint = f"Did you mean {PREFIX}{close[0]}?" if close else "The keys are: " + ", ".join(sorted(_CHECKS)) + "."
         raise ConfigurationError(f"{key} is not a configuration key.", fix=hint)
 
 
@@ -105,10 +117,8 @@ def _refuse_unknown(config: Mapping[str, Any]) -> None:
 
 
 def _binds(config: Mapping[str, Any], defaults: dict[str, Any]) -> dict[str, Bind]:
-    options = defaults | _options(ENGINE_OPTIONS, config.get(ENGINE_OPTIONS) or {})
-    named = config.get(BINDS)
-    if named is None:
-        named = {}
+    options = defaults | _options(ENGINE_OPTIONS, config.get(ENGINE_OPTIONS))
+    named = {} if config.get(BINDS) is None else config[BINDS]
     if not isinstance(named, Mapping):
         raise wrong(BINDS, named, "expected a dict of name to URL or options")
     if config.get(URI) is None:
@@ -141,8 +151,12 @@ def _bind(key: str, value: object, defaults: dict[str, Any]) -> Bind:
 
 
 def _options(key: str, value: object) -> dict[str, Any]:
+    if value is None:
+        return {}
     if not isinstance(value, Mapping) or not all(isinstance(name, str) for name in value):
         raise wrong(key, value, "expected a dict of keyword arguments for create_engine")
+    if not isinstance(value.get("connect_args") or {}, Mapping):
+        raise wrong(f"{key}['connect_args']", value["connect_args"], "expected a dict")
     return dict(value)
 
 
@@ -154,7 +168,7 @@ def _url(key: str, value: object) -> sa.URL:
     except (sa.exc.ArgumentError, ValueError):
         raise wrong(key, value, "not a database URL; expected 'dialect://user@host:port/name'") from None
     if url.drivername in ("postgres", "postgresql"):
-        return url.set(drivername=f"postgresql+{_installed_driver(key, url)}")
+        url = url.set(drivername=f"postgresql+{_installed_driver(key, url)}")
     _check_dialect(key, url)
     return url
 
@@ -196,7 +210,7 @@ def _boolean(key: str, value: Any) -> bool:
 
 
 def _off(key: str, value: Any) -> None:
-    if value not in (False, "off") or isinstance(value, int) and not isinstance(value, bool):
+    if value is not False and value != "off":
         raise wrong(key, value, "this version cannot do that yet", fix="Leave the key out.")
 
 
@@ -213,7 +227,7 @@ def _retries(key: str, value: Any) -> int:
 
 
 def _status(key: str, value: Any) -> int | Callable[[int], bool]:
-    if callable(value) and not isinstance(value, type):
+    if callable(value) and not isinstance(value, type) and not inspect.iscoroutinefunction(value):
         return value  # type: ignore[no-any-return]
     if isinstance(value, bool) or not isinstance(value, int) or not 100 <= value <= 599:
         raise wrong(key, value, "expected an HTTP status from 100 to 599, or a function of the status")
@@ -227,9 +241,9 @@ def _commit_inside(key: str, value: Any) -> str:
 
 
 def _folder(key: str, value: Any) -> str:
-    if not isinstance(value, str) or not value:
+    if not isinstance(value, (str, os.PathLike)) or not os.fspath(value):
         raise wrong(key, value, "expected the path of a folder")
-    return value
+    return str(value)
 
 
 def _rule_modes(key: str, value: Any) -> dict[str, str]:
