@@ -484,6 +484,25 @@ def test_a_second_writer_that_has_waited_too_long_has_lost_nothing(database: Dat
     assert checked_out(app) == 0
 
 
+@on_sqlite
+def test_a_unit_that_goes_on_after_it_was_locked_out_is_still_undone_as_one(
+    database: Database, uow: UnitOfWork
+) -> None:
+    """What it writes when the lock is free again is in a transaction, and not committed statement by statement."""
+    app = make_app(database, uow, SQLALCHEMY_ENGINE_OPTIONS={"connect_args": {"timeout": 0}})
+
+    with app.app_context(), transactional() as unit:
+        with closing(database.connect()) as other:
+            other.execute("BEGIN IMMEDIATE")
+            with pytest.raises(sa.exc.OperationalError, match="database is locked"):
+                uow.session.scalars(sa.select(Item)).all()
+        uow.session.add(Item(name="undone"))
+        uow.session.flush()
+        unit.set_rollback_only()
+
+    assert names(database) == []
+
+
 @pytest.mark.parametrize(
     "url", ["sqlite://", "sqlite:///:memory:", "sqlite:///file:shop?mode=memory&uri=true"], ids=["short", "long", "uri"]
 )
