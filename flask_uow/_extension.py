@@ -16,7 +16,6 @@ from ._sessions import (
     AdoptedSessions,
     CalledSessions,
     OwnSessions,
-    RoutedSession,
     Sessions,
     close_scope,
     current_context,
@@ -122,7 +121,8 @@ class UnitOfWork:
         def do_teardown_appcontext(*args: Any, **kwargs: Any) -> None:
             exception = next((value for value in (*args, *kwargs.values()) if isinstance(value, BaseException)), None)
             context = current_context("The teardown")
-            self._report_adopted(context, exception)
+            if not self._owns_sessions:
+                self._report_adopted(context, exception)
             try:
                 tear_down(*args, **kwargs)
             except BaseException as error:
@@ -206,9 +206,8 @@ def _factory(session_options: dict[str, Any]) -> sessionmaker_type[Session]:
     from sqlalchemy import orm
 
     base = session_options.pop("class_", orm.Session)
-    routed = type(base.__name__, (RoutedSession, base), {"__module__": base.__module__})
     options = {"expire_on_commit": False} | session_options
-    return orm.sessionmaker(class_=guarded_class(routed), **options)
+    return orm.sessionmaker(class_=guarded_class(base), **options)
 
 
 def _check_arguments(session: object, sessionmaker: object, engine_options: object, session_options: object) -> None:

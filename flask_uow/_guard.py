@@ -24,7 +24,7 @@ from ._callsite import application_site
 from ._drivers import TransactionStatus
 from ._engines import begin_for_writing, begin_sqlite, refuse_writes
 from ._rules import report_now, violation
-from ._state import SessionState, state_of, status_of
+from ._state import Link, SessionState, link_of, state_of
 from ._statements import Kind, kind_of
 from .exceptions import RuleViolationError, UnitFailedError
 
@@ -169,43 +169,41 @@ def _expire_unmodified(session: Session) -> None:
 def connection_begun(session: Session, transaction: SessionTransaction, connection: sa.Connection) -> None:
     """A session's transaction takes a connection: know it, and begin as the unit asks."""
     state = state_of(session)
-    if state is None:
-        return
-    if transaction.nested:
-        state.connections.setdefault(connection, False)
+    if state is None or transaction.nested:
         return
     if state.is_over:
         error = violation("UOW202", what="it took a connection after its context had ended")
         signals.session_leaked.send(state.app, session=session, where=error.where)
         report_now(state.app, state.rules, error)
-    know_connection(session, connection, was_used=False)
-    if connection.dialect.name == "sqlite" and not isinstance(session.bind, sa.Connection):
-        _begin_on_sqlite(state, connection)
+    link = know_connection(state, connection, was_used=False)
+    if connection.dialect.name == "sqlite":
+        if session.bind is not connection:
+            _begin_on_sqlite(link)
     elif state.unit is not None and state.unit.remaining_s is not None:
         _limit_statements(connection, state.unit.remaining_s)
 
 
-def know_connection(session: Session, connection: sa.Connection, *, was_used: bool = True) -> None:
-    """Tie a connection of the session's transaction to the session's state, and listen to its engine.
+def know_connection(state: SessionState, connection: sa.Connection, *, was_used: bool = True) -> Link:
+    """Tie a connection of a session's transaction to the session's state, and watch its engine.
 
     :param was_used: whether statements may have been sent on it already.
     """
-    state = state_of(session)
-    assert state is not None
-    state.connections[connection] = was_used
-    connection._uow = state  # type: ignore[attr-defined]
-    connection.connection._uow = state  # type: ignore[attr-defined]
-    watch_engine(connection.engine)
+    link = Link(state, connection, was_used=was_used)
+    state.links.append(link)
+    if connection.dialect not in _watched_dialects:
+        watch_engine(connection.engine)
+    return link
 
 
-def _begin_on_sqlite(state: SessionState, connection: sa.Connection) -> None:
-    if state.unit is not None and not state.unit.read_only:
-        begin_for_writing(connection)
+def _begin_on_sqlite(link: Link) -> None:
+    unit = link.state.unit
+    if unit is not None and not unit.read_only:
+        begin_for_writing(link.connection)
         return
-    if status_of(connection) is TransactionStatus.IDLE:
-        begin_sqlite(connection)  # an engine made elsewhere, without our BEGIN
-    if state.unit is not None:
-        refuse_writes(connection, refuse=True)
+    if link.status() is TransactionStatus.IDLE:
+        begin_sqlite(link.connection)  # an engine made elsewhere, without our BEGIN
+    if unit is not None:
+        refuse_writes(link.connection, refuse=True)
 
 
 def _limit_statements(connection: sa.Connection, seconds: float) -> None:
@@ -264,19 +262,20 @@ def _watch_ends(dialect: sa.Dialect) -> None:
     commit, rollback = dialect.do_commit, dialect.do_rollback
 
     def do_commit(connection: Any) -> None:
-        state: SessionState | None = getattr(connection, "_uow", None)
-        if state is not None and state.is_guarded:
-            rollback(connection)  # so that nothing is committed by halves
-            raise _break(state, "UOW101", "commit")
-        if state is not None:
-            state.sent_commit = True
+        link = link_of(connection)
+        if link is not None:
+            if link.state.is_guarded:
+                rollback(connection)  # so that nothing is committed by halves
+                raise _break(link.state, "UOW101", "commit")
+            link.state.sent_commit = True
         commit(connection)
 
     def do_rollback(connection: Any) -> None:
-        state: SessionState | None = getattr(connection, "_uow", None)
+        link = link_of(connection)
         rollback(connection)
-        if state is not None and state.is_guarded and not state.is_flushing and state.breach is None:
-            raise _break(state, "UOW102", "rollback")
+        if link is None or not link.state.is_guarded or link.state.is_flushing or link.state.breach is not None:
+            return
+        raise _break(link.state, "UOW102", "rollback")
 
     dialect.do_commit = do_commit  # type: ignore[method-assign,assignment]
     dialect.do_rollback = do_rollback  # type: ignore[method-assign,assignment]
@@ -288,19 +287,24 @@ def _break(state: SessionState, code: str, name: str) -> RuleViolationError:
 
 
 def _about_to_execute(cursor: Any, statement: str, parameters: Any, context: Any) -> None:
-    _about_to_execute_without_parameters(cursor, statement, context)
+    link = link_of(context.root_connection)
+    if link is not None:
+        _note_statement(link, statement, context)
 
 
 def _about_to_execute_without_parameters(cursor: Any, statement: str, context: Any) -> None:
-    connection = context.root_connection
-    state: SessionState | None = getattr(connection, "_uow", None)
-    if state is None:
-        return
+    link = link_of(context.root_connection)
+    if link is not None:
+        _note_statement(link, statement, context)
+
+
+def _note_statement(link: Link, statement: str, context: Any) -> None:
+    state = link.state
     state.check_process()
     kind = kind_of(statement, context)
     if state.unit is not None:
         _check_statement(state, state.unit, kind, statement)
-    state.connections[connection] = True
+    link.was_used = True
     if kind is Kind.WRITE:
         state.wrote = True
         if state.unit is None and state.write_site is None:
@@ -324,9 +328,8 @@ def _check_statement(state: SessionState, unit: Unit, kind: Kind, statement: str
 
 
 def _failed(context: ExceptionContext) -> None:
-    connection = context.connection
-    state: SessionState | None = getattr(connection, "_uow", None)
-    if state is None or connection is None:
+    link = link_of(context.connection)
+    if link is None:
         return
-    if context.is_disconnect or status_of(connection) is TransactionStatus.IN_ERROR:
-        state.note_error(context.sqlalchemy_exception or context.original_exception)
+    if context.is_disconnect or link.status() is TransactionStatus.IN_ERROR:
+        link.state.note_error(context.sqlalchemy_exception or context.original_exception)

@@ -14,7 +14,7 @@ from flask import Flask
 
 from . import _fork
 from ._callsite import CallSite
-from ._drivers import TransactionStatus, transaction_status
+from ._drivers import TransactionStatus, status_probe
 from ._rules import RuleBook, report, violation
 from ._settings import Settings
 from .exceptions import RuleViolationError, UnitOfWorkError
@@ -54,12 +54,12 @@ class SessionState:
         "app",
         "begin_site",
         "breach",
-        "connections",
         "error",
         "generation",
         "is_flushing",
         "is_own_call",
         "is_over",
+        "links",
         "is_own_session",
         "rules",
         "sent_commit",
@@ -83,7 +83,7 @@ class SessionState:
 
     def begin_transaction(self) -> None:
         """Forget the transaction before."""
-        self.connections: dict[sa.Connection, bool] = {}  # and whether a statement was sent on it
+        self.links: list[Link] = []
         self.error: BaseException | None = None
         self.breach: RuleViolationError | None = None
         self.wrote = False
@@ -130,18 +130,48 @@ class SessionState:
 
     def has_lost_transaction(self) -> bool:
         """Whether a COMMIT sent now would not commit what was done: the servers' own word, at no cost."""
-        return any(is_lost(connection, was_used) for connection, was_used in self.connections.items())
+        for link in self.links:
+            status = link.status()
+            if status is TransactionStatus.IN_ERROR or status is None:
+                return True
+            if status is TransactionStatus.IDLE and link.was_used:
+                return True
+        return False
 
     def has_aborted_transaction(self) -> bool:
         """Whether a server has aborted its part of the transaction, so that COMMIT would be a silent rollback."""
-        return any(status_of(connection) is TransactionStatus.IN_ERROR for connection in self.connections)
+        return any(link.status() is TransactionStatus.IN_ERROR for link in self.links)
 
     def has_ended_transaction(self) -> bool:
         """Whether a server is in no transaction although statements were sent: somebody ended it by hand."""
-        return any(
-            was_used and status_of(connection) is TransactionStatus.IDLE
-            for connection, was_used in self.connections.items()
-        )
+        return any(link.was_used and link.status() is TransactionStatus.IDLE for link in self.links)
+
+
+class Link:
+    """What ties a connection to the session whose transaction it carries.
+
+    :ivar was_used: whether a statement was sent on it in this transaction.
+    """
+
+    __slots__ = ("_pooled", "_probe", "connection", "state", "was_used")
+
+    def __init__(self, state: SessionState, connection: sa.Connection, *, was_used: bool) -> None:
+        self.state = state
+        self.connection = connection
+        self.was_used = was_used
+        self._pooled = connection.connection
+        self._probe = status_probe(connection.dialect.driver)
+        connection._uow = self._pooled._uow = self  # type: ignore[attr-defined]
+
+    def status(self) -> TransactionStatus | None:
+        """The server's word on its transaction; None if the connection is closed or was lost."""
+        dbapi_connection = self._pooled.dbapi_connection
+        return None if dbapi_connection is None else self._probe(dbapi_connection)
+
+
+def link_of(connection: object) -> Link | None:
+    """The link of a SQLAlchemy or pooled connection, None if it is no session's that the extension knows."""
+    return getattr(connection, "_uow", None)
 
 
 class OwnCall:
@@ -158,25 +188,6 @@ class OwnCall:
 
     def __exit__(self, *exception: object) -> None:
         self._state.is_own_call = self._was_own_call
-
-
-def status_of(connection: sa.Connection) -> TransactionStatus | None:
-    """The server's word on a connection's transaction; None if it or its driver cannot tell."""
-    if connection.closed or connection.invalidated:
-        return None
-    dbapi_connection = connection.connection.dbapi_connection
-    return transaction_status(connection.dialect.driver, dbapi_connection) if dbapi_connection is not None else None
-
-
-def is_lost(connection: sa.Connection, was_used: bool) -> bool:
-    """Whether a transaction on ``connection`` is aborted, ended or cut off.
-
-    :param was_used: whether a statement was sent on it.
-    """
-    if connection.closed or connection.invalidated:
-        return True
-    status = status_of(connection)
-    return status is TransactionStatus.IN_ERROR or (was_used and status is TransactionStatus.IDLE)
 
 
 def state_of(session: Session) -> SessionState | None:

@@ -184,6 +184,7 @@ class Boundary:
     __slots__ = (
         "_app_state",
         "_attempt",
+        "_context",
         "_extension",
         "_inner",
         "_is_committed",
@@ -207,9 +208,9 @@ class Boundary:
 
     def enter(self) -> None:
         """Begin an attempt."""
-        app = current_context("@transactional").app
-        extension = self._extension or extension_of(app)
-        self._app_state = extension.state_of_app(app)
+        self._context = current_context("@transactional")
+        extension = self._extension or extension_of(self._context.app)
+        self._app_state = extension.state_of_app(self._context.app)
         self._sessions = extension.sessions
         self._attempt += 1
         self.error: BaseException | None = None
@@ -217,7 +218,7 @@ class Boundary:
         self._is_committed = False
         self.unit = None
         self._inner: Session | None = None
-        self._outer = self._sessions.current()
+        self._outer = self._sessions.current(self._context)
         active = guarded_state(self._outer).unit
         self._begin(relation(self._options, active.label if active else None))
 
@@ -227,7 +228,7 @@ class Boundary:
         session = self._outer
         if how in (Relation.INDEPENDENT, Relation.SUSPEND):
             _check_writer(self._outer)
-            session = self._inner = self._sessions.replace(self._outer)
+            session = self._inner = self._sessions.replace(self._context, self._outer)
         if how is Relation.SUSPEND:
             return
         self._forget_lost_attempt(session)
@@ -293,7 +294,7 @@ class Boundary:
 
     def _resume(self) -> None:
         if self._inner is not None:
-            self._sessions.restore(self._outer, self._inner)
+            self._sessions.restore(self._context, self._outer, self._inner)
             self._inner = None
 
     def _may_retry(self, error: BaseException) -> bool:
@@ -364,7 +365,7 @@ def decorate(function: Any, options: dict[str, Any], extension: Extension | None
 def _active_unit() -> Unit:
     context = find_context()
     extension: Extension | None = context.app.extensions.get(EXTENSION_KEY) if context else None
-    session = extension.sessions.peek() if extension else None
+    session = extension.sessions.peek(context) if extension and context else None
     state = state_of(session) if session is not None else None
     if state is None or state.unit is None:
         raise NoActiveUnitError(
@@ -402,7 +403,7 @@ def _check_writer(outer: Session) -> None:
     :raises UnitOptionsError: at once, instead of a wait that only its end could end.
     """
     if any(
-        connection.dialect.name == "sqlite" and not connection.closed for connection in guarded_state(outer).connections
+        link.connection.dialect.name == "sqlite" and link.status() is not None for link in guarded_state(outer).links
     ):
         raise UnitOptionsError(
             "SQLite has one writer: a unit on a connection of its own cannot run after the unit around it has sent a "

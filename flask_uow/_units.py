@@ -31,7 +31,7 @@ from ._engines import refuse_writes
 from ._hooks import Hook, Hooks, When
 from ._options import ISOLATION_LEVELS, Relation, UnitOptions
 from ._outcome import Outcome, learn_outcome, transaction_id
-from ._state import SessionState
+from ._state import Link, SessionState
 from .exceptions import (
     CommitOutcomeUnknownError,
     NoActiveUnitError,
@@ -195,14 +195,19 @@ class Unit:
         self._activate()
 
     def _begin_outermost(self) -> None:
-        _meet_open_transaction(self.session, self._state, self._options)
-        session = self.session
-        if not session.in_transaction():
-            with self._state.own_call():
-                session.begin()
-        self._transaction = session.get_transaction()
+        if self._state.links:
+            _meet_open_transaction(self.session, self._state, self._options)
+        session, state = self.session, self._state
+        if session.in_transaction():
+            self._transaction = session.get_transaction()
+        else:
+            state.is_own_call = True
+            try:
+                self._transaction = session.begin()
+            finally:
+                state.is_own_call = False
         self._activate()
-        if _needs_connection_options(self._options) and not self._state.connections:
+        if _needs_connection_options(self._options) and not self._state.links:
             try:
                 _connect(self.session, self._options)
             except BaseException as error:
@@ -268,9 +273,8 @@ class Unit:
         leaving = exception
         try:
             decision = self._decide(exception)
-            if decision is Ending.COMMIT and self._is_outermost:
+            if decision is Ending.COMMIT and self._is_outermost and self._hooks:
                 self._hooks.run_before_commit()
-                self.session.flush()
                 decision = self._decide(exception)
             if decision is Ending.COMMIT:
                 self._keep()
@@ -359,7 +363,7 @@ class Unit:
         if self._owner is not self:
             self._owner._failure = self._owner._failure or leaving
             return
-        connections = list(self._state.connections)
+        links = list(self._state.links)
         try:
             with self._state.own_call():
                 self._roll_back()
@@ -367,10 +371,11 @@ class Unit:
             self._state.app.logger.warning(
                 "The rollback of unit of work %r failed; its connections are discarded.", self.label, exc_info=True
             )
-            discard(connections)
+            discard(links)
 
     def _roll_back(self) -> None:
-        _lift_read_only(self)
+        if self.read_only and self.parent is None:
+            _lift_read_only(self._state)
         if self.parent is None and self._state.breach is not None:
             self.session.close()  # the connection is out of its transaction already, and rollback() would complain
         elif self.parent is None:
@@ -384,19 +389,26 @@ class Unit:
 
         :raises CommitOutcomeUnknownError: if the connection was lost in it and the server cannot be asked.
         """
-        _lift_read_only(self)
         state = self._state
-        xids = self._transaction_ids() if self._options.confirm_commit and state.wrote else None
+        if self.read_only:
+            _lift_read_only(state)
+        xids = self._transaction_ids() if self._options.confirm_commit else None
+        state.is_own_call = True
         try:
-            with state.own_call():
-                self.session.commit()
+            self.session.commit()
         except sa.exc.DBAPIError as error:
             if not (state.sent_commit and error.connection_invalidated):
                 raise
             self._resolve(error, xids)
+        finally:
+            state.is_own_call = False
 
-    def _transaction_ids(self) -> dict[sa.Engine, str | None]:
-        return {connection.engine: transaction_id(connection) for connection in self._state.connections}
+    def _transaction_ids(self) -> dict[sa.Engine, str | None] | None:
+        """The servers' names of what is about to be committed; None if nothing was written."""
+        self.session.flush()
+        if not self._state.wrote:
+            return None
+        return {link.connection.engine: transaction_id(link.connection) for link in self._state.links}
 
     def _resolve(self, error: sa.exc.DBAPIError, xids: dict[sa.Engine, str | None] | None) -> None:
         """A COMMIT lost its connection: return if the server had committed, else raise."""
@@ -447,6 +459,8 @@ class Unit:
 
         :return: their errors, which have been logged.
         """
+        if not self._hooks:
+            return []
         when = When.AFTER_COMMIT if self.was_committed else When.AFTER_ROLLBACK
         return self._hooks.run_after(when, self._state.app, self.label)
 
@@ -459,9 +473,9 @@ def _meet_open_transaction(session: Session, state: SessionState, options: UnitO
 
     :raises UnitOptionsError: if it lacks that and holds writes.
     """
-    if not state.connections or not session.in_transaction():
+    if not session.in_transaction():
         return
-    is_sqlite = any(connection.dialect.name == "sqlite" for connection in state.connections)
+    is_sqlite = any(link.connection.dialect.name == "sqlite" for link in state.links)
     has_writes = state.wrote or has_pending(session)
     if _needs_connection_options(options) or options.read_only:
         if has_writes:
@@ -501,20 +515,19 @@ def _connect(session: Session, options: UnitOptions) -> None:
     session.connection(execution_options=wanted)
 
 
-def _lift_read_only(unit: Unit) -> None:
-    if unit.read_only and unit.parent is None:
-        for connection in unit._state.connections:
-            if connection.dialect.name == "sqlite" and not (connection.closed or connection.invalidated):
-                refuse_writes(connection, refuse=False)
+def _lift_read_only(state: SessionState) -> None:
+    for link in state.links:
+        if link.connection.dialect.name == "sqlite" and link.status() is not None:
+            refuse_writes(link.connection, refuse=False)
 
 
-def discard(connections: list[sa.Connection]) -> None:
+def discard(links: list[Link]) -> None:
     """Close what an unsuccessful rollback left checked out; the pool replaces it."""
-    for connection in connections:
+    for link in links:
         with contextlib.suppress(Exception):
-            if not connection.closed:
-                connection.invalidate()
-                connection.close()
+            if not link.connection.closed:
+                link.connection.invalidate()
+                link.connection.close()
 
 
 _STRENGTH = {level: rank for rank, level in enumerate(ISOLATION_LEVELS)}

@@ -7,6 +7,7 @@ by its server. A driver that this package does not know answers None, and SQLAlc
 from __future__ import annotations
 
 import select
+from collections.abc import Callable
 from enum import IntEnum
 from typing import Any
 
@@ -24,20 +25,33 @@ class TransactionStatus(IntEnum):
 LIBPQ_DRIVERS = ("psycopg2", "psycopg")
 
 
-def transaction_status(driver: str, dbapi_connection: Any) -> TransactionStatus | None:
-    """What the server said last about its transaction, without asking it again.
+def _psycopg2(dbapi_connection: Any) -> TransactionStatus:
+    return _STATUSES[dbapi_connection.get_transaction_status()]
 
-    :param driver: SQLAlchemy's name of the driver, ``dialect.driver``.
-    :param dbapi_connection: the driver's connection.
-    :return: None if the driver cannot tell.
+
+def _psycopg(dbapi_connection: Any) -> TransactionStatus:
+    return _STATUSES[dbapi_connection.pgconn.transaction_status]
+
+
+def _pysqlite(dbapi_connection: Any) -> TransactionStatus:
+    return TransactionStatus.IN_TRANSACTION if dbapi_connection.in_transaction else TransactionStatus.IDLE
+
+
+def _silent(dbapi_connection: Any) -> TransactionStatus:
+    return TransactionStatus.UNKNOWN
+
+
+_STATUSES: dict[object, TransactionStatus] = {status.value: status for status in TransactionStatus}
+_PROBES = {"psycopg2": _psycopg2, "psycopg": _psycopg, "pysqlite": _pysqlite}
+
+
+def status_probe(driver: str) -> Callable[[Any], TransactionStatus]:
+    """A function of a driver's connection that tells what its server said last, without asking it again.
+
+    :param driver: SQLAlchemy's name of the driver, ``dialect.driver``; for one that cannot tell, the answer is always
+        ``UNKNOWN``.
     """
-    if driver == "psycopg2":
-        return TransactionStatus(dbapi_connection.get_transaction_status())
-    if driver == "psycopg":
-        return TransactionStatus(dbapi_connection.pgconn.transaction_status)
-    if driver == "pysqlite":
-        return TransactionStatus.IN_TRANSACTION if dbapi_connection.in_transaction else TransactionStatus.IDLE
-    return None
+    return _PROBES.get(driver, _silent)
 
 
 def is_readable_while_idle(dbapi_connection: Any) -> bool:
