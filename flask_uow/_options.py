@@ -216,7 +216,7 @@ def _exceptions(name: str, value: Any) -> tuple[type[BaseException], ...]:
 
 
 def _status(name: str, value: Any) -> int | Callable[[int], bool] | None:
-    if value is None or (callable(value) and not isinstance(value, type)):
+    if value is None or (callable(value) and not isinstance(value, type) and not inspect.iscoroutinefunction(value)):
         return value
     if isinstance(value, bool) or not isinstance(value, int) or not 100 <= value <= 599:
         raise _wrong(name, value, "expected an HTTP status from 100 to 599, or a function of the status")

@@ -28,7 +28,7 @@ PREFIX = "UOW_"
 POSTGRESQL_DRIVERS = ("psycopg2", "psycopg")
 
 # A password may hold anything, so it lasts until the last "@"; better too much is hidden than too little.
-_USER_INFO = re.compile(r"(://[^:]*:).*@", re.DOTALL)
+_USER_INFO = re.compile(r"(://[^:]*:).*@")
 _SECRET_PAIR = re.compile(
     r"((?:password|passwd|pwd|secret|token)['\"]?\s*[:=]\s*)(?:b?'(?:\\.|[^'\\])*'|b?\"(?:\\.|[^\"\\])*\"|[^\s&'\"]+)",
     re.IGNORECASE,
