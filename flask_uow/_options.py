@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
@@ -75,6 +75,7 @@ class UnitOptions:
     :param on_error: gets the ``Exception`` after the rollback; its value is returned instead.
     :param confirm_commit: learn the outcome of a COMMIT that lost its connection from the server.
     :param label: the unit's name in messages and statistics.
+    :ivar outside: what the propagation means where no unit is active; None if it needs one.
     :raises UnitOptionsError: if a value is not usable or two of them contradict each other.
     """
 
@@ -91,6 +92,10 @@ class UnitOptions:
     on_error: Callable[[Exception], Any] | None = None
     confirm_commit: bool = False
     label: str | None = None
+    outside: Relation | None = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "outside", _OUTSIDE.get(self.propagation))
 
     @classmethod
     def checked(cls, options: dict[str, Any]) -> UnitOptions:
@@ -138,12 +143,12 @@ def relation(options: UnitOptions, active_label: str | None) -> Relation:
     :raises UnitActiveError: for ``NEVER`` and ``durable`` inside one.
     """
     if active_label is None:
-        if options.propagation is Propagation.MANDATORY:
+        if options.outside is None:
             raise NoActiveUnitError(
                 "propagation='mandatory' needs a unit of work to be active, and none is.",
                 fix="Call this function from inside a @transactional view, command or function.",
             )
-        return _OUTSIDE[options.propagation]
+        return options.outside
     if options.durable:
         raise UnitActiveError(
             f"A durable unit cannot run inside unit of work {active_label!r}: its commit would not be the last word.",

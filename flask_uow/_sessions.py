@@ -473,6 +473,7 @@ def close_session(session: Session) -> None:
     except Exception:
         state.app.logger.warning("A session could not be closed; its connections are discarded.", exc_info=True)
         discard(links)
+    state.forget_connections()
 
 
 def _is_executing(session: Session) -> bool:

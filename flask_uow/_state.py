@@ -91,6 +91,12 @@ class SessionState:
         self.write_site: CallSite | None = None
         self.sent_commit = False
 
+    def forget_connections(self) -> None:
+        """Untie the connections of a transaction that has ended, so that no cycle keeps them."""
+        for link in self.links:
+            link.cut()
+        self.links = []
+
     def own_call(self) -> OwnCall:
         """Let the session's own methods pass the guard, for a ``with`` block."""
         return OwnCall(self)
@@ -162,6 +168,10 @@ class Link:
         self._pooled = connection.connection
         self._probe = status_probe(connection.dialect.driver)
         connection._uow = self._pooled._uow = self  # type: ignore[attr-defined]
+
+    def cut(self) -> None:
+        """Untie the connection."""
+        self.connection._uow = self._pooled._uow = None  # type: ignore[attr-defined]
 
     def status(self) -> TransactionStatus | None:
         """The server's word on its transaction; None if the connection is closed or was lost."""

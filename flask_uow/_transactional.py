@@ -203,8 +203,7 @@ class Boundary:
         self._extension = extension
         self._place = place
         self._attempt = 0
-        self._known: list[object] = []
-        self.unit: Unit | None = None
+        self._known: list[object] | None = None
 
     def enter(self) -> None:
         """Begin an attempt."""
@@ -231,7 +230,8 @@ class Boundary:
             session = self._inner = self._sessions.replace(self._context, self._outer)
         if how is Relation.SUSPEND:
             return
-        self._forget_lost_attempt(session)
+        if self._attempt > 1 or self._retries:
+            self._forget_lost_attempt(session)
         unit = Unit(session, guarded_state(session), self._options, self._label(), self._attempt)
         try:
             unit.begin(how)
@@ -242,8 +242,8 @@ class Boundary:
 
     def _forget_lost_attempt(self, session: Session) -> None:
         """Later attempts start with the objects that the first one met, and no others."""
-        if self._attempt == 1:
-            self._known = list(session.identity_map.values()) if self._retries else []
+        if self._known is None:
+            self._known = list(session.identity_map.values())
             return
         known = {id(entity) for entity in self._known}  # alive in the list, so that no id is reused
         for entity in list(session.identity_map.values()):
@@ -277,7 +277,7 @@ class Boundary:
         """End the attempt; :attr:`error` and :attr:`wait_s` say what comes next."""
         self.error = exception
         unit = self.unit
-        if unit is None or guarded_state(unit.session).is_inherited:
+        if unit is None or unit.is_inherited:
             self._resume()
             return
         try:
@@ -289,8 +289,8 @@ class Boundary:
             return
         if self.error is not None and self._may_retry(self.error):
             self._plan_retry(unit, self.error)
-            return
-        self._run_hooks(unit)
+        elif unit.has_hooks:
+            self._run_hooks(unit)
 
     def _resume(self) -> None:
         if self._inner is not None:
@@ -392,9 +392,7 @@ def extension_of(app: Flask) -> Extension:
 
 def guarded_state(session: Session) -> SessionState:
     """The state of a session that the extension handed out."""
-    state = state_of(session)
-    assert state is not None
-    return state
+    return session._uow  # type: ignore[attr-defined,no-any-return]
 
 
 def _check_writer(outer: Session) -> None:

@@ -86,8 +86,8 @@ class Unit:
         "_failure",
         "_hooks",
         "_is_rollback_only",
+        "_joined",
         "_options",
-        "_owner",
         "_state",
         "_transaction",
         "attempt",
@@ -114,7 +114,7 @@ class Unit:
         self.was_committed = False
         self._state = state
         self._options = options
-        self._owner: Unit = self
+        self._joined: Unit | None = None
         self._transaction: SessionTransaction | None = None
         self._failure: BaseException | None = None
         self._is_rollback_only = False
@@ -188,7 +188,7 @@ class Unit:
         assert self.parent is not None
         self._check_options_inside(self.parent)
         if how is Relation.JOIN:
-            self._owner = self.parent._owner
+            self._joined = self.parent._owner
             self._activate()
             return
         self._transaction = self.session.begin_nested()
@@ -217,7 +217,7 @@ class Unit:
     def _activate(self) -> None:
         self._state.unit = self
         self.is_active = True
-        if self._owner is self and signals.unit_began.receivers:
+        if self._joined is None and signals.unit_began.receivers:
             signals.unit_began.send(self._state.app, unit=self)
 
     def _check_options_inside(self, parent: Unit) -> None:
@@ -269,7 +269,8 @@ class Unit:
         """
         if not self.is_active or self._state.is_inherited:
             return exception
-        self._end_strays()
+        if self._state.unit is not self:
+            self._end_strays()
         leaving = exception
         try:
             decision = self._decide(exception)
@@ -289,13 +290,20 @@ class Unit:
         finally:
             self.is_active = False
             self._state.unit = self.parent
+            if self.parent is None:
+                self._state.forget_connections()
         self._hand_on_hooks()
         self._signal(leaving)
         return leaving
 
     @property
+    def _owner(self) -> Unit:
+        """The savepoint or outermost unit whose fate this one shares: itself, or the one that it joined."""
+        return self._joined or self
+
+    @property
     def _is_outermost(self) -> bool:
-        return self._owner is self and self.parent is None
+        return self._joined is None and self.parent is None
 
     def _end_strays(self) -> None:
         """Undo units inside this one that were begun by hand and never ended."""
@@ -303,6 +311,11 @@ class Unit:
             stray._undo(None)
             stray.is_active = False
             self._state.unit = stray.parent
+
+    @property
+    def is_inherited(self) -> bool:
+        """Whether the unit belongs to the process that forked this one."""
+        return self._state.is_inherited
 
     def _decide(self, exception: BaseException | None) -> Ending:
         return ending(
@@ -349,7 +362,7 @@ class Unit:
 
     def _keep(self) -> None:
         """Make the work part of the database, or of what lies around."""
-        if self._owner is not self:
+        if self._joined is not None:
             return
         if self._is_outermost:
             self._commit()
@@ -360,7 +373,7 @@ class Unit:
 
     def _undo(self, leaving: BaseException | None) -> None:
         """Undo the work; an error of the undoing itself never replaces what ended the unit."""
-        if self._owner is not self:
+        if self._joined is not None:
             self._owner._failure = self._owner._failure or leaving
             return
         links = list(self._state.links)
@@ -436,7 +449,7 @@ class Unit:
     # ---- after the end
 
     def _hand_on_hooks(self) -> None:
-        if self._owner is not self or self.parent is None:
+        if self._joined is not None or self.parent is None:
             return
         around = self.parent._owner._hooks
         if self.was_committed:
@@ -446,7 +459,7 @@ class Unit:
         self._hooks = around
 
     def _signal(self, leaving: BaseException | None) -> None:
-        if self._owner is not self:
+        if self._joined is not None:
             return
         if self.was_committed:
             if signals.unit_committed.receivers:
@@ -454,13 +467,16 @@ class Unit:
         elif signals.unit_rolled_back.receivers:
             signals.unit_rolled_back.send(self._state.app, unit=self, exception=leaving)
 
+    @property
+    def has_hooks(self) -> bool:
+        """Whether anything was added to run before or after its end."""
+        return bool(self._hooks)
+
     def run_after_hooks(self) -> list[Exception]:
         """Run the hooks of an outermost unit that has ended, when its connection is back in the pool.
 
         :return: their errors, which have been logged.
         """
-        if not self._hooks:
-            return []
         when = When.AFTER_COMMIT if self.was_committed else When.AFTER_ROLLBACK
         return self._hooks.run_after(when, self._state.app, self.label)
 
