@@ -119,8 +119,8 @@ class UnitOfWork:
         scopes = self.sessions.scopes
 
         def do_teardown_appcontext(*args: Any, **kwargs: Any) -> None:
-            exception = next((value for value in (*args, *kwargs.values()) if isinstance(value, BaseException)), None)
             context = current_context("The teardown")
+            exception = _exception_among((*args, *kwargs.values()))
             if not self._owns_sessions:
                 self._report_adopted(context, exception)
             try:
@@ -199,6 +199,13 @@ class UnitOfWork:
         :raises UnitOptionsError: if an option is not usable.
         """
         return decorate(function, options, self)
+
+
+def _exception_among(values: tuple[object, ...]) -> BaseException | None:
+    for value in values:
+        if isinstance(value, BaseException):
+            return value
+    return None
 
 
 def _factory(session_options: dict[str, Any]) -> sessionmaker_type[Session]:

@@ -19,16 +19,10 @@ _owners: weakref.WeakSet[Any] = weakref.WeakSet()
 _kept_for_ever: list[object] = []
 
 
-class _Generation:
-    """How many forks lie between the first process and this one."""
+generation = 0
+"""How many forks lie between the first process and this one: what was made under another number is a parent's."""
 
-    number = 0
-    is_watched = False
-
-
-def generation() -> int:
-    """The number of this process: what was made under another one belongs to a parent."""
-    return _Generation.number
+_is_watched = False
 
 
 def dispose_in_children(engine: Engine) -> None:
@@ -47,13 +41,15 @@ def abandon_in_children(owner: Any) -> None:
 
 
 def _watch() -> None:
-    if not _Generation.is_watched and hasattr(os, "register_at_fork"):
+    global _is_watched  # noqa: PLW0603  # one hook serves all engines, and is set only where one is made
+    if not _is_watched and hasattr(os, "register_at_fork"):
         os.register_at_fork(after_in_child=_in_child)
-    _Generation.is_watched = True
+    _is_watched = True
 
 
 def _in_child() -> None:
-    _Generation.number += 1
+    global generation  # noqa: PLW0603  # a process has one
+    generation += 1
     for owner in list(_owners):
         abandon: Callable[[], object] = owner.abandon
         _kept_for_ever.append(abandon())

@@ -47,12 +47,13 @@ class GuardedSession(_Session):
     _uow: SessionState | None = None
 
     def commit(self) -> None:
-        if self._uow is None or not self._uow.is_guarded:
+        state = self._uow
+        if state is None or state.unit is None or state.is_own_call:
             super().commit()
-        elif self._uow.settings.commit_inside_unit == "flush":
+        elif state.settings.commit_inside_unit == "flush":
             self.flush()
         else:
-            raise self._uow.refusal("UOW101", call="session.commit()", noun="commit", reason=_USE_FLUSH)
+            raise state.refusal("UOW101", call="session.commit()", noun="commit", reason=_USE_FLUSH)
 
     def begin(self, nested: bool = False) -> SessionTransaction:
         if nested or self._uow is None or not self._uow.is_guarded:
@@ -82,8 +83,8 @@ class GuardedSession(_Session):
         super().invalidate()
 
     def add(self, *args: Any, **kwargs: Any) -> None:
-        state = self._uow
         super().add(*args, **kwargs)
+        state = self._uow
         if state is not None and state.unit is None and state.write_site is None:
             state.write_site = application_site()
 

@@ -76,6 +76,7 @@ class UnitOptions:
     :param confirm_commit: learn the outcome of a COMMIT that lost its connection from the server.
     :param label: the unit's name in messages and statistics.
     :ivar outside: what the propagation means where no unit is active; None if it needs one.
+    :ivar needs_connection: whether the server must hear of the options when the transaction begins.
     :raises UnitOptionsError: if a value is not usable or two of them contradict each other.
     """
 
@@ -93,9 +94,11 @@ class UnitOptions:
     confirm_commit: bool = False
     label: str | None = None
     outside: Relation | None = field(init=False)
+    needs_connection: bool = field(init=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "outside", _OUTSIDE.get(self.propagation))
+        object.__setattr__(self, "needs_connection", self.read_only or self.isolation is not None or self.deferrable)
 
     @classmethod
     def checked(cls, options: dict[str, Any]) -> UnitOptions:

@@ -55,7 +55,10 @@ class Scope:
     def slot(self) -> list[Session]:
         """The calling thread's sessions."""
         key = self.home if _runs_event_loop() else _this_thread()
-        return self.slots.setdefault(key, [])
+        slot = self.slots.get(key)
+        if slot is None:
+            slot = self.slots[key] = []
+        return slot
 
     def abandon(self) -> object:
         """Hand over what it holds."""
@@ -412,7 +415,7 @@ def close_scope(scopes: Scopes, scope: Scope, exception: BaseException | None) -
                 scopes.leaked.append(session)
                 _report_leak(session)
                 continue
-            if exception is None:
+            if exception is None and session.in_transaction():
                 report_lost_writes(session)
             close_session(session)
     if scopes.leaked:

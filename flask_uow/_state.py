@@ -73,7 +73,7 @@ class SessionState:
         self.app = app_state.app
         self.settings = app_state.settings
         self.rules = app_state.rules
-        self.generation = _fork.generation()
+        self.generation = _fork.generation
         self.unit: Unit | None = None
         self.is_own_call = False
         self.is_flushing = False
@@ -109,7 +109,7 @@ class SessionState:
     @property
     def is_inherited(self) -> bool:
         """Whether the session belongs to the process that forked this one."""
-        return self.generation != _fork.generation()
+        return self.generation != _fork.generation
 
     def check_process(self) -> None:
         """Refuse a parent's session in a forked child.

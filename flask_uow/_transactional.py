@@ -219,12 +219,13 @@ class Boundary:
         self._inner: Session | None = None
         self._outer = self._sessions.current(self._context)
         active = guarded_state(self._outer).unit
-        self._begin(relation(self._options, active.label if active else None))
+        how = self._options.outside if active is None else None
+        self._begin(how or relation(self._options, active.label if active else None))
 
     def _begin(self, how: Relation) -> None:
+        session = self._outer
         if how is Relation.WITHOUT:
             return
-        session = self._outer
         if how in (Relation.INDEPENDENT, Relation.SUSPEND):
             _check_writer(self._outer)
             session = self._inner = self._sessions.replace(self._context, self._outer)

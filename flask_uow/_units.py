@@ -207,7 +207,7 @@ class Unit:
             finally:
                 state.is_own_call = False
         self._activate()
-        if _needs_connection_options(self._options) and not self._state.links:
+        if self._options.needs_connection and not state.links:
             try:
                 _connect(self.session, self._options)
             except BaseException as error:
@@ -274,7 +274,7 @@ class Unit:
         leaving = exception
         try:
             decision = self._decide(exception)
-            if decision is Ending.COMMIT and self._is_outermost and self._hooks:
+            if decision is Ending.COMMIT and self._hooks and self._is_outermost:
                 self._hooks.run_before_commit()
                 decision = self._decide(exception)
             if decision is Ending.COMMIT:
@@ -326,12 +326,13 @@ class Unit:
         )
 
     def _is_failed(self) -> bool:
-        state = self._state
+        owner, state = self._joined or self, self._state
         return (
-            self._owner._failure is not None
+            owner._failure is not None
             or state.breach is not None
             or not self.session.is_active
-            or not self._owner._holds_transaction()
+            or owner._transaction is None
+            or not owner._transaction.is_active
             or state.has_lost_transaction()
         )
 
@@ -493,7 +494,7 @@ def _meet_open_transaction(session: Session, state: SessionState, options: UnitO
         return
     is_sqlite = any(link.connection.dialect.name == "sqlite" for link in state.links)
     has_writes = state.wrote or has_pending(session)
-    if _needs_connection_options(options) or options.read_only:
+    if options.needs_connection:
         if has_writes:
             raise UnitOptionsError(
                 "Writes came before this unit of work, in a transaction that has not the options the unit asks for.",
@@ -509,10 +510,6 @@ def _meet_open_transaction(session: Session, state: SessionState, options: UnitO
 def has_pending(session: Session) -> bool:
     """Whether the session holds changes that no flush has sent yet."""
     return bool(session.new or session.deleted) or any(session.is_modified(changed) for changed in session.dirty)
-
-
-def _needs_connection_options(options: UnitOptions) -> bool:
-    return options.read_only or options.isolation is not None or options.deferrable
 
 
 def _connect(session: Session, options: UnitOptions) -> None:
