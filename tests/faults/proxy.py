@@ -1,0 +1,313 @@
+"""A proxy in front of PostgreSQL that reads what its clients ask, counts it, and can lose a COMMIT.
+
+It is this file run as a process of its own: a driver that holds the GIL while it waits can then not keep it from
+answering. It takes orders as lines of JSON on its standard input, answers each on its standard output, and ends when
+the input does.
+
+A request is what the client waits for: a simple query, or messages up to a Sync. Nothing but the COMMITs of the
+clients is ever tampered with.
+"""
+
+import asyncio
+import contextlib
+import json
+import re
+import struct
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from enum import StrEnum
+from typing import Any, Self
+
+LISTEN = "127.0.0.1"
+ARRIVAL_TIMEOUT_S = 10.0
+# What stands in the place of a length's protocol version where a client asks for encryption.
+ENCRYPTION_REQUESTS = frozenset((80877103, 80877104))
+# Messages of the extended protocol that are nothing before the Sync behind them.
+BATCHED = b"PBDEC"
+COMMIT = re.compile(r"(?:^|;)\s*COMMIT\s*;?\s*$", re.IGNORECASE)
+
+
+class Cut(StrEnum):
+    """Where the connection of a COMMIT breaks."""
+
+    BEFORE = "before it reaches the server"
+    AFTER = "as soon as it is on its way"
+    REPLY = "when the server has replied"
+
+
+class Proxy:
+    """The proxy as tests see it.
+
+    :param process: the process.
+    """
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        self._process = process
+        self._one_at_a_time = threading.Lock()
+        self.port = int(self._read()["port"])
+
+    def cut(self, cut: Cut, *, times: int = 1, refuse: bool = False) -> None:
+        """Lose the connection of the next COMMIT.
+
+        :param times: how many of the next ones.
+        :param refuse: whether every connection that comes after the cut is refused, until :meth:`reset`.
+        """
+        self._ask(do="cut", where=cut, times=times, refuse=refuse)
+
+    def hold(self) -> None:
+        """Keep the server's reply to the next COMMIT until :meth:`release`."""
+        self._ask(do="hold")
+
+    def wait_for_commit(self) -> bool:
+        """Return whether the COMMIT that was to be held has come, after waiting for it."""
+        return bool(self._ask(do="wait")["has_come"])
+
+    def release(self) -> None:
+        """Let the reply go."""
+        self._ask(do="release")
+
+    def requests(self) -> list[str]:
+        """Return what the clients have asked since the last call: one text for each round trip."""
+        return list(self._ask(do="requests")["requests"])
+
+    def words(self) -> list[str]:
+        """Return the first word of each request since the last call."""
+        return [request.split()[0].upper() for request in self.requests()]
+
+    def reset(self) -> None:
+        """Forget every order and every request, and cut what is connected."""
+        self._ask(do="reset")
+
+    def _ask(self, **order: Any) -> dict[str, Any]:
+        assert self._process.stdin is not None
+        with self._one_at_a_time:
+            self._process.stdin.write(json.dumps(order) + "\n")
+            self._process.stdin.flush()
+            return self._read()
+
+    def _read(self) -> dict[str, Any]:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        assert line, "The proxy has ended."
+        answer: dict[str, Any] = json.loads(line)
+        return answer
+
+
+@contextlib.contextmanager
+def run_proxy(host: str, port: int) -> Iterator[Proxy]:
+    """Run a proxy in front of a server.
+
+    :param host: the server's.
+    :param port: the server's.
+    """
+    command = [sys.executable, "-I", "-S", __file__, host, str(port)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            yield Proxy(process)
+        finally:
+            process.terminate()
+
+
+# From here on, what the process does.
+
+
+class _Orders:
+    """What is to be done with the next COMMITs, and what was asked so far."""
+
+    def __init__(self) -> None:
+        self.connections: set[asyncio.StreamWriter] = set()
+        self.forget()
+
+    def forget(self) -> None:
+        self.cuts: list[Cut] = []
+        self.refuses_after_cut = False
+        self.refuses = False
+        self.holds = False
+        self.has_come = asyncio.Event()
+        self.is_released = asyncio.Event()
+        self.requests: list[str] = []
+
+    async def obey(self, order: dict[str, Any]) -> dict[str, Any]:
+        match order["do"]:
+            case "cut":
+                self.cuts = [Cut(order["where"])] * order["times"]
+                self.refuses_after_cut = order["refuse"]
+            case "hold":
+                self.holds = True
+            case "wait":
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self.has_come.wait(), ARRIVAL_TIMEOUT_S)
+                return {"has_come": self.has_come.is_set()}
+            case "release":
+                self.is_released.set()
+            case "requests":
+                requests, self.requests = self.requests, []
+                return {"requests": requests}
+            case "reset":
+                self.is_released.set()
+                self.forget()
+                for connection in list(self.connections):
+                    connection.close()
+        return {}
+
+    def take_cut(self) -> Cut | None:
+        if not self.cuts:
+            return None
+        self.refuses = self.refuses_after_cut
+        return self.cuts.pop()
+
+
+class _Peer:
+    """One end of a connection."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.reader = reader
+        self.writer = writer
+
+    @classmethod
+    async def connect(cls, host: str, port: int) -> Self:
+        return cls(*await asyncio.open_connection(host, port))
+
+    async def read_rest(self) -> None:
+        while await self.reader.read(65536):
+            pass
+
+
+class _Conversation:
+    """A client and the server, and what stands between them."""
+
+    def __init__(self, orders: _Orders, client: _Peer, server: _Peer) -> None:
+        self._orders = orders
+        self._client = client
+        self._server = server
+        self._prepared: dict[bytes, str] = {}
+        self._batch: list[str] = []
+        self._reply_cut: Cut | None = None
+        self._reply_hold: asyncio.Event | None = None
+
+    async def run(self) -> None:
+        await self._start()
+        replies = asyncio.create_task(self._pass_replies())
+        with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
+            await self._pass_requests()
+        self._client.writer.close()
+        # What was sent is not to be lost with the connection: the server reads it, then finds the end.
+        with contextlib.suppress(OSError):
+            self._server.writer.write_eof()
+        await replies
+        self._server.writer.close()
+
+    async def _start(self) -> None:
+        while True:
+            head = await self._client.reader.readexactly(8)
+            length, code = struct.unpack("!II", head)
+            body = await self._client.reader.readexactly(length - len(head))
+            if code not in ENCRYPTION_REQUESTS:
+                self._server.writer.write(head + body)
+                return
+            self._client.writer.write(b"N")
+
+    async def _pass_requests(self) -> None:
+        waiting = b""
+        while True:
+            kind = await self._client.reader.readexactly(1)
+            size = await self._client.reader.readexactly(4)
+            body = await self._client.reader.readexactly(struct.unpack("!I", size)[0] - 4)
+            waiting += kind + size + body
+            if kind in BATCHED:
+                self._note(kind, body)
+                continue
+            request = self._request(kind, body)
+            if request is not None:
+                self._orders.requests.append(request)
+                if COMMIT.search(request) and await self._lose(waiting):
+                    return
+            self._server.writer.write(waiting)
+            await self._server.writer.drain()
+            waiting = b""
+
+    def _note(self, kind: bytes, body: bytes) -> None:
+        first, second, *_ = body.split(b"\0", 2)
+        if kind == b"P":
+            self._prepared[first] = second.decode()
+            self._batch.append(f"PREPARE {second.decode()}")
+        elif kind == b"B":
+            text = self._prepared[second]
+            if self._batch and self._batch[-1] == f"PREPARE {text}":
+                self._batch.pop()
+            self._batch.append(text)
+        elif kind == b"C":
+            self._batch.append("DEALLOCATE")
+
+    def _request(self, kind: bytes, body: bytes) -> str | None:
+        if kind == b"Q":
+            return body.rstrip(b"\0").decode()
+        if kind != b"S":
+            return None
+        request, self._batch = "; ".join(self._batch), []
+        return request or "SYNC"
+
+    async def _lose(self, commit: bytes) -> bool:
+        """Do what is ordered for a COMMIT; return whether its connection is lost by that."""
+        cut = self._orders.take_cut()
+        if cut is Cut.BEFORE:
+            return True
+        if cut is Cut.AFTER:
+            self._reply_cut = cut
+            self._server.writer.write(commit)
+            return True
+        if cut is Cut.REPLY:
+            self._reply_cut = cut
+        elif self._orders.holds:
+            self._orders.holds = False
+            self._reply_hold = self._orders.is_released
+            self._orders.has_come.set()
+        return False
+
+    async def _pass_replies(self) -> None:
+        with contextlib.suppress(ConnectionError):
+            while data := await self._server.reader.read(65536):
+                if self._reply_cut is not None:
+                    break
+                if self._reply_hold is not None:
+                    await self._reply_hold.wait()
+                    self._reply_hold = None
+                self._client.writer.write(data)
+        self._client.writer.close()
+        with contextlib.suppress(ConnectionError):
+            await self._server.read_rest()
+
+
+async def _serve(host: str, port: int) -> None:
+    orders = _Orders()
+
+    async def converse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if orders.refuses:
+            writer.close()
+            return
+        orders.connections.add(writer)
+        try:
+            with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
+                await _Conversation(orders, _Peer(reader, writer), await _Peer.connect(host, port)).run()
+        finally:
+            orders.connections.discard(writer)
+            writer.close()
+
+    listener = await asyncio.start_server(converse, LISTEN, 0)
+    _say({"port": listener.sockets[0].getsockname()[1]})
+    orders_reader = asyncio.StreamReader()
+    loop = asyncio.get_running_loop()
+    await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(orders_reader), sys.stdin)
+    while line := await orders_reader.readline():
+        _say(await orders.obey(json.loads(line)))
+
+
+def _say(answer: dict[str, Any]) -> None:
+    sys.stdout.write(json.dumps(answer) + "\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    asyncio.run(_serve(sys.argv[1], int(sys.argv[2])))
