@@ -10,7 +10,7 @@ import contextlib
 import os
 import sys
 from pathlib import Path
-from types import CodeType
+from types import CodeType, FrameType
 from typing import NamedTuple
 
 import blinker
@@ -48,12 +48,10 @@ class CallSite(NamedTuple):
 
 def application_site() -> CallSite | None:
     """The innermost frame of the application, or None when there is none (code typed at a prompt, say)."""
-    frame = sys._getframe(1)
+    frame: FrameType | None = sys._getframe(1)
     while frame is not None:
         if not frame.f_code.co_filename.startswith(_LIBRARIES):
             return CallSite(frame.f_code, frame.f_lineno)
-        if frame.f_back is None:
-            break
         frame = frame.f_back
     return None
 

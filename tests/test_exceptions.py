@@ -129,6 +129,14 @@ def test_pickling(example: UnitOfWorkError | RuleWarning, protocol: int) -> None
 
 
 @every_example
+def test_arguments_make_it_again(example: UnitOfWorkError | RuleWarning) -> None:
+    """Nothing that it was made of is missing in ``args``."""
+    again = type(example)(*example.args)
+
+    assert vars(again) == vars(example)
+
+
+@every_example
 def test_copying(example: UnitOfWorkError | RuleWarning) -> None:
     """A copy says the same."""
     assert str(copy.copy(example)) == str(example)
