@@ -122,6 +122,7 @@ def _replace_dead(dbapi_connection: Any, record: Any, proxy: Any) -> None:
 
 def _remember_process(dbapi_connection: Any, record: Any) -> None:
     record.info["uow_pid"] = os.getpid()
+    _fork.detach_in_children(record)
 
 
 def _refuse_other_process(dbapi_connection: Any, record: Any, proxy: Any) -> None:

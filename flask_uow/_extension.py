@@ -120,9 +120,9 @@ class UnitOfWork:
 
         def do_teardown_appcontext(*args: Any, **kwargs: Any) -> None:
             context = current_context("The teardown")
-            exception = _exception_among((*args, *kwargs.values()))
-            if not self._owns_sessions:
-                self._report_adopted(context, exception)
+            exception = args[-1] if args else kwargs.get("exc")
+            if not self._owns_sessions and not isinstance(exception, BaseException):
+                self._report_adopted(context)
             try:
                 tear_down(*args, **kwargs)
             except BaseException as error:
@@ -131,14 +131,14 @@ class UnitOfWork:
             finally:
                 scope = scopes.take(context)
                 if scope is not None:
-                    close_scope(scopes, scope, exception)
+                    close_scope(scopes, scope, exception if isinstance(exception, BaseException) else None)
 
         app.do_teardown_appcontext = do_teardown_appcontext  # type: ignore[method-assign]
 
-    def _report_adopted(self, context: AppContext, exception: BaseException | None) -> None:
+    def _report_adopted(self, context: AppContext) -> None:
         """Before their owner takes them back: lost writes in sessions of another library."""
         scope = self.sessions.scopes.find(context)
-        if scope is not None and exception is None:
+        if scope is not None:
             report_adopted(scope)
 
     # ---- for the current app
@@ -199,13 +199,6 @@ class UnitOfWork:
         :raises UnitOptionsError: if an option is not usable.
         """
         return decorate(function, options, self)
-
-
-def _exception_among(values: tuple[object, ...]) -> BaseException | None:
-    for value in values:
-        if isinstance(value, BaseException):
-            return value
-    return None
 
 
 def _factory(session_options: dict[str, Any]) -> sessionmaker_type[Session]:

@@ -1,8 +1,8 @@
 """After a fork: which sessions and engines were made by the parent.
 
 A child shares its parent's sockets. One ROLLBACK that the child sends, be it from a finaliser, silently undoes the
-parent's transaction. So in a child every engine forgets its pool without closing it, and every session of the parent
-is kept referenced for ever and never touched.
+parent's transaction. So in a child every engine forgets its pool without closing it, every connection that is checked
+out loses its socket, which is kept referenced for ever, and so are the parent's sessions.
 """
 
 from __future__ import annotations
@@ -13,8 +13,10 @@ from collections.abc import Callable
 from typing import Any
 
 from sqlalchemy import Engine
+from sqlalchemy.pool import ConnectionPoolEntry
 
 _engines: weakref.WeakSet[Engine] = weakref.WeakSet()
+_entries: weakref.WeakSet[ConnectionPoolEntry] = weakref.WeakSet()
 _owners: weakref.WeakSet[Any] = weakref.WeakSet()
 _kept_for_ever: list[object] = []
 
@@ -29,6 +31,11 @@ def dispose_in_children(engine: Engine) -> None:
     """Let ``engine`` start with an empty pool in each forked child."""
     _watch()
     _engines.add(engine)
+
+
+def detach_in_children(entry: ConnectionPoolEntry) -> None:
+    """Take the socket from a pool's entry, and from whoever has checked it out, in each forked child."""
+    _entries.add(entry)
 
 
 def abandon_in_children(owner: Any) -> None:
@@ -53,6 +60,17 @@ def _in_child() -> None:
     for owner in list(_owners):
         abandon: Callable[[], object] = owner.abandon
         _kept_for_ever.append(abandon())
+    for entry in list(_entries):
+        _detach(entry)
     for engine in list(_engines):
         _kept_for_ever.append(engine.pool)
         engine.dispose(close=False)
+
+
+def _detach(entry: Any) -> None:
+    """What has no socket rolls back, closes and is collected without a word to the server."""
+    _kept_for_ever.append(entry.dbapi_connection)
+    user = entry.fairy_ref() if entry.fairy_ref else None
+    if user is not None:
+        user.dbapi_connection = None
+    entry.dbapi_connection = None

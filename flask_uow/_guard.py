@@ -127,10 +127,9 @@ def guarded_class(base: type[Session]) -> type[Session]:
 
 def put_under_guard(session: Session, state: SessionState) -> None:
     """Give a session its state, and its class the guard."""
-    guarded = guarded_class(type(session))
-    if guarded is not type(session):
+    if not isinstance(session, GuardedSession):
         had_listeners = session.__dict__.pop("dispatch", None)
-        session.__class__ = guarded
+        session.__class__ = guarded_class(type(session))
         if had_listeners is not None:
             session.dispatch._update(had_listeners, only_propagate=False)
     session._uow = state  # type: ignore[attr-defined]
@@ -332,5 +331,6 @@ def _failed(context: ExceptionContext) -> None:
     link = link_of(context.connection)
     if link is None:
         return
+    link.state.check_process()
     if context.is_disconnect or link.status() is TransactionStatus.IN_ERROR:
         link.state.note_error(context.sqlalchemy_exception or context.original_exception)

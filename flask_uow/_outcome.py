@@ -35,12 +35,9 @@ def transaction_id(connection: sa.Connection) -> str | None:
     return xid
 
 
-def learn_outcome(engine: sa.Engine, xid: str, *, deadline_s: float = DEADLINE_S) -> Outcome:
-    """Ask the server, past a pool that may be dead or dry, until it knows or the deadline is over.
-
-    :param deadline_s: seconds.
-    """
-    end = time.monotonic() + deadline_s
+def learn_outcome(engine: sa.Engine, xid: str) -> Outcome:
+    """Ask the server, past a pool that may be dead or dry, until it knows or :data:`DEADLINE_S` is over."""
+    end = time.monotonic() + DEADLINE_S
     while True:
         outcome = _ask(engine, xid)
         if outcome is not Outcome.UNKNOWN or time.monotonic() > end:

@@ -10,6 +10,7 @@ import sys
 import threading
 import weakref
 from collections.abc import Callable
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Protocol
 
 import sqlalchemy as sa
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 else:
     _Session = object  # the class in front of which the routing is put
 
-_current_object: Callable[[], AppContext] = app_ctx._get_current_object  # type: ignore[attr-defined]
+_contexts: ContextVar[AppContext] = app_ctx.__wrapped__  # type: ignore[attr-defined]
 _thread = threading.local()
 
 
@@ -83,10 +84,7 @@ def _runs_event_loop() -> bool:
 
 def find_context() -> AppContext | None:
     """The current app context, if there is one."""
-    try:
-        return _current_object()
-    except RuntimeError:
-        return None
+    return _contexts.get(None)
 
 
 def current_context(what: str) -> AppContext:
@@ -95,7 +93,7 @@ def current_context(what: str) -> AppContext:
     :param what: what needs it, for the message.
     :raises RuleViolationError: UOW201, if there is none.
     """
-    context = find_context()
+    context = _contexts.get(None)
     if context is None:
         raise violation("UOW201", what=what)
     return context

@@ -204,33 +204,35 @@ class Boundary:
         self._place = place
         self._attempt = 0
         self._known: list[object] | None = None
+        self._inner: Session | None = None
+        self.unit: Unit | None = None
+        self.error: BaseException | None = None
+        self.wait_s: float | None = None
 
     def enter(self) -> None:
         """Begin an attempt."""
-        self._context = current_context("@transactional")
-        extension = self._extension or extension_of(self._context.app)
-        self._app_state = extension.state_of_app(self._context.app)
+        context = self._context = current_context("@transactional")
+        extension = self._extension or extension_of(context.app)
+        self._app_state = extension.state_of_app(context.app)
         self._sessions = extension.sessions
         self._attempt += 1
-        self.error: BaseException | None = None
-        self.wait_s: float | None = None
+        self.error = self.wait_s = self.unit = self._inner = None
         self._is_committed = False
-        self.unit = None
-        self._inner: Session | None = None
-        self._outer = self._sessions.current(self._context)
-        active = guarded_state(self._outer).unit
+        session = self._outer = self._sessions.current(context)
+        active = guarded_state(session).unit
         how = self._options.outside if active is None else None
-        self._begin(how or relation(self._options, active.label if active else None))
+        if how is None:
+            how = relation(self._options, active.label if active else None)
+        if how is not Relation.WITHOUT:
+            self._begin(how)
 
     def _begin(self, how: Relation) -> None:
         session = self._outer
-        if how is Relation.WITHOUT:
-            return
-        if how in (Relation.INDEPENDENT, Relation.SUSPEND):
-            _check_writer(self._outer)
-            session = self._inner = self._sessions.replace(self._context, self._outer)
-        if how is Relation.SUSPEND:
-            return
+        if how is Relation.INDEPENDENT or how is Relation.SUSPEND:
+            _check_writer(session)
+            session = self._inner = self._sessions.replace(self._context, session)
+            if how is Relation.SUSPEND:
+                return
         if self._attempt > 1 or self._retries:
             self._forget_lost_attempt(session)
         unit = Unit(session, guarded_state(session), self._options, self._label(), self._attempt)
@@ -258,11 +260,12 @@ class Boundary:
         return self._app_state.settings.retries if self._options.retries is None else self._options.retries
 
     def _label(self) -> str:
+        place = self._place
         if self._options.label is not None:
             return self._options.label
-        if isinstance(self._place, str):
-            return self._place
-        return view_label(self._app_state, self._place) or self._place.__qualname__
+        if isinstance(place, str):
+            return place
+        return view_label(self._app_state, place) or place.__qualname__
 
     def look_at(self, value: object) -> None:
         """Let the status veto judge what a function returned."""
@@ -284,7 +287,8 @@ class Boundary:
         try:
             self.error = unit.end(exception)
         finally:
-            self._resume()
+            if self._inner is not None:
+                self._resume()
         self._is_committed = unit.was_committed
         if unit.parent is not None:
             return

@@ -182,7 +182,7 @@ class Unit:
 
         :raises UnitOptionsError: if an option cannot hold here.
         """
-        if how in (Relation.BEGIN, Relation.INDEPENDENT):
+        if how is Relation.BEGIN or how is Relation.INDEPENDENT:
             self._begin_outermost()
             return
         assert self.parent is not None
