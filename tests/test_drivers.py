@@ -1,0 +1,214 @@
+"""What the drivers know without asking the server again."""
+
+import select
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing, suppress
+from typing import Any
+
+import psycopg
+import psycopg2
+import pytest
+
+from flask_uow._drivers import LIBPQ_DRIVERS, TransactionStatus, is_readable_while_idle, status_probe
+from tests.databases import PostgreSQLDatabase
+
+CONNECT: dict[str, Callable[[str], Any]] = {"psycopg2": psycopg2.connect, "psycopg": psycopg.connect}
+DEADLINE_S = 10.0
+POLL_S = 0.005
+
+IDLE, ACTIVE = TransactionStatus.IDLE, TransactionStatus.ACTIVE
+IN_TRANSACTION, IN_ERROR = TransactionStatus.IN_TRANSACTION, TransactionStatus.IN_ERROR
+UNKNOWN = TransactionStatus.UNKNOWN
+
+
+@pytest.fixture(params=LIBPQ_DRIVERS)
+def driver(request: pytest.FixtureRequest) -> str:
+    """Each driver that is built on libpq."""
+    name: str = request.param
+    return name
+
+
+@pytest.fixture
+def connection(driver: str, postgres: PostgreSQLDatabase) -> Iterator[Any]:
+    """A connection of the driver's own, outside of any pool."""
+    made = CONNECT[driver](postgres.driverless_url)
+    yield made
+    with suppress(psycopg.Error, psycopg2.Error):
+        made.close()
+
+
+def run(connection: Any, sql: str) -> Any:
+    """Run a statement and return its first row, if it has any."""
+    with closing(connection.cursor()) as cursor:
+        cursor.execute(sql)
+        return cursor.fetchone() if cursor.description else None
+
+
+def pid_of(connection: Any) -> int:
+    return int(connection.info.backend_pid)
+
+
+def cancel(postgres: PostgreSQLDatabase, connection: Any) -> bool:
+    """Cancel what a connection is doing, if anything."""
+    return postgres.rows("SELECT pg_cancel_backend(%s)", pid_of(connection)) == [(True,)]
+
+
+def comes_true(question: Callable[[], bool]) -> bool:
+    """Ask again and again until the answer is yes, or the deadline is over."""
+    end = time.monotonic() + DEADLINE_S
+    while not question():
+        if time.monotonic() > end:
+            return False
+        time.sleep(POLL_S)
+    return True
+
+
+# ---- the transaction status
+
+
+def test_status_follows_the_transaction(driver: str, connection: Any) -> None:
+    """Idle, in a transaction, in one that an error has aborted, and idle again."""
+    probe = status_probe(driver)
+    seen = [probe(connection)]
+
+    run(connection, "SELECT 1")
+    seen.append(probe(connection))
+    with pytest.raises((psycopg.Error, psycopg2.Error), match="division by zero"):
+        run(connection, "SELECT 1/0")
+    seen.append(probe(connection))
+    connection.rollback()
+    seen.append(probe(connection))
+
+    assert seen == [IDLE, IN_TRANSACTION, IN_ERROR, IDLE]
+
+
+def test_status_is_the_server_s_word_and_not_the_driver_s(driver: str, connection: Any) -> None:
+    """A COMMIT that was sent as text, which the driver takes for any statement, is seen."""
+    run(connection, "SELECT 1")
+
+    run(connection, "COMMIT")
+
+    assert status_probe(driver)(connection) is IDLE
+
+
+def test_status_while_a_statement_runs(driver: str, connection: Any, postgres: PostgreSQLDatabase) -> None:
+    """Seen from another thread, the connection is busy."""
+    probe = status_probe(driver)
+
+    def sleep() -> None:
+        with suppress(psycopg.Error, psycopg2.Error):
+            run(connection, "SELECT pg_sleep(60)")
+
+    thread = threading.Thread(target=sleep)
+    thread.start()
+    is_active = comes_true(lambda: probe(connection) is ACTIVE)
+    # A cancel that comes before the statement is lost.
+    is_over = comes_true(lambda: cancel(postgres, connection) and not thread.is_alive())
+
+    assert is_active
+    assert is_over
+    assert probe(connection) is IN_ERROR
+
+
+def test_status_asks_nobody(driver: str, connection: Any, postgres: PostgreSQLDatabase) -> None:
+    """It is what the server said last: the end of the server's session is no news until somebody reads it."""
+    probe = status_probe(driver)
+    run(connection, "SELECT 1")
+    postgres.kill(pid_of(connection))
+
+    before = probe(connection)
+    with pytest.raises((psycopg.OperationalError, psycopg2.OperationalError), match="terminat"):
+        run(connection, "SELECT 1")
+
+    assert before is IN_TRANSACTION
+    assert probe(connection) is UNKNOWN
+
+
+def test_status_of_a_closed_connection(driver: str, connection: Any) -> None:
+    """It is unknown, not an error."""
+    connection.close()
+
+    assert status_probe(driver)(connection) is UNKNOWN
+
+
+def test_status_of_sqlite() -> None:
+    """SQLite knows whether it is in a transaction."""
+    probe = status_probe("pysqlite")
+    with closing(sqlite3.connect(":memory:", isolation_level=None)) as connection:
+        seen = [probe(connection)]
+        connection.execute("BEGIN")
+        seen.append(probe(connection))
+        connection.execute("ROLLBACK")
+        seen.append(probe(connection))
+
+    assert seen == [IDLE, IN_TRANSACTION, IDLE]
+
+
+def test_status_of_an_unknown_driver() -> None:
+    """A driver that this package does not know is not asked."""
+    assert status_probe("oracledb")(object()) is UNKNOWN
+
+
+# ---- liveness
+
+
+@pytest.fixture(params=["poll", "select"])
+def has_poll(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """A platform with ``poll``, and one that has only ``select``."""
+    if request.param == "select":
+        monkeypatch.delattr(select, "poll")
+    return hasattr(select, "poll")
+
+
+@pytest.mark.usefixtures("has_poll")
+def test_live_connection_has_nothing_to_read(connection: Any) -> None:
+    """New, in a transaction, after one, after an error: the server waits for us."""
+    seen = [is_readable_while_idle(connection)]
+
+    run(connection, "SELECT 1")
+    seen.append(is_readable_while_idle(connection))
+    with pytest.raises((psycopg.Error, psycopg2.Error), match="division by zero"):
+        run(connection, "SELECT 1/0")
+    seen.append(is_readable_while_idle(connection))
+    connection.rollback()
+    seen.append(is_readable_while_idle(connection))
+
+    assert seen == [False] * 4
+
+
+@pytest.mark.usefixtures("has_poll")
+def test_connection_whose_server_is_gone_is_readable(connection: Any, postgres: PostgreSQLDatabase) -> None:
+    """The end of the stream waits to be read, and stays."""
+    postgres.kill(pid_of(connection))
+
+    assert comes_true(lambda: is_readable_while_idle(connection))
+    assert is_readable_while_idle(connection)
+
+
+@pytest.mark.usefixtures("has_poll")
+def test_closed_connection_counts_as_readable(connection: Any) -> None:
+    """What has no socket any more is not to be used either."""
+    connection.close()
+
+    assert is_readable_while_idle(connection)
+
+
+def test_waiting_notification_counts_as_the_end(connection: Any, postgres: PostgreSQLDatabase) -> None:
+    """A listener's connection is replaced when it is taken out of the pool with news waiting, as documented."""
+    connection.autocommit = True
+    run(connection, "LISTEN news")
+    assert not is_readable_while_idle(connection)
+
+    postgres.execute("NOTIFY news")
+
+    assert comes_true(lambda: is_readable_while_idle(connection))
+
+
+def test_looking_takes_nothing_away(connection: Any) -> None:
+    """The connection works on."""
+    for _ in range(3):
+        assert not is_readable_while_idle(connection)
+        assert run(connection, "SELECT 7") == (7,)

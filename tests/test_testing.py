@@ -1,0 +1,141 @@
+"""The recorder for tests of applications."""
+
+import pytest
+import sqlalchemy as sa
+from flask import Flask
+
+from flask_uow import UnitOfWork, signals, testing, transactional
+from flask_uow.exceptions import RuleViolationError, RuleWarning
+from flask_uow.testing import Record, record
+
+
+@pytest.fixture
+def uow() -> UnitOfWork:
+    """An extension that serves no app yet."""
+    return UnitOfWork()
+
+
+@pytest.fixture
+def app(uow: UnitOfWork) -> Flask:
+    """An app on a database in memory."""
+    return make_app("bank", uow)
+
+
+def make_app(name: str, uow: UnitOfWork) -> Flask:
+    app = Flask(name)
+    app.config.update(SQLALCHEMY_DATABASE_URI="sqlite://", TESTING=True)
+    uow.init_app(app)
+    return app
+
+
+def test_record_keeps_order_and_endings(app: Flask) -> None:
+    """Outermost units and savepoints are recorded as they begin and as they end."""
+
+    @transactional(label="pay")
+    def pay(*, fails: bool) -> None:
+        with transactional(label="audit"):
+            pass
+        if fails:
+            raise LookupError("no such account")
+
+    with app.app_context(), record(app) as seen:
+        pay(fails=False)
+        with pytest.raises(LookupError, match="no such account"):
+            pay(fails=True)
+
+    assert seen == Record(
+        began=["pay", "audit", "pay", "audit"], committed=["audit", "pay", "audit"], rolled_back=["pay"], violations=[]
+    )
+
+
+def test_record_of_a_request_shows_its_unit(app: Flask) -> None:
+    """The example of the documentation: one request, one unit, no violation."""
+
+    @app.post("/transfers")
+    @transactional
+    def transfer() -> str:
+        return "done"
+
+    with testing.record(app) as seen:
+        app.test_client().post("/transfers")
+
+    assert seen.committed == ["POST /transfers"]
+    assert seen.codes == []
+
+
+def test_joined_unit_is_no_unit_of_its_own(app: Flask) -> None:
+    """What only joins neither begins nor ends anything."""
+
+    @transactional(label="join", propagation="required")
+    def join() -> None:
+        pass
+
+    with app.app_context(), record(app) as seen, transactional(label="outer"):
+        join()
+
+    assert (seen.began, seen.committed) == (["outer"], ["outer"])
+
+
+def test_record_keeps_violations(app: Flask, uow: UnitOfWork) -> None:
+    """Errors and warnings of rules are kept as they are, and their codes at hand."""
+
+    @transactional(label="pay")
+    def pay() -> None:
+        uow.session.commit()
+
+    with record(app) as seen:
+        with app.app_context():
+            uow.session.execute(sa.text("CREATE TABLE t (x int)"))
+        with app.app_context(), pytest.raises(RuleViolationError, match=r"^\[UOW101\]"):
+            pay()
+
+    assert seen.codes == ["UOW103", "UOW101"]
+    assert [type(violation) for violation in seen.violations] == [RuleWarning, RuleViolationError]
+    assert seen.rolled_back == ["pay"]
+
+
+def test_record_begins_empty() -> None:
+    """Each has lists of its own."""
+    assert Record() == Record([], [], [], [])
+    assert Record().began is not Record().began
+
+
+def test_record_is_over_at_the_end_of_the_block(app: Flask) -> None:
+    """What comes before or after is not seen, nor does anything stay connected, also after an error."""
+    with app.app_context():
+        with transactional(label="before"):
+            pass
+        with pytest.raises(LookupError, match="in the test"), record(app) as seen:
+            raise LookupError("in the test")
+        with transactional(label="after"):
+            pass
+
+    assert seen == Record()
+    for signal in (signals.unit_began, signals.unit_committed, signals.unit_rolled_back, signals.rule_violated):
+        assert not signal.receivers
+
+
+def test_record_is_of_one_app(app: Flask, uow: UnitOfWork) -> None:
+    """Another app's units are another record's."""
+    other = make_app("other", uow)
+
+    with record(app) as seen, record(other) as seen_in_other:
+        with app.app_context(), transactional(label="here"):
+            pass
+        with other.app_context(), transactional(label="there"):
+            pass
+
+    assert seen.committed == ["here"]
+    assert seen_in_other.committed == ["there"]
+
+
+def test_records_may_overlap(app: Flask) -> None:
+    """Each sees what happens while it runs."""
+    with app.app_context(), record(app) as outer:
+        with transactional(label="first"):
+            pass
+        with record(app) as inner, transactional(label="second"):
+            pass
+
+    assert outer.committed == ["first", "second"]
+    assert inner.committed == ["second"]
