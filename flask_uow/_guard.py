@@ -146,10 +146,10 @@ def _watch_sessions(cls: type[Session]) -> None:
 
 
 def _transaction_created(session: Session, transaction: SessionTransaction) -> None:
-    state = state_of(session)
-    if state is None or transaction.parent is not None:
+    if transaction.parent is not None:
         return
-    if state.is_guarded:
+    state: SessionState | None = session._uow  # type: ignore[attr-defined]
+    if state is None or state.is_guarded:
         return  # the unit's own transaction was ended by hand, and what is known of that must stay
     state.begin_transaction()
     if not state.is_own_call:
@@ -168,7 +168,7 @@ def _expire_unmodified(session: Session) -> None:
 
 def connection_begun(session: Session, transaction: SessionTransaction, connection: sa.Connection) -> None:
     """A session's transaction takes a connection: know it, and begin as the unit asks."""
-    state = state_of(session)
+    state: SessionState | None = session._uow  # type: ignore[attr-defined]
     if state is None or transaction.nested:
         return
     if state.is_over:
@@ -212,7 +212,7 @@ def _limit_statements(connection: sa.Connection, seconds: float) -> None:
 
 
 def _about_to_commit(session: Session) -> None:
-    state = state_of(session)
+    state: SessionState | None = session._uow  # type: ignore[attr-defined]
     if state is None or state.is_own_call:
         return
     if state.unit is None:
@@ -233,7 +233,7 @@ def _refuse_aborted(session: Session, state: SessionState) -> None:
 
 
 def _rolled_back(session: Session, transaction: SessionTransaction) -> None:
-    state = state_of(session)
+    state: SessionState | None = session._uow  # type: ignore[attr-defined]
     if state is not None and transaction.nested:
         state.error = None  # the savepoint's rollback has healed what it broke
 

@@ -6,9 +6,9 @@ is reused; a thread that runs an event loop works for the thread that pushed the
 
 from __future__ import annotations
 
-import sys
 import threading
 import weakref
+from asyncio import _get_running_loop
 from collections.abc import Callable
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Protocol
@@ -55,7 +55,7 @@ class Scope:
 
     def slot(self) -> list[Session]:
         """The calling thread's sessions."""
-        key = self.home if _runs_event_loop() else _this_thread()
+        key = _this_thread() if _get_running_loop() is None else self.home
         slot = self.slots.get(key)
         if slot is None:
             slot = self.slots[key] = []
@@ -75,11 +75,6 @@ def _this_thread() -> object:
     except AttributeError:
         _thread.token = object()
         return _thread.token
-
-
-def _runs_event_loop() -> bool:
-    events = sys.modules.get("asyncio.events")
-    return events is not None and events._get_running_loop() is not None
 
 
 def find_context() -> AppContext | None:
@@ -123,10 +118,11 @@ class Scopes:
 
     def of(self, context: AppContext) -> Scope:
         """The scope of a context."""
-        scope = self._scopes.get(context)
-        if scope is None:
+        try:
+            return self._scopes[context]
+        except KeyError:
             scope = self._scopes[context] = Scope(_this_thread())
-        return scope
+            return scope
 
     def find(self, context: AppContext) -> Scope | None:
         """The scope of a context that has one."""
@@ -462,11 +458,10 @@ def _pending_text(session: Session) -> str:
 
 def close_session(session: Session) -> None:
     """Roll back, close, give every connection back; a connection that refuses is discarded, and logged."""
-    state = state_of(session)
-    assert state is not None
+    state: SessionState = session._uow  # type: ignore[attr-defined]
     if state.is_inherited:
         return
-    links = list(state.links)
+    links = state.links
     state.unit = None
     state.is_over = state.is_own_call = True
     try:

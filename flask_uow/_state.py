@@ -93,9 +93,10 @@ class SessionState:
 
     def forget_connections(self) -> None:
         """Untie the connections of a transaction that has ended, so that no cycle keeps them."""
-        for link in self.links:
-            link.cut()
-        self.links = []
+        if self.links:
+            for link in self.links:
+                link.cut()
+            self.links = []
 
     def own_call(self) -> OwnCall:
         """Let the session's own methods pass the guard, for a ``with`` block."""

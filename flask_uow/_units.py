@@ -377,7 +377,7 @@ class Unit:
         if self._joined is not None:
             self._owner._failure = self._owner._failure or leaving
             return
-        links = list(self._state.links)
+        links = self._state.links
         try:
             with self._state.own_call():
                 self._roll_back()
