@@ -264,7 +264,7 @@ def _watch_ends(dialect: sa.Dialect) -> None:
     def do_commit(connection: Any) -> None:
         link = link_of(connection)
         if link is not None:
-            if link.state.is_guarded:
+            if link.state.unit is not None and not link.state.is_own_call:
                 rollback(connection)  # so that nothing is committed by halves
                 raise _break(link.state, "UOW101", "commit")
             link.state.sent_commit = True

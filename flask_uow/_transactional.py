@@ -235,7 +235,12 @@ class Boundary:
                 return
         if self._attempt > 1 or self._retries:
             self._forget_lost_attempt(session)
-        unit = Unit(session, guarded_state(session), self._options, self._label(), self._attempt)
+        place = self._place
+        if isinstance(place, str):
+            label = self._options.label or place
+        else:
+            label = self._options.label or view_label(self._app_state, place) or place.__qualname__
+        unit = Unit(session, guarded_state(session), self._options, label, self._attempt)
         try:
             unit.begin(how)
         except BaseException:
@@ -259,14 +264,6 @@ class Boundary:
             return 0
         return self._app_state.settings.retries if self._options.retries is None else self._options.retries
 
-    def _label(self) -> str:
-        place = self._place
-        if self._options.label is not None:
-            return self._options.label
-        if isinstance(place, str):
-            return place
-        return view_label(self._app_state, place) or place.__qualname__
-
     def look_at(self, value: object) -> None:
         """Let the status veto judge what a function returned."""
         rule = self._options.rollback_on_status
@@ -281,7 +278,7 @@ class Boundary:
         """End the attempt; :attr:`error` and :attr:`wait_s` say what comes next."""
         self.error = exception
         unit = self.unit
-        if unit is None or unit.is_inherited:
+        if unit is None:
             self._resume()
             return
         try:

@@ -268,6 +268,7 @@ class Unit:
         :return: what is to be raised: ``exception`` again, another error, or None.
         """
         if not self.is_active or self._state.is_inherited:
+            self._hooks = Hooks()  # in a forked child, they are the parent's to run
             return exception
         if self._state.unit is not self:
             self._end_strays()
@@ -278,7 +279,8 @@ class Unit:
                 self._hooks.run_before_commit()
                 decision = self._decide(exception)
             if decision is Ending.COMMIT:
-                self._keep()
+                if self._joined is None:
+                    self._keep()
                 self.was_committed = True
             elif decision is Ending.FAIL:
                 leaving = self._failed_error()
@@ -292,8 +294,10 @@ class Unit:
             self._state.unit = self.parent
             if self.parent is None:
                 self._state.forget_connections()
-        self._hand_on_hooks()
-        self._signal(leaving)
+        if self._joined is None:
+            if self.parent is not None:
+                self._hand_on_hooks(self.parent)
+            self._signal(leaving)
         return leaving
 
     @property
@@ -311,11 +315,6 @@ class Unit:
             stray._undo(None)
             stray.is_active = False
             self._state.unit = stray.parent
-
-    @property
-    def is_inherited(self) -> bool:
-        """Whether the unit belongs to the process that forked this one."""
-        return self._state.is_inherited
 
     def _decide(self, exception: BaseException | None) -> Ending:
         return ending(
@@ -363,9 +362,7 @@ class Unit:
 
     def _keep(self) -> None:
         """Make the work part of the database, or of what lies around."""
-        if self._joined is not None:
-            return
-        if self._is_outermost:
+        if self.parent is None:
             self._commit()
             return
         assert self._transaction is not None
@@ -449,10 +446,8 @@ class Unit:
 
     # ---- after the end
 
-    def _hand_on_hooks(self) -> None:
-        if self._joined is not None or self.parent is None:
-            return
-        around = self.parent._owner._hooks
+    def _hand_on_hooks(self, parent: Unit) -> None:
+        around = parent._owner._hooks
         if self.was_committed:
             around.take_from(self._hooks)
         else:
@@ -460,8 +455,6 @@ class Unit:
         self._hooks = around
 
     def _signal(self, leaving: BaseException | None) -> None:
-        if self._joined is not None:
-            return
         if self.was_committed:
             if signals.unit_committed.receivers:
                 signals.unit_committed.send(self._state.app, unit=self)
