@@ -119,14 +119,17 @@ def test_record_is_of_one_app(app: Flask, uow: UnitOfWork) -> None:
     """Another app's units are another record's."""
     other = make_app("other", uow)
 
-    with record(app) as seen, record(other) as seen_in_other:
-        with app.app_context(), transactional(label="here"):
+    with record(app) as seen, record(other) as seen_in_other, app.app_context():
+        with transactional(label="kept"):
             pass
-        with other.app_context(), transactional(label="there"):
-            pass
+        with transactional(label="undone") as unit:
+            unit.set_rollback_only()
+        with pytest.raises(RuleViolationError, match=r"^\[UOW102\]"), transactional(label="broken"):
+            uow.session.rollback()
 
-    assert seen.committed == ["here"]
-    assert seen_in_other.committed == ["there"]
+    assert seen.began == ["kept", "undone", "broken"]
+    assert (seen.committed, seen.rolled_back, seen.codes) == (["kept"], ["undone", "broken"], ["UOW102"])
+    assert seen_in_other == Record()
 
 
 def test_records_may_overlap(app: Flask) -> None:
