@@ -21,7 +21,7 @@ from enum import StrEnum
 from typing import Any, Self
 
 LISTEN = "127.0.0.1"
-ARRIVAL_TIMEOUT_S = 10.0
+REPLY_TIMEOUT_S = 10.0
 # What stands in the place of a length's protocol version where a client asks for encryption.
 ENCRYPTION_REQUESTS = frozenset((80877103, 80877104))
 # Messages of the extended protocol that are nothing before the Sync behind them.
@@ -60,8 +60,8 @@ class Proxy:
         """Keep the server's reply to the next COMMIT until :meth:`release`."""
         self._ask(do="hold")
 
-    def wait_for_commit(self) -> bool:
-        """Return whether the COMMIT that was to be held has come, after waiting for it."""
+    def wait_for_reply(self) -> bool:
+        """Return whether the reply that was to be kept has come, after waiting for it."""
         return bool(self._ask(do="wait")["has_come"])
 
     def release(self) -> None:
@@ -77,7 +77,7 @@ class Proxy:
         return [request.split()[0].upper() for request in self.requests()]
 
     def reset(self) -> None:
-        """Forget every order and every request, and cut what is connected."""
+        """Forget every order and every request."""
         self._ask(do="reset")
 
     def _ask(self, **order: Any) -> dict[str, Any]:
@@ -117,7 +117,6 @@ class _Orders:
     """What is to be done with the next COMMITs, and what was asked so far."""
 
     def __init__(self) -> None:
-        self.connections: set[asyncio.StreamWriter] = set()
         self.forget()
 
     def forget(self) -> None:
@@ -138,7 +137,7 @@ class _Orders:
                 self.holds = True
             case "wait":
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self.has_come.wait(), ARRIVAL_TIMEOUT_S)
+                    await asyncio.wait_for(self.has_come.wait(), REPLY_TIMEOUT_S)
                 return {"has_come": self.has_come.is_set()}
             case "release":
                 self.is_released.set()
@@ -148,8 +147,6 @@ class _Orders:
             case "reset":
                 self.is_released.set()
                 self.forget()
-                for connection in list(self.connections):
-                    connection.close()
         return {}
 
     def take_cut(self) -> Cut | None:
@@ -263,7 +260,6 @@ class _Conversation:
         elif self._orders.holds:
             self._orders.holds = False
             self._reply_hold = self._orders.is_released
-            self._orders.has_come.set()
         return False
 
     async def _pass_replies(self) -> None:
@@ -272,6 +268,7 @@ class _Conversation:
                 if self._reply_cut is not None:
                     break
                 if self._reply_hold is not None:
+                    self._orders.has_come.set()
                     await self._reply_hold.wait()
                     self._reply_hold = None
                 self._client.writer.write(data)
@@ -287,13 +284,9 @@ async def _serve(host: str, port: int) -> None:
         if orders.refuses:
             writer.close()
             return
-        orders.connections.add(writer)
-        try:
-            with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
-                await _Conversation(orders, _Peer(reader, writer), await _Peer.connect(host, port)).run()
-        finally:
-            orders.connections.discard(writer)
-            writer.close()
+        with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
+            await _Conversation(orders, _Peer(reader, writer), await _Peer.connect(host, port)).run()
+        writer.close()
 
     listener = await asyncio.start_server(converse, LISTEN, 0)
     _say({"port": listener.sockets[0].getsockname()[1]})
