@@ -124,10 +124,6 @@ class UnitOptions:
                 return False
         return True
 
-    def vetoes(self, status: int) -> bool:
-        """Whether a returned response with this HTTP status undoes the unit."""
-        return is_vetoed(self.rollback_on_status, status)
-
 
 def is_vetoed(rule: int | Callable[[int], bool] | None, status: int) -> bool:
     """Whether ``rule``, the value of ``rollback_on_status``, undoes a unit whose view returned ``status``."""
