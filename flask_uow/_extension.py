@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any, Unpack, overload
 
 import sqlalchemy as sa
 from flask import Flask
-from flask.ctx import AppContext
 
 from ._engines import make_engines
 from ._guard import guarded_class, watch_engine
@@ -122,24 +121,16 @@ class UnitOfWork:
             context = current_context("The teardown")
             exception = args[-1] if args else kwargs.get("exc")
             if not self._owns_sessions and not isinstance(exception, BaseException):
-                self._report_adopted(context)
+                report_adopted(scopes.of(context))
             try:
                 tear_down(*args, **kwargs)
             except BaseException as error:
                 exception = error
                 raise
             finally:
-                scope = scopes.take(context)
-                if scope is not None:
-                    close_scope(scopes, scope, exception if isinstance(exception, BaseException) else None)
+                close_scope(scopes, context, exception if isinstance(exception, BaseException) else None)
 
         app.do_teardown_appcontext = do_teardown_appcontext  # type: ignore[method-assign]
-
-    def _report_adopted(self, context: AppContext) -> None:
-        """Before their owner takes them back: lost writes in sessions of another library."""
-        scope = self.sessions.scopes.find(context)
-        if scope is not None:
-            report_adopted(scope)
 
     # ---- for the current app
 

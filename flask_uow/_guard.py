@@ -71,7 +71,8 @@ class GuardedSession(_Session):
         super().rollback()
 
     def close(self) -> None:
-        self._refuse_end("UOW102", "close")
+        if self._uow is not None and self._uow.unit is not None:
+            self._refuse_end("UOW102", "close")
         super().close()
 
     def reset(self) -> None:
@@ -110,7 +111,7 @@ class GuardedSession(_Session):
 
 
 _guarded_classes: weakref.WeakKeyDictionary[type[Session], type[Session]] = weakref.WeakKeyDictionary()
-_watched_dialects: weakref.WeakSet[sa.Dialect] = weakref.WeakSet()
+_WATCHED = "_uow_is_watched"
 
 
 def guarded_class(base: type[Session]) -> type[Session]:
@@ -190,7 +191,7 @@ def know_connection(state: SessionState, connection: sa.Connection, *, was_used:
     """
     link = Link(state, connection, was_used=was_used)
     state.links.append(link)
-    if connection.dialect not in _watched_dialects:
+    if not hasattr(connection.dialect, _WATCHED):
         watch_engine(connection.engine)
     return link
 
@@ -248,9 +249,9 @@ def watch_engine(engine: sa.Engine) -> None:
     and the dialect's own methods, cost a call.
     """
     dialect = engine.dialect
-    if dialect in _watched_dialects:
+    if hasattr(dialect, _WATCHED):
         return
-    _watched_dialects.add(dialect)
+    setattr(dialect, _WATCHED, True)
     event.listen(engine, "do_execute", _about_to_execute)
     event.listen(engine, "do_executemany", _about_to_execute)
     event.listen(engine, "do_execute_no_params", _about_to_execute_without_parameters)

@@ -35,9 +35,6 @@ class Hooks:
         self._entries: list[tuple[When, Hook]] = []
         self.is_running = False
 
-    def __bool__(self) -> bool:
-        return bool(self._entries)
-
     def add(self, when: When, function: object) -> None:
         """Append a hook.
 

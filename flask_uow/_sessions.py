@@ -6,6 +6,7 @@ is reused; a thread that runs an event loop works for the thread that pushed the
 
 from __future__ import annotations
 
+import gc
 import threading
 import weakref
 from asyncio import _get_running_loop
@@ -20,9 +21,9 @@ from flask.globals import app_ctx
 from sqlalchemy import event
 
 from . import _fork, signals
+from ._drivers import TransactionStatus
 from ._guard import connection_begun, know_connection, put_under_guard
 from ._rules import report_at_teardown, violation
-from ._drivers import TransactionStatus
 from ._state import AppState, SessionState, state_of
 from ._units import discard, has_pending
 from .exceptions import RuleViolationError, UnitOptionsError
@@ -31,8 +32,10 @@ if TYPE_CHECKING:
     from sqlalchemy.orm import Session, SessionTransaction, scoped_session, sessionmaker
 
     _Session = Session
+    _AppContext = AppContext
 else:
     _Session = object  # the class in front of which the routing is put
+    _AppContext = object
 
 _contexts: ContextVar[AppContext] = app_ctx.__wrapped__  # type: ignore[attr-defined]
 _thread = threading.local()
@@ -42,14 +45,16 @@ class Scope:
     """The sessions of one app context.
 
     :ivar home: the thread that pushed the context.
+    :ivar is_over: whether the context has ended.
     :ivar slots: the sessions of each thread, the current one last; those before it are suspended.
     :ivar adopted: sessions of another library that were seen under this context.
     """
 
-    __slots__ = ("__weakref__", "adopted", "home", "slots")
+    __slots__ = ("adopted", "home", "is_over", "slots")
 
     def __init__(self, home: object) -> None:
         self.home = home
+        self.is_over = False
         self.slots: dict[object, list[Session]] = {}
         self.adopted: list[weakref.ref[Session]] = []
 
@@ -94,16 +99,38 @@ def current_context(what: str) -> AppContext:
     return context
 
 
+class NotingContext(_AppContext):
+    """Put in front of a context's class: notes the thread that pushes it."""
+
+    def push(self) -> None:
+        scope: Scope | None = getattr(self, "_uow_scope", None)
+        if scope is None:
+            self._uow_scope = Scope(_this_thread())
+        else:
+            scope.home = _this_thread()
+            scope.is_over = False  # a client or a stream pushes a context again
+        super().push()
+
+
+_noting_classes: dict[type[AppContext], type[AppContext]] = {}
+
+
+def _noting_class(base: type[AppContext]) -> type[AppContext]:
+    noting = _noting_classes.get(base)
+    if noting is None:
+        noting = _noting_classes[base] = type(base.__name__, (NotingContext, base), {"__module__": base.__module__})
+    return noting
+
+
 class Scopes:
-    """The scope of every app context that is alive."""
+    """The scope of every app context that is alive; each hangs on its context, and goes with it."""
 
     def __init__(self) -> None:
-        self._scopes: weakref.WeakKeyDictionary[AppContext, Scope] = weakref.WeakKeyDictionary()
         self.leaked: list[Session] = []
         _fork.abandon_in_children(self)
 
     def serve(self, app: Flask) -> None:
-        """Give each context of ``app`` its scope in the thread that makes it, which is the one that pushes it.
+        """Let each context of ``app`` note which thread pushes it.
 
         A listener to Flask's ``appcontext_pushed`` would see the same, for five times the price.
         """
@@ -111,31 +138,25 @@ class Scopes:
 
         def app_context() -> AppContext:
             context = make_context()
-            self._scopes[context] = Scope(_this_thread())
+            context.__class__ = _noting_class(type(context))
             return context
 
         app.app_context = app_context  # type: ignore[method-assign]
 
     def of(self, context: AppContext) -> Scope:
         """The scope of a context."""
-        try:
-            return self._scopes[context]
-        except KeyError:
-            scope = self._scopes[context] = Scope(_this_thread())
-            return scope
-
-    def find(self, context: AppContext) -> Scope | None:
-        """The scope of a context that has one."""
-        return self._scopes.get(context)
-
-    def take(self, context: AppContext) -> Scope | None:
-        """The scope of a context that ends."""
-        return self._scopes.pop(context, None)
+        scope: Scope | None = getattr(context, "_uow_scope", None)
+        if scope is None:
+            scope = context._uow_scope = Scope(_this_thread())  # type: ignore[attr-defined]
+        return scope
 
     def abandon(self) -> object:
-        """Hand over a parent process's sessions; they are never to be touched."""
+        """Hand over a parent process's sessions; they are never to be touched.
+
+        A fork looks for the scopes among all objects, so that no request need enter its own anywhere.
+        """
         leaked, self.leaked = self.leaked, []
-        return leaked, [scope.abandon() for scope in list(self._scopes.values())]
+        return leaked, [scope.abandon() for scope in gc.get_objects() if type(scope) is Scope]
 
 
 class Sessions(Protocol):
@@ -175,14 +196,17 @@ class OwnSessions:
         return self.current(current_context("uow.session"))
 
     def current(self, context: AppContext) -> Session:
-        slot = self.scopes.of(context).slot()
+        scope = self.scopes.of(context)
+        slot = scope.slot()
         if not slot:
             slot.append(self._make(context.app))
+            if scope.is_over:  # looked at last, because another thread may be ending the context right now
+                close_session(slot.pop())
+                raise violation("UOW201", what="uow.session")
         return slot[-1]
 
     def peek(self, context: AppContext) -> Session | None:
-        scope = self.scopes.find(context)
-        slot = scope.slot() if scope else None
+        slot = self.scopes.of(context).slot()
         return slot[-1] if slot else None
 
     def has(self) -> bool:
@@ -392,7 +416,7 @@ def _adopt(scope: Scope, app_state: AppState, session: Session) -> Session:
 # ---- the end of a context
 
 
-def close_scope(scopes: Scopes, scope: Scope, exception: BaseException | None) -> None:
+def close_scope(scopes: Scopes, context: AppContext, exception: BaseException | None) -> None:
     """Take back every session of a context that ends; never raises.
 
     A session of another thread that is in a statement cannot be closed from here: it is named as a leak, and taken
@@ -400,26 +424,26 @@ def close_scope(scopes: Scopes, scope: Scope, exception: BaseException | None) -
 
     :param exception: what ended the context; then lost writes are no surprise and UOW103 is not reported.
     """
+    scope = scopes.of(context)
+    scope.is_over = True
     slots, scope.slots = scope.slots, {}
     for thread, slot in slots.items():
         is_foreign = thread is not scope.home and thread is not _this_thread()
         while slot:
             session = slot.pop()
-            if is_foreign and _is_executing(session):
-                scopes.leaked.append(session)
-                _report_leak(session)
-                continue
             if exception is None and session.in_transaction():
                 report_lost_writes(session)
-            close_session(session)
+            if (is_foreign and _is_executing(session)) or not close_session(session):
+                scopes.leaked.append(session)
+                _report_leak(session)
     if scopes.leaked:
         _close_leaked(scopes)
 
 
 def _close_leaked(scopes: Scopes) -> None:
-    for session in [session for session in scopes.leaked if not _is_executing(session)]:
-        scopes.leaked.remove(session)
-        close_session(session)
+    for session in list(scopes.leaked):
+        if not _is_executing(session) and close_session(session):
+            scopes.leaked.remove(session)
 
 
 def report_adopted(scope: Scope) -> None:
@@ -456,20 +480,26 @@ def _pending_text(session: Session) -> str:
     return "objects never flushed: " + ", ".join(parts)
 
 
-def close_session(session: Session) -> None:
-    """Roll back, close, give every connection back; a connection that refuses is discarded, and logged."""
+def close_session(session: Session) -> bool:
+    """Roll back, close, give every connection back; a connection that refuses is discarded, and logged.
+
+    :return: False if another thread is at work in the session, which is left to it.
+    """
     state: SessionState = session._uow  # type: ignore[attr-defined]
     if state.is_inherited:
-        return
+        return True
     links = state.links
     state.unit = None
     state.is_over = state.is_own_call = True
     try:
         session.close()
-    except Exception:
+    except sa.exc.IllegalStateChangeError:
+        return False
+    except Exception:  # noqa: BLE001  # whatever a driver raises: the context must end
         state.app.logger.warning("A session could not be closed; its connections are discarded.", exc_info=True)
         discard(links)
     state.forget_connections()
+    return True
 
 
 def _is_executing(session: Session) -> bool:

@@ -291,7 +291,7 @@ class Boundary:
             return
         if self.error is not None and self._may_retry(self.error):
             self._plan_retry(unit, self.error)
-        elif unit.has_hooks:
+        else:
             self._run_hooks(unit)
 
     def _resume(self) -> None:

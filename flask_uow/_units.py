@@ -118,7 +118,7 @@ class Unit:
         self._transaction: SessionTransaction | None = None
         self._failure: BaseException | None = None
         self._is_rollback_only = False
-        self._hooks = Hooks()
+        self._hooks: Hooks | None = None
         self._deadline = None if options.timeout is None else time.monotonic() + options.timeout
 
     def __repr__(self) -> str:
@@ -163,10 +163,12 @@ class Unit:
         self._owner._is_rollback_only = True
 
     def _add(self, when: When, function: Hook) -> Hook:
-        hooks = self._owner._hooks
-        if not hooks.is_running:
+        owner = self._owner
+        if owner._hooks is None or not owner._hooks.is_running:
             self._require_active()
-        hooks.add(when, function)
+        if owner._hooks is None:
+            owner._hooks = Hooks()
+        owner._hooks.add(when, function)
         return function
 
     def _require_active(self) -> None:
@@ -268,14 +270,14 @@ class Unit:
         :return: what is to be raised: ``exception`` again, another error, or None.
         """
         if not self.is_active or self._state.is_inherited:
-            self._hooks = Hooks()  # in a forked child, they are the parent's to run
+            self._hooks = None  # in a forked child, they are the parent's to run
             return exception
         if self._state.unit is not self:
             self._end_strays()
         leaving = exception
         try:
             decision = self._decide(exception)
-            if decision is Ending.COMMIT and self._hooks and self._is_outermost:
+            if decision is Ending.COMMIT and self._hooks is not None and self._is_outermost:
                 self._hooks.run_before_commit()
                 decision = self._decide(exception)
             if decision is Ending.COMMIT:
@@ -295,8 +297,8 @@ class Unit:
             if self.parent is None:
                 self._state.forget_connections()
         if self._joined is None:
-            if self.parent is not None:
-                self._hand_on_hooks(self.parent)
+            if self.parent is not None and self._hooks is not None:
+                self._hand_on_hooks(self.parent._owner, self._hooks)
             self._signal(leaving)
         return leaving
 
@@ -446,13 +448,14 @@ class Unit:
 
     # ---- after the end
 
-    def _hand_on_hooks(self, parent: Unit) -> None:
-        around = parent._owner._hooks
+    def _hand_on_hooks(self, around: Unit, hooks: Hooks) -> None:
+        if around._hooks is None:
+            around._hooks = Hooks()
         if self.was_committed:
-            around.take_from(self._hooks)
+            around._hooks.take_from(hooks)
         else:
-            around.take_undone(self._hooks)
-        self._hooks = around
+            around._hooks.take_undone(hooks)
+        self._hooks = around._hooks
 
     def _signal(self, leaving: BaseException | None) -> None:
         if self.was_committed:
@@ -461,16 +464,13 @@ class Unit:
         elif signals.unit_rolled_back.receivers:
             signals.unit_rolled_back.send(self._state.app, unit=self, exception=leaving)
 
-    @property
-    def has_hooks(self) -> bool:
-        """Whether anything was added to run before or after its end."""
-        return bool(self._hooks)
-
     def run_after_hooks(self) -> list[Exception]:
         """Run the hooks of an outermost unit that has ended, when its connection is back in the pool.
 
         :return: their errors, which have been logged.
         """
+        if self._hooks is None:
+            return []
         when = When.AFTER_COMMIT if self.was_committed else When.AFTER_ROLLBACK
         return self._hooks.run_after(when, self._state.app, self.label)
 
