@@ -120,7 +120,7 @@ def test_objects_of_a_confirmed_commit_are_as_after_any_other(proxied_bench: Ben
         assert (added.id, added.name, changed.name) == (3, "new", "changed")
         assert not proxied_bench.session.in_transaction()
         assert sa.inspect(added).persistent
-        assert sa.inspect(deleted).detached
+        assert sa.inspect(deleted).was_deleted
         with transactional():
             added.name = "renamed"
 

@@ -15,7 +15,8 @@ from flask import Flask, g
 from flask_uow import Unit, _retry, current_unit, signals, transactional
 from flask_uow.exceptions import UnitOptionsError
 from tests.database.conftest import Bench, MakeBench
-from tests.models import Item
+from tests.databases import Database
+from tests.models import Item, create_tables, names
 
 DEADLINE_S = 20.0
 on_postgresql = pytest.mark.parametrize("database", ["psycopg2", "psycopg"], indirect=True)
@@ -26,6 +27,17 @@ TAKE_PART_IN_WRITE_SKEW = """
     SELECT count(*) FROM item;
     INSERT INTO item (name) VALUES ('other');
     COMMIT
+"""
+
+# At the end of a transaction that has written an item, where a row of the other table says so.
+REFUSE_COMMIT = """
+    CREATE TABLE refusal ();
+    CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+        IF EXISTS (SELECT FROM refusal) THEN RAISE EXCEPTION 'deadlock detected' USING ERRCODE = '40P01'; END IF;
+        RETURN NULL;
+    END $$;
+    CREATE CONSTRAINT TRIGGER refuse AFTER INSERT ON item DEFERRABLE INITIALLY DEFERRED
+        FOR EACH ROW EXECUTE FUNCTION refuse()
 """
 
 
@@ -797,6 +809,39 @@ def test_a_lost_connection_is_not_tried_again(contested: Bench, attempts: Attemp
         assert contested.checked_out == 0
 
     assert attempts.numbers == [1]
+
+
+@on_postgresql
+@pytest.mark.filterwarnings("ignore:transaction already deassociated")
+def test_what_one_of_two_databases_has_committed_is_not_tried_again(
+    make_bench: MakeBench, attempts: Attempts, database: Database, second_database: Database
+) -> None:
+    """Without two-phase commit one COMMIT comes first: a refusal of the other one must not repeat what it has kept."""
+    bench = make_bench(SQLALCHEMY_BINDS={"second": second_database.url})
+    create_tables(second_database)
+    second_engine = bench.app.extensions["uow"].state_of_app(bench.app).engines["second"]
+    for each in (database, second_database):
+        each.execute(REFUSE_COMMIT)
+
+    @transactional(retries=1)
+    def write() -> None:
+        attempts.begin()
+        bench.add("first")
+        bench.session.execute(sa.insert(Item).values(name="second"), bind_arguments={"bind": second_engine})
+
+    with bench.app.app_context():
+        others = {bench.uow.engine: second_database, second_engine: database}
+
+        def refuse_other(connection: sa.Connection) -> None:
+            others[connection.engine].execute("INSERT INTO refusal DEFAULT VALUES")
+
+        for engine in others:
+            sa.event.listen(engine, "commit", refuse_other)
+        with pytest.raises(sa.exc.OperationalError, match="deadlock detected"):
+            write()
+
+    assert attempts.numbers == [1]
+    assert len(names(database)) + len(names(second_database)) == 1
 
 
 @on_postgresql
