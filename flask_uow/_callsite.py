@@ -7,8 +7,10 @@ libraries in between nor to this package.
 from __future__ import annotations
 
 import contextlib
+import inspect
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import CodeType, FrameType
 from typing import NamedTuple
@@ -44,6 +46,12 @@ class CallSite(NamedTuple):
 
     def __str__(self) -> str:
         return f"{_shown_path(self.code.co_filename)}:{self.line} in {_function_name(self.code)}"
+
+
+def defined_at(function: Callable[..., object]) -> CallSite | None:
+    """Where a function, whatever decorates it, begins; None for one that is not written in Python."""
+    code = getattr(inspect.unwrap(function), "__code__", None)
+    return CallSite(code, code.co_firstlineno) if code else None
 
 
 def application_site() -> CallSite | None:

@@ -37,8 +37,9 @@ def _make_engine(app: Flask, bind: Bind) -> sa.Engine:
     options["connect_args"] = _connect_args(url) | (bind.options.get("connect_args") or {})
     try:
         engine = sa.create_engine(url, **options)
-    except (TypeError, ValueError, sa.exc.ArgumentError) as error:
-        raise wrong(bind.key, url, f"create_engine refused its options: {error}") from None
+    except Exception as error:  # noqa: BLE001  # SQLAlchemy meets a wrong option with whatever it stumbles over
+        refused = f"create_engine refused it ({type(error).__name__}: {error})"
+        raise wrong(bind.options_key, bind.options, refused.rstrip(".")) from None
     _prepare(app, engine, bind.options)
     return engine
 

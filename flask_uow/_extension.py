@@ -172,9 +172,8 @@ class UnitOfWork:
         engines = self.engines
         if bind not in engines:
             known = ", ".join(repr(name) for name in engines) or "none, they belong to the session's owner"
-            raise ConfigurationError(
-                f"There is no engine {bind!r}; the engines are: {known}.", fix="Name it in SQLALCHEMY_BINDS."
-            )
+            fix = "Name it in SQLALCHEMY_BINDS." if engines else "Ask the owner of the sessions for its engines."
+            raise ConfigurationError(f"There is no engine {bind!r}; the engines are: {known}.", fix=fix)
         return engines[bind]
 
     # ---- units of this extension

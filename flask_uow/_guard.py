@@ -12,7 +12,7 @@ Rules UOW101, UOW102 and UOW111 (SIP-99B: the unit of work alone commits).
 from __future__ import annotations
 
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
@@ -24,7 +24,7 @@ from ._callsite import application_site
 from ._drivers import TransactionStatus
 from ._engines import begin_for_writing, begin_sqlite, refuse_writes
 from ._rules import report_now, violation
-from ._state import Link, SessionState, link_of, state_of
+from ._state import Link, SessionState, link_of
 from ._statements import Kind, kind_of
 from .exceptions import RuleViolationError, UnitFailedError
 
@@ -36,6 +36,9 @@ if TYPE_CHECKING:
     _Session = Session
 else:
     _Session = object  # the class in front of which the guard is put
+
+End = Callable[[Any], None]
+"""A dialect's method that ends a transaction, given the pooled connection."""
 
 _USE_FLUSH = "the outermost unit commits. Use session.flush() if you need the primary key now."
 _USE_NESTED = "the unit has begun the transaction. Use session.begin_nested() for a savepoint."
@@ -260,17 +263,33 @@ def watch_engine(engine: sa.Engine) -> None:
 
 
 def _watch_ends(dialect: sa.Dialect) -> None:
-    commit, rollback = dialect.do_commit, dialect.do_rollback
+    dialect.do_commit = _watched_commit(dialect, dialect.do_commit, dialect.do_rollback)  # type: ignore[method-assign,assignment]
+    dialect.do_rollback = _watched_rollback(dialect.do_rollback)  # type: ignore[method-assign,assignment]
 
+
+def _watched_commit(dialect: sa.Dialect, commit: End, rollback: End) -> End:
     def do_commit(connection: Any) -> None:
         link = link_of(connection)
-        if link is not None:
-            if link.state.unit is not None and not link.state.is_own_call:
-                rollback(connection)  # so that nothing is committed by halves
-                raise _break(link.state, "UOW101", "commit")
-            link.state.sent_commit = True
-        commit(connection)
+        if link is not None and link.state.is_guarded:
+            rollback(connection)  # so that nothing is committed by halves
+            raise _break(link.state, "UOW101", "commit")
+        if link is not None and link.state.lost_commit is not None:
+            link.state.lost_commit.was_sent = True
+        try:
+            commit(connection)
+            if link is not None:
+                link.was_committed = True
+        except dialect.loaded_dbapi.Error as error:
+            if link is None or not dialect.is_disconnect(error, connection.dbapi_connection, None):
+                raise
+            if not link.state.survives_lost_commit(link.connection.engine):
+                raise
+            connection.invalidate(error)  # the server has committed, and SQLAlchemy may go on as if it had said so
 
+    return do_commit
+
+
+def _watched_rollback(rollback: End) -> End:
     def do_rollback(connection: Any) -> None:
         link = link_of(connection)
         rollback(connection)
@@ -278,8 +297,7 @@ def _watch_ends(dialect: sa.Dialect) -> None:
             return
         raise _break(link.state, "UOW102", "rollback")
 
-    dialect.do_commit = do_commit  # type: ignore[method-assign,assignment]
-    dialect.do_rollback = do_rollback  # type: ignore[method-assign,assignment]
+    return do_rollback
 
 
 def _break(state: SessionState, code: str, name: str) -> RuleViolationError:

@@ -35,6 +35,31 @@ def transaction_id(connection: sa.Connection) -> str | None:
     return xid
 
 
+class LostCommit:
+    """Called when a COMMIT has lost its connection: learns what became of it, as far as that can be known.
+
+    :param xids: the transaction's id by engine, None where nothing was written; an engine that is missing cannot be
+        asked.
+    :ivar was_sent: whether a COMMIT has been sent.
+    :ivar outcome: None until a COMMIT was lost.
+    :ivar xid: the id of the lost transaction, if it was learnt.
+    """
+
+    def __init__(self, xids: dict[sa.Engine, str | None]) -> None:
+        self._xids = xids
+        self.was_sent = False
+        self.outcome: Outcome | None = None
+        self.xid: str | None = None
+
+    def __call__(self, engine: sa.Engine) -> bool:
+        """Whether the server has committed, or had nothing to commit."""
+        self.outcome = Outcome.UNKNOWN
+        if engine in self._xids:
+            self.xid = self._xids[engine]
+            self.outcome = Outcome.COMMITTED if self.xid is None else learn_outcome(engine, self.xid)
+        return self.outcome is Outcome.COMMITTED
+
+
 def learn_outcome(engine: sa.Engine, xid: str) -> Outcome:
     """Ask the server, past a pool that may be dead or dry, until it knows or :data:`DEADLINE_S` is over."""
     end = time.monotonic() + DEADLINE_S

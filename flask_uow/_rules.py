@@ -136,7 +136,6 @@ RULES = {
             "Await one before the next begins, or give each an app context of its own.",
             "scoped sessions",
             is_fatal=True,
-            is_noticed=False,
         ),
     )
 }

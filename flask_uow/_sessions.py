@@ -495,7 +495,7 @@ def close_session(session: Session) -> bool:
         session.close()
     except sa.exc.IllegalStateChangeError:
         return False
-    except Exception:  # noqa: BLE001  # whatever a driver raises: the context must end
+    except Exception:  # whatever a driver raises: the context must end
         state.app.logger.warning("A session could not be closed; its connections are discarded.", exc_info=True)
         discard(links)
     state.forget_connections()
@@ -517,4 +517,7 @@ def _report_leak(session: Session) -> None:
         "UOW202", site=site, what="its thread was still in a statement when the context ended"
     )
     report_at_teardown(state.app, state.rules, error)
-    signals.session_leaked.send(state.app, session=session, where=error.where)
+    try:
+        signals.session_leaked.send(state.app, session=session, where=error.where)
+    except Exception:  # a receiver's error is no reason for a context not to end
+        state.app.logger.exception("A receiver of session_leaked failed.")

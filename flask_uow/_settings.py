@@ -40,11 +40,13 @@ class Bind:
     """One database of the app.
 
     :param key: how the user typed it, for messages.
+    :param options_key: where the options stand.
     :param url: where it is.
     :param options: keyword arguments for ``create_engine``.
     """
 
     key: str
+    options_key: str
     url: sa.URL
     options: dict[str, Any]
 
@@ -126,7 +128,7 @@ def _binds(config: Mapping[str, Any], defaults: dict[str, Any]) -> dict[str, Bin
             f"{URI} is not set.",
             fix=f"Set app.config['{URI}'], e.g. to 'postgresql://user@host/name', or pass session= or sessionmaker=.",
         )
-    binds = {DEFAULT_BIND: Bind(URI, _url(URI, config[URI]), options)}
+    binds = {DEFAULT_BIND: Bind(URI, ENGINE_OPTIONS, _url(URI, config[URI]), options)}
     for name, value in named.items():
         binds[_bind_name(name)] = _bind(f"{BINDS}[{name!r}]", value, defaults)
     return binds
@@ -142,12 +144,12 @@ def _bind_name(name: object) -> str:
 
 def _bind(key: str, value: object, defaults: dict[str, Any]) -> Bind:
     if not isinstance(value, Mapping):
-        return Bind(key, _url(key, value), dict(defaults))
+        return Bind(key, key, _url(key, value), dict(defaults))
     options = _options(key, value)
     if "url" not in options:
         raise wrong(key, value, "the options have no 'url'", fix="Add 'url' to them.")
     url = _url(f"{key}['url']", options.pop("url"))
-    return Bind(key, url, defaults | options)
+    return Bind(key, key, url, defaults | options)
 
 
 def _options(key: str, value: object) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from flask import Flask
 from . import _fork
 from ._callsite import CallSite
 from ._drivers import TransactionStatus, status_probe
+from ._outcome import LostCommit
 from ._rules import RuleBook, report, violation
 from ._settings import Settings
 from .exceptions import RuleViolationError, UnitOfWorkError
@@ -62,7 +63,7 @@ class SessionState:
         "links",
         "is_own_session",
         "rules",
-        "sent_commit",
+        "lost_commit",
         "settings",
         "unit",
         "write_site",
@@ -89,7 +90,7 @@ class SessionState:
         self.wrote = False
         self.begin_site: CallSite | None = None
         self.write_site: CallSite | None = None
-        self.sent_commit = False
+        self.lost_commit: LostCommit | None = None
 
     def forget_connections(self) -> None:
         """Untie the connections of a transaction that has ended, so that no cycle keeps them."""
@@ -130,6 +131,13 @@ class SessionState:
         report(self.app, self.rules, error)
         return error
 
+    def survives_lost_commit(self, engine: sa.Engine) -> bool:
+        """Whether a COMMIT that lost its connection is known to have happened.
+
+        :param engine: where it was sent.
+        """
+        return self.lost_commit is not None and self.lost_commit(engine)
+
     def note_error(self, error: BaseException) -> None:
         """Keep the first error of those that may have taken the transaction with them."""
         if self.error is None:
@@ -157,15 +165,17 @@ class SessionState:
 class Link:
     """What ties a connection to the session whose transaction it carries.
 
+    :ivar was_committed: whether its server has committed.
     :ivar was_used: whether a statement was sent on it in this transaction.
     """
 
-    __slots__ = ("_pooled", "_probe", "connection", "state", "was_used")
+    __slots__ = ("_pooled", "_probe", "connection", "state", "was_committed", "was_used")
 
     def __init__(self, state: SessionState, connection: sa.Connection, *, was_used: bool) -> None:
         self.state = state
         self.connection = connection
         self.was_used = was_used
+        self.was_committed = False
         self._pooled = connection.connection
         self._probe = status_probe(connection.dialect.driver)
         connection._uow = self._pooled._uow = self  # type: ignore[attr-defined]

@@ -7,6 +7,7 @@ attempts, and sessions of one's own for independent units.
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 import sys
 import threading
@@ -20,12 +21,13 @@ from flask import Flask, Request, request
 from werkzeug.local import LocalProxy
 
 from . import signals
+from ._callsite import CallSite, application_site
 from ._options import Propagation, Relation, UnitOptions, is_vetoed, relation
 from ._retry import delay_s, is_retryable
 from ._sessions import Sessions, current_context, find_context
 from ._state import AppState, SessionState, state_of
 from ._units import Unit
-from .exceptions import ConfigurationError, NoActiveUnitError, UnitOptionsError
+from .exceptions import ConfigurationError, NoActiveUnitError, UnitOfWorkError, UnitOptionsError
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
@@ -99,7 +101,7 @@ class Transactional:
                 try:
                     value = function(*args, **kwargs)
                     boundary.look_at(value)
-                except BaseException as error:
+                except BaseException as error:  # noqa: BLE001  # raised again by answer()
                     boundary.leave(error)
                 else:
                     boundary.leave(None)
@@ -114,8 +116,6 @@ class Transactional:
     def _decorate_async(self, function: Callable[..., Any]) -> Callable[..., Any]:
         @wraps(function)
         async def unit_of_work(*args: Any, **kwargs: Any) -> Any:
-            import asyncio  # here, so that a program without coroutines does not pay for it
-
             boundary = Boundary(self._options, self._extension, unit_of_work)
             while True:
                 value = None
@@ -123,7 +123,7 @@ class Transactional:
                 try:
                     value = await function(*args, **kwargs)
                     boundary.look_at(value)
-                except BaseException as error:
+                except BaseException as error:  # noqa: BLE001  # raised again by answer()
                     boundary.leave(error)
                 else:
                     boundary.leave(None)
@@ -142,7 +142,8 @@ class Transactional:
         :raises UnitOptionsError: for an option that needs a function to repeat, or a value to look at.
         """
         self._check_block()
-        boundary = Boundary(self._options, self._extension, sys._getframe(1).f_code.co_qualname)
+        frame = sys._getframe(1)
+        boundary = Boundary(self._options, self._extension, CallSite(frame.f_code, frame.f_lineno))
         boundary.enter()
         self._entered.append((threading.get_ident(), boundary))
         return boundary.unit or current_unit
@@ -175,7 +176,7 @@ class Boundary:
 
     :param options: of the unit.
     :param extension: the one to use; the current app's if None.
-    :param place: the decorated function, or the qualified name of the function around a block.
+    :param place: the decorated function, or the line of a block.
     :ivar unit: the unit inside, None where it runs without.
     :ivar error: what leaves, after :meth:`leave`.
     :ivar wait_s: seconds to wait before another attempt, None if there is none.
@@ -198,7 +199,7 @@ class Boundary:
         "wait_s",
     )
 
-    def __init__(self, options: UnitOptions, extension: Extension | None, place: Callable[..., Any] | str) -> None:
+    def __init__(self, options: UnitOptions, extension: Extension | None, place: Callable[..., Any] | CallSite) -> None:
         self._options = options
         self._extension = extension
         self._place = place
@@ -220,11 +221,19 @@ class Boundary:
         self._is_committed = False
         session = self._outer = self._sessions.current(context)
         active = guarded_state(session).unit
-        how = self._options.outside if active is None else None
-        if how is None:
-            how = relation(self._options, active.label if active else None)
-        if how is not Relation.WITHOUT:
-            self._begin(how)
+        if active is not None and not active.is_seen_by_task and asyncio._get_running_loop() is not None:
+            raise guarded_state(session).refusal(
+                "UOW203", what=f"a task began a unit beside unit of work {active.label!r}, which is another task's"
+            )
+        try:
+            how = self._options.outside if active is None else None
+            if how is None:
+                how = relation(self._options, active.label if active else None)
+            if how is not Relation.WITHOUT:
+                self._begin(how)
+        except UnitOfWorkError as error:
+            error.locate(application_site())
+            raise
 
     def _begin(self, how: Relation) -> None:
         session = self._outer
@@ -236,11 +245,11 @@ class Boundary:
         if self._attempt > 1 or self._retries:
             self._forget_lost_attempt(session)
         place = self._place
-        if isinstance(place, str):
-            label = self._options.label or place
+        if isinstance(place, CallSite):
+            label = self._options.label or place.code.co_qualname
         else:
             label = self._options.label or view_label(self._app_state, place) or place.__qualname__
-        unit = Unit(session, guarded_state(session), self._options, label, self._attempt)
+        unit = Unit(session, guarded_state(session), self._options, label, place, self._attempt)
         try:
             unit.begin(how)
         except BaseException:
@@ -260,7 +269,7 @@ class Boundary:
 
     @property
     def _retries(self) -> int:
-        if isinstance(self._place, str):
+        if isinstance(self._place, CallSite):
             return 0
         return self._app_state.settings.retries if self._options.retries is None else self._options.retries
 
@@ -269,7 +278,7 @@ class Boundary:
         rule = self._options.rollback_on_status
         if rule is None:
             rule = self._app_state.settings.rollback_on_status
-            if rule is None or isinstance(self._place, str) or view_label(self._app_state, self._place) is None:
+            if rule is None or isinstance(self._place, CallSite) or view_label(self._app_state, self._place) is None:
                 return
         if self.unit is not None and is_vetoed(rule, status_of_response(value)):
             self.unit.set_rollback_only()
@@ -304,6 +313,7 @@ class Boundary:
         return (
             unit is not None
             and not unit.was_committed
+            and unit.is_repeatable
             and self._attempt <= self._retries
             and (is_retryable(error) or unit.is_known_aborted)
         )

@@ -21,16 +21,19 @@ from __future__ import annotations
 
 import contextlib
 import time
+from collections.abc import Callable
+from contextvars import ContextVar
 from enum import Enum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 
 from . import signals
+from ._callsite import CallSite, defined_at
 from ._engines import refuse_writes
 from ._hooks import Hook, Hooks, When
 from ._options import ISOLATION_LEVELS, Relation, UnitOptions
-from ._outcome import Outcome, learn_outcome, transaction_id
+from ._outcome import LostCommit, Outcome, transaction_id
 from ._state import Link, SessionState
 from .exceptions import (
     CommitOutcomeUnknownError,
@@ -42,6 +45,10 @@ from .exceptions import (
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session, SessionTransaction
+
+
+_innermost: ContextVar[Unit | None] = ContextVar("innermost")
+"""The innermost unit as each task sees it: two tasks that interleave on one session see different ones."""
 
 
 class Ending(Enum):
@@ -77,6 +84,9 @@ class Unit:
     :ivar read_only: whether it refuses writes.
     :ivar is_active: whether it has begun and not ended.
     :ivar was_committed: whether it has ended and its work was kept: committed, or handed to the unit around it.
+    :ivar is_known_aborted: whether the server said that a COMMIT that lost its connection did not happen.
+    :ivar is_repeatable: whether another attempt would do all of its work, and none twice: not if writes came before it,
+        nor if one of several databases has committed.
     :ivar parent: the unit around it on the same session, or None.
     """
 
@@ -85,14 +95,19 @@ class Unit:
         "_deadline",
         "_failure",
         "_hooks",
+        "_is_in_doubt",
         "_is_rollback_only",
         "_joined",
         "_options",
         "_state",
         "_transaction",
         "attempt",
+        "_around",
+        "_place",
         "depth",
         "is_active",
+        "is_known_aborted",
+        "is_repeatable",
         "label",
         "parent",
         "read_only",
@@ -101,7 +116,13 @@ class Unit:
     )
 
     def __init__(
-        self, session: Session, state: SessionState, options: UnitOptions, label: str, attempt: int = 1
+        self,
+        session: Session,
+        state: SessionState,
+        options: UnitOptions,
+        label: str,
+        place: Callable[..., Any] | CallSite,
+        attempt: int = 1,
     ) -> None:
         parent = state.unit
         self.session = session
@@ -112,11 +133,15 @@ class Unit:
         self.read_only = options.read_only
         self.is_active = False
         self.was_committed = False
+        self.is_known_aborted = False
+        self.is_repeatable = True
         self._state = state
         self._options = options
+        self._place = place
         self._joined: Unit | None = None
         self._transaction: SessionTransaction | None = None
         self._failure: BaseException | None = None
+        self._is_in_doubt = False
         self._is_rollback_only = False
         self._hooks: Hooks | None = None
         self._deadline = None if options.timeout is None else time.monotonic() + options.timeout
@@ -202,6 +227,7 @@ class Unit:
         session, state = self.session, self._state
         if session.in_transaction():
             self._transaction = session.get_transaction()
+            self.is_repeatable = not (state.wrote or has_pending(session))
         else:
             state.is_own_call = True
             try:
@@ -219,6 +245,8 @@ class Unit:
     def _activate(self) -> None:
         self._state.unit = self
         self.is_active = True
+        self._around = _innermost.get(None)
+        _innermost.set(self)
         if self._joined is None and signals.unit_began.receivers:
             signals.unit_began.send(self._state.app, unit=self)
 
@@ -241,6 +269,18 @@ class Unit:
 
     # ---- for the guard
 
+    @property
+    def where(self) -> str:
+        """The function that is the unit, or the line of its ``with``."""
+        if isinstance(self._place, CallSite):
+            return str(self._place)
+        return str(defined_at(self._place))
+
+    @property
+    def is_seen_by_task(self) -> bool:
+        """Whether the code that runs now is inside this unit, and not another task beside the one that is."""
+        return _innermost.get(None) is self
+
     def check_deadline(self) -> None:
         """Refuse a statement that comes after ``timeout``.
 
@@ -249,7 +289,8 @@ class Unit:
         if self._deadline is not None and time.monotonic() > self._deadline:
             raise UnitTimeoutError(
                 f"Unit of work {self.label!r} ran past its deadline.",
-                fix="Do less in one unit, or give it a longer timeout (in seconds).",
+                self.where,
+                "Do less in one unit, or give it a longer timeout (in seconds).",
             )
 
     @property
@@ -276,31 +317,35 @@ class Unit:
             self._end_strays()
         leaving = exception
         try:
-            decision = self._decide(exception)
-            if decision is Ending.COMMIT and self._hooks is not None and self._is_outermost:
-                self._hooks.run_before_commit()
-                decision = self._decide(exception)
-            if decision is Ending.COMMIT:
-                if self._joined is None:
-                    self._keep()
-                self.was_committed = True
-            elif decision is Ending.FAIL:
-                leaving = self._failed_error()
-        except BaseException as error:
+            leaving = self._carry_out(exception)
+        except BaseException as error:  # noqa: BLE001  # returned, and raised by the caller
             leaving = error
         try:
             if not self.was_committed:
                 self._undo(leaving)
         finally:
-            self.is_active = False
-            self._state.unit = self.parent
-            if self.parent is None:
-                self._state.forget_connections()
+            self._deactivate()
         if self._joined is None:
-            if self.parent is not None and self._hooks is not None:
-                self._hand_on_hooks(self.parent._owner, self._hooks)
-            self._signal(leaving)
+            self._announce(leaving)
         return leaving
+
+    def _carry_out(self, exception: BaseException | None) -> BaseException | None:
+        decision = self._decide(exception)
+        if decision is Ending.COMMIT and self._hooks is not None and self._is_outermost:
+            self._hooks.run_before_commit()
+            decision = self._decide(exception)
+        if decision is Ending.COMMIT:
+            if self._joined is None:
+                self._keep()
+            self.was_committed = True
+        return self._failed_error() if decision is Ending.FAIL else exception
+
+    def _deactivate(self) -> None:
+        self.is_active = False
+        self._state.unit = self.parent
+        _innermost.set(self._around)
+        if self.parent is None:
+            self._state.forget_connections()
 
     @property
     def _owner(self) -> Unit:
@@ -357,7 +402,8 @@ class Unit:
             reason = "an error inside it was swallowed that had taken the transaction with it"
         error = UnitFailedError(
             f"Unit of work {self.label!r} was not committed: {reason}.",
-            fix="Let the exception leave the unit, or put what may fail into a nested unit: with transactional(): ...",
+            self.where,
+            "Let the exception leave the unit, or put what may fail into a nested unit: with transactional(): ...",
         )
         error.__cause__ = failure
         return error
@@ -365,6 +411,7 @@ class Unit:
     def _keep(self) -> None:
         """Make the work part of the database, or of what lies around."""
         if self.parent is None:
+            self.check_deadline()
             self._commit()
             return
         assert self._transaction is not None
@@ -405,48 +452,55 @@ class Unit:
         state = self._state
         if self.read_only:
             _lift_read_only(state)
-        xids = self._transaction_ids() if self._options.confirm_commit else None
+        lost = state.lost_commit = LostCommit(self._transaction_ids() if self._options.confirm_commit else {})
         state.is_own_call = True
         try:
             self.session.commit()
         except sa.exc.DBAPIError as error:
-            if not (state.sent_commit and error.connection_invalidated):
+            self.is_repeatable = self.is_repeatable and not any(link.was_committed for link in state.links)
+            if lost.outcome is None:
                 raise
-            self._resolve(error, xids)
+            self.is_known_aborted = lost.outcome is Outcome.ABORTED
+            if self.is_known_aborted:
+                error.add_note("flask_uow asked the server: the transaction was aborted.")
+                raise
+            self._is_in_doubt = True
+            raise CommitOutcomeUnknownError(
+                f"The connection was lost while unit of work {self.label!r} was being committed; "
+                "it may or may not have been.",
+                self.where,
+                "Look whether the work is there before you repeat it; confirm_commit=True asks the server.",
+                lost.xid,
+            ) from error
+        except Exception:
+            raise
+        except BaseException:
+            self._is_in_doubt = lost.was_sent  # an interrupt says nothing of what the server did
+            raise
         finally:
             state.is_own_call = False
 
-    def _transaction_ids(self) -> dict[sa.Engine, str | None] | None:
-        """The servers' names of what is about to be committed; None if nothing was written."""
+    def _transaction_ids(self) -> dict[sa.Engine, str | None]:
+        """The servers' names of what is about to be committed; None for what wrote nothing.
+
+        What only read in a unit that might have written is not asked for, and stays in doubt.
+        """
         self.session.flush()
-        if not self._state.wrote:
-            return None
-        return {link.connection.engine: transaction_id(link.connection) for link in self._state.links}
-
-    def _resolve(self, error: sa.exc.DBAPIError, xids: dict[sa.Engine, str | None] | None) -> None:
-        """A COMMIT lost its connection: return if the server had committed, else raise."""
-        asked = {engine: xid for engine, xid in (xids or {}).items() if xid is not None}
-        outcomes = {learn_outcome(engine, xid) for engine, xid in asked.items()}
-        if xids is not None and outcomes <= {Outcome.COMMITTED}:
-            self._undo(None)  # the session's side only: the server has committed
-            return
-        if outcomes == {Outcome.ABORTED}:
-            error.add_note("flask_uow asked the server: the transaction was aborted.")
-            self._failure = error
-            raise error
-        raise CommitOutcomeUnknownError(
-            f"The connection was lost while unit of work {self.label!r} was being committed; "
-            "it may or may not have been.",
-            fix="Look whether the work is there before you repeat it; confirm_commit=True asks the server.",
-            xid=next(iter(asked.values()), None),
-        ) from error
-
-    @property
-    def is_known_aborted(self) -> bool:
-        """Whether the server said that a COMMIT that lost its connection did not happen."""
-        return self._is_outermost and isinstance(self._failure, sa.exc.DBAPIError)
+        links = [link for link in self._state.links if link.connection.dialect.name == "postgresql"]
+        if self.read_only:
+            return {link.connection.engine: None for link in links}
+        return {link.connection.engine: transaction_id(link.connection) for link in links} if self._state.wrote else {}
 
     # ---- after the end
+
+    def _announce(self, leaving: BaseException | None) -> None:
+        if self.parent is not None and self._hooks is not None:
+            self._hand_on_hooks(self.parent._owner, self._hooks)
+        if self.was_committed:
+            if signals.unit_committed.receivers:
+                signals.unit_committed.send(self._state.app, unit=self)
+        elif signals.unit_rolled_back.receivers and not self._is_in_doubt:
+            signals.unit_rolled_back.send(self._state.app, unit=self, exception=leaving)
 
     def _hand_on_hooks(self, around: Unit, hooks: Hooks) -> None:
         if around._hooks is None:
@@ -457,20 +511,13 @@ class Unit:
             around._hooks.take_undone(hooks)
         self._hooks = around._hooks
 
-    def _signal(self, leaving: BaseException | None) -> None:
-        if self.was_committed:
-            if signals.unit_committed.receivers:
-                signals.unit_committed.send(self._state.app, unit=self)
-        elif signals.unit_rolled_back.receivers:
-            signals.unit_rolled_back.send(self._state.app, unit=self, exception=leaving)
-
     def run_after_hooks(self) -> list[Exception]:
         """Run the hooks of an outermost unit that has ended, when its connection is back in the pool.
 
         :return: their errors, which have been logged.
         """
-        if self._hooks is None:
-            return []
+        if self._hooks is None or self._is_in_doubt:
+            return []  # after a COMMIT of unknown outcome neither kind would be right
         when = When.AFTER_COMMIT if self.was_committed else When.AFTER_ROLLBACK
         return self._hooks.run_after(when, self._state.app, self.label)
 

@@ -47,6 +47,12 @@ class UnitOfWorkError(Exception):
     def __str__(self) -> str:
         return _text(self.what, self.where, self.fix)
 
+    def locate(self, where: object) -> None:
+        """Say where it happened, if nobody has yet."""
+        if self.where is None and where is not None:
+            self.where = str(where)
+            self.args = (self.what, self.where, *self.args[2:])
+
 
 class ConfigurationError(UnitOfWorkError):
     """A configuration key holds a wrong value, or the extension was set up wrongly."""

@@ -23,7 +23,7 @@ from flask_uow.signals import rule_violated
 
 HERE = Path(__file__)
 FATAL = {"UOW101", "UOW102", "UOW111", "UOW201", "UOW203"}
-NOT_NOTICED = {"UOW104", "UOW105", "UOW106", "UOW107", "UOW108", "UOW109", "UOW110", "UOW203"}
+NOT_NOTICED = {"UOW104", "UOW105", "UOW106", "UOW107", "UOW108", "UOW109", "UOW110"}
 ORIGINS = {
     "UOW101": "SIP-99B",
     "UOW102": "SIP-99B",

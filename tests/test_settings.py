@@ -308,7 +308,6 @@ def test_url_without_a_password_is_shown_whole() -> None:
         UnitOfWork(app)
 
 
-@pytest.mark.xfail(reason="the message quotes the URL's key and not that of the options", strict=True)
 def test_option_that_create_engine_refuses_is_one_error() -> None:
     """An option that does not exist is quoted with the key in which it stands."""
     app = Flask("bank")

@@ -64,7 +64,7 @@ def is_readable_while_idle(dbapi_connection: Any) -> bool:
     """
     try:
         file_descriptor = dbapi_connection.fileno()
-    except Exception:  # a closed connection has no file descriptor, and each driver says so in its own way
+    except Exception:  # noqa: BLE001  # a closed connection has no file descriptor, and each driver says so in its own way
         return True
     if not hasattr(select, "poll"):
         return bool(select.select([file_descriptor], [], [], 0)[0])

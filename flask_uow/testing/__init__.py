@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from flask import Flask
+from werkzeug.local import LocalProxy
 
 from .. import signals
 from .._units import Unit
@@ -49,6 +50,8 @@ def record(app: Flask) -> Iterator[Record]:
         assert seen.codes == []
     """
     seen = Record()
+    if isinstance(app, LocalProxy):
+        app = app._get_current_object()
 
     def began(sender: Any, unit: Unit) -> None:
         seen.began.append(unit.label)

@@ -3,6 +3,7 @@
 import asyncio
 import inspect
 from collections.abc import AsyncIterator, Callable, Iterator
+from typing import Any
 
 import flask.views
 import pytest
@@ -14,7 +15,7 @@ from tests.database.conftest import Bench
 from tests.databases import Database
 from tests.models import Item, make_app
 
-Decorator = Callable[[Callable[..., object]], Callable[..., object]]
+Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 
 @pytest.mark.parametrize("decorate", [transactional, transactional()], ids=["bare", "with parentheses"])
@@ -70,7 +71,7 @@ def test_the_decorators_of_a_view_class(bench: Bench) -> None:
     """All of its methods."""
 
     class Items(flask.views.MethodView):
-        decorators = (transactional,)
+        decorators = [transactional]  # noqa: RUF012  # as Flask declares it
 
         def post(self) -> str:
             bench.add("a")
@@ -299,3 +300,43 @@ def test_the_current_unit_is_false_where_there_is_none(bench: Bench) -> None:
         assert not current_unit
         with pytest.raises(RuntimeError, match="No unit of work is active"):
             current_unit.after_commit(print)
+
+
+def test_two_tasks_that_interleave_their_units(bench: Bench) -> None:
+    """The second is refused before it did anything (UOW203); the first commits, and nothing is lost in silence."""
+
+    @transactional
+    async def write(name: str) -> None:
+        bench.add(name)
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+
+    @bench.app.post("/")
+    async def view() -> list[str]:
+        results = await asyncio.gather(write("first"), write("second"), return_exceptions=True)
+        return [type(result).__name__ for result in results]
+
+    answers = bench.app.test_client().post("/").get_json()
+
+    assert answers == ["NoneType", "RuleViolationError"]
+    assert bench.committed() == ["first"]
+
+
+def test_a_task_inside_a_unit_may_nest_its_own(bench: Bench) -> None:
+    """One that is awaited before the next begins; two at once get UOW203."""
+
+    @transactional
+    async def write(name: str) -> None:
+        bench.add(name)
+        await asyncio.sleep(0)
+
+    @bench.app.post("/")
+    @transactional
+    async def view() -> list[str]:
+        await asyncio.wait_for(write("first"), 5)
+        await asyncio.create_task(write("second"))
+        results = await asyncio.gather(write("third"), write("fourth"), return_exceptions=True)
+        return [getattr(result, "code", "fine") for result in results]
+
+    assert bench.app.test_client().post("/").get_json() == ["fine", "UOW203"]
+    assert bench.committed() == ["first", "second", "third"]

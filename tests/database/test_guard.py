@@ -160,8 +160,7 @@ def test_the_text_of_a_violation(bench: Bench) -> None:
     assert what == "[UOW101] session.commit() was called inside unit of work 'POST /transfers'."
     assert where.startswith("  where: tests/database/test_guard.py:")
     assert fix == (
-        "  fix:   Delete the commit: the outermost unit commits. "
-        "Use session.flush() if you need the primary key now."
+        "  fix:   Delete the commit: the outermost unit commits. Use session.flush() if you need the primary key now."
     )
 
 
@@ -302,9 +301,7 @@ def test_commit_by_hand_outside_a_unit_is_the_users_right(bench: Bench) -> None:
 
 
 @pytest.mark.parametrize("how", ["added", "flushed", "text", "changed", "deleted", "core"])
-def test_writes_that_nobody_commits_are_named(
-    bench: Bench, how: str, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_writes_that_nobody_commits_are_named(bench: Bench, how: str, caplog: pytest.LogCaptureFixture) -> None:
     """Unflushed ones too; the line is the one that wrote."""
     with bench.app.app_context(), transactional():
         bench.add("there")

@@ -296,7 +296,7 @@ def test_a_stronger_isolation_inside_is_an_error(bench: Bench) -> None:
     """SQLite's transactions are serializable anyway."""
     for propagation in ("nested", "required"):
         with bench.app.app_context(), transactional():
-            unit = transactional(propagation=propagation, isolation="serializable")  # type: ignore[call-overload]
+            unit = transactional(propagation=propagation, isolation="serializable")
             if bench.database.is_postgresql:
                 with pytest.raises(UnitOptionsError, match="SERIALIZABLE"), unit:
                     pass
