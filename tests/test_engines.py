@@ -77,7 +77,7 @@ def test_each_engine_option_of_the_configuration_wins(database: Database) -> Non
 
 def test_an_option_that_create_engine_does_not_know_quotes_its_key(database: Database) -> None:
     """In ``init_app``, with the key that the user typed, and no password."""
-    with pytest.raises(ConfigurationError, match=r"(?s)SQLALCHEMY_DATABASE_URI.*refused its options.*pool_sise"):
+    with pytest.raises(ConfigurationError, match=r"(?s)SQLALCHEMY_ENGINE_OPTIONS.*create_engine refused it.*pool_sise"):
         engine_of(database.url, SQLALCHEMY_ENGINE_OPTIONS={"pool_sise": 1})
 
 
