@@ -39,6 +39,8 @@ MARKED_FOLDERS = {"benchmarks": "benchmark", "browser": "browser"}
 collect_ignore = [] if find_spec("selenium") else ["browser"]
 
 HAS_FAILED = pytest.StashKey[bool]()
+# The pools that the test has made: one that is collected before it is emptied drops its connections unclosed.
+POOLS_OF_THE_TEST: list[Pool] = []
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -137,6 +139,7 @@ def pools() -> Iterator["weakref.WeakSet[Pool]"]:
     def remember(cls: type[Pool], *args: Any, **options: Any) -> Pool:
         pool = object.__new__(cls)
         made.add(pool)
+        POOLS_OF_THE_TEST.append(pool)
         return pool
 
     with pytest.MonkeyPatch.context() as patch:
@@ -156,6 +159,7 @@ def nothing_stays_open(request: pytest.FixtureRequest, pools: "weakref.WeakSet[P
         # The other pools may hold a database in memory, which would go with its connection.
         if isinstance(pool, QueuePool):
             pool.dispose()
+    POOLS_OF_THE_TEST.clear()
     is_excused = request.node.stash.get(HAS_FAILED, False) or request.node.get_closest_marker("leaves_open")
     if found and not is_excused:
         pytest.fail(f"The test has left open: {left_open}", pytrace=False)

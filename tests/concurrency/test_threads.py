@@ -1,0 +1,327 @@
+"""Threads: each has its own session, and every one of them comes back."""
+
+import contextlib
+import contextvars
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+from flask import Flask, copy_current_request_context, request
+from sqlalchemy.orm import Session
+
+from flask_uow import UnitOfWork, current_unit, signals, transactional
+from flask_uow.exceptions import RuleViolationError, RuleWarning, UnitFailedError
+from tests.databases import Database
+from tests.models import Item, checked_out, make_app, names
+
+DEADLINE_S = 15.0
+THREADS = 4
+on_postgresql = pytest.mark.parametrize("database", ["psycopg2", "psycopg"], indirect=True)
+
+
+@pytest.fixture(autouse=True)
+def no_collection(without_collector: None) -> None:
+    """Nothing here is given back by the garbage collector."""
+
+
+def run_in_thread(function: Callable[[], Any]) -> Any:
+    """Run ``function`` in a thread that ends with it, and return or raise what it does."""
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(function).result(DEADLINE_S)
+
+
+# ---- contexts of their own
+
+
+def test_requests_in_threads_have_sessions_apart(app: Flask, uow: UnitOfWork, database: Database) -> None:
+    """Requests that meet in the middle of their transactions do not see each other's objects."""
+    barrier = threading.Barrier(THREADS)
+    sessions: list[Session] = []
+
+    @app.get("/<int:number>")
+    def view(number: int) -> list[str]:
+        sessions.append(uow.session())
+        uow.session.add(Item(name=f"pending {number}"))
+        with uow.session.no_autoflush:
+            uow.session.execute(sa.text("SELECT 1"))
+        barrier.wait(DEADLINE_S)
+        pending = [item.name for item in uow.session.new]
+        uow.session.expunge_all()
+        return pending
+
+    def get(number: int) -> Any:
+        return app.test_client().get(f"/{number}").json
+
+    with ThreadPoolExecutor(THREADS) as pool:
+        answers = list(pool.map(get, range(THREADS), timeout=DEADLINE_S))
+
+    assert answers == [[f"pending {number}"] for number in range(THREADS)]
+    assert len(set(map(id, sessions))) == THREADS
+    assert checked_out(app) == 0
+
+
+def test_units_in_threads_are_committed_apart(app: Flask, uow: UnitOfWork, database: Database) -> None:
+    """One ``transactional`` object serves them all: half of them fail, the other half is committed."""
+    unit = transactional(label="shared by all threads")
+
+    def work(number: int) -> None:
+        with app.app_context(), unit:
+            uow.session.add(Item(name=f"item {number}"))
+            uow.session.flush()
+            assert current_unit.depth == 1
+            if number % 2:
+                raise ValueError(number)
+
+    with ThreadPoolExecutor(THREADS) as pool:
+        results = [pool.submit(work, number) for number in range(20)]
+        failed = [number for number, result in enumerate(results) if result.exception(DEADLINE_S)]
+
+    assert failed == list(range(1, 20, 2))
+    assert names(database) == sorted(f"item {number}" for number in range(0, 20, 2))
+    assert checked_out(app) == 0
+
+
+def test_a_copied_request_context_works_in_a_thread(app: Flask, uow: UnitOfWork, database: Database) -> None:
+    """``copy_current_request_context`` has a session of its own, which survives the request and then ends."""
+    may_go_on = threading.Event()
+    results: list[tuple[str, bool]] = []
+
+    with ThreadPoolExecutor(1) as pool:
+
+        @app.get("/")
+        def view() -> str:
+            outer = uow.session()
+            uow.session.execute(sa.text("SELECT 1"))
+
+            @copy_current_request_context
+            def work() -> None:
+                assert may_go_on.wait(DEADLINE_S)
+                with transactional():
+                    uow.session.add(Item(name="from the thread"))
+                results.append((request.path, uow.session() is outer))
+
+            pool.submit(work)
+            return "ok"
+
+        assert app.test_client().get("/").text == "ok"
+        assert checked_out(app) == 0
+        may_go_on.set()
+
+    assert results == [("/", False)]
+    assert names(database) == ["from the thread"]
+    assert checked_out(app) == 0
+
+
+def test_a_thread_under_a_context_that_it_pushes_itself(app: Flask, uow: UnitOfWork, database: Database) -> None:
+    """It is served as a request is, while the main thread has its own."""
+
+    def work() -> Session:
+        with app.app_context():
+            with transactional():
+                uow.session.add(Item(name="from the thread"))
+            return uow.session()
+
+    with app.app_context():
+        session = run_in_thread(work)
+        assert session is not uow.session()
+        assert uow.session.scalars(sa.select(Item.name)).all() == ["from the thread"]
+
+    assert checked_out(app) == 0
+
+
+def test_a_thread_without_a_context_is_refused(app: Flask, uow: UnitOfWork) -> None:
+    """The request's context is not the thread's: UOW201, with its line and what to do there."""
+    with app.app_context():
+        uow.session.execute(sa.text("SELECT 1"))
+        with pytest.raises(RuleViolationError, match=r"\[UOW201\].*outside an app context") as caught:
+            run_in_thread(lambda: uow.session.execute(sa.text("SELECT 1")))
+
+    assert caught.value.fix is not None
+    assert "inside the thread's function" in caught.value.fix
+    assert caught.value.where is not None
+    assert "test_threads.py:" in caught.value.where
+
+
+# ---- a context that is not their own
+
+
+def test_a_thread_under_another_ones_context_has_a_session_of_its_own(
+    app: Flask, uow: UnitOfWork, database: Database
+) -> None:
+    """``copy_context().run`` in a thread: the context is shared, the session and the unit are not."""
+
+    def work() -> tuple[Session, bool]:
+        uow.session.execute(sa.text("SELECT 1"))
+        return uow.session(), bool(current_unit)
+
+    with app.app_context(), transactional(read_only=True) as unit:
+        uow.session.execute(sa.text("SELECT 1"))
+        context = contextvars.copy_context()
+        session, has_unit = run_in_thread(lambda: context.run(work))
+        assert session is not unit.session
+        assert not has_unit
+        assert session.in_transaction()
+        assert checked_out(app) == 2
+
+    assert not session.in_transaction()
+    assert checked_out(app) == 0
+
+
+def test_a_thread_is_closed_with_the_context_that_it_works_under(
+    app: Flask, uow: UnitOfWork, database: Database
+) -> None:
+    """Between two statements its session is closed with the context: what it goes on to do is refused, not lost."""
+    has_written, context_has_ended = threading.Event(), threading.Event()
+
+    def work() -> None:
+        with transactional():
+            uow.session.add(Item(name="too late"))
+            uow.session.flush()
+            has_written.set()
+            assert context_has_ended.wait(DEADLINE_S)
+
+    with ThreadPoolExecutor(1) as pool:
+        with app.app_context():
+            result = pool.submit(contextvars.copy_context().run, work)
+            assert has_written.wait(DEADLINE_S)
+        assert checked_out(app) == 0
+        context_has_ended.set()
+        with pytest.raises(UnitFailedError, match=r"was not committed: its transaction was ended by hand"):
+            result.result(DEADLINE_S)
+
+    assert names(database) == []
+
+
+def test_a_thread_that_comes_after_its_context_has_ended_is_refused(app: Flask, uow: UnitOfWork) -> None:
+    """No session is made under a context that will not take it back."""
+    with app.app_context():
+        uow.session.execute(sa.text("SELECT 1"))
+        context = contextvars.copy_context()
+
+    with pytest.raises(RuleViolationError, match=r"\[UOW201\].*outside an app context"):
+        run_in_thread(lambda: context.run(uow.session.execute, sa.text("SELECT 1")))
+
+    assert checked_out(app) == 0
+
+
+def test_a_session_that_a_thread_has_kept_is_named_when_it_begins_again(app: Flask, uow: UnitOfWork) -> None:
+    """A session object that outlives its context takes a connection that nobody gives back: UOW202 says where."""
+    with app.app_context():
+        kept = uow.session()
+
+    with pytest.warns(match=r"\[UOW202\] A session outlived its app context: it took a connection after") as caught:
+        kept.execute(sa.text("SELECT 1"))
+    kept.close()
+
+    assert caught[0].filename == __file__
+
+
+def test_a_thread_that_was_about_to_execute_never_reaches_a_connection_that_was_given_back(
+    app: Flask, uow: UnitOfWork, database: Database
+) -> None:
+    """Its statement would else run in the transaction of whoever has the connection next."""
+    is_about_to, context_has_ended = threading.Event(), threading.Event()
+    workers: list[int] = []
+    with app.app_context():
+        engine = uow.engine
+
+    @sa.event.listens_for(engine, "before_cursor_execute")
+    def wait(connection: sa.Connection, cursor: Any, statement: str, *rest: Any) -> None:
+        if threading.get_ident() in workers and statement.startswith("INSERT"):
+            is_about_to.set()
+            assert context_has_ended.wait(DEADLINE_S)
+
+    def work() -> None:
+        workers.append(threading.get_ident())
+        uow.session.execute(sa.text("SELECT 1"))
+        uow.session.execute(sa.text("INSERT INTO item (name) VALUES ('of the thread')"))
+
+    with ThreadPoolExecutor(1) as pool:
+        with app.app_context():
+            result = pool.submit(contextvars.copy_context().run, work)
+            assert is_about_to.wait(DEADLINE_S)
+        assert checked_out(app) == 0
+        context_has_ended.set()
+        with pytest.raises((sa.exc.SQLAlchemyError, RuleViolationError), match=r"taken back|closed"):
+            result.result(DEADLINE_S)
+    with app.app_context(), transactional():
+        uow.session.add(Item(name="of the next one"))
+
+    assert names(database) == ["of the next one"]
+
+
+@on_postgresql
+def test_a_thread_in_a_statement_is_named_and_its_connection_comes_back_later(
+    app: Flask, uow: UnitOfWork, database: Database, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It cannot be closed from another thread then: UOW202 with its line, a signal, and a later context takes it."""
+    leaks: list[tuple[Session, str | None]] = []
+    violations: list[str] = []
+    sessions: list[Session] = []
+
+    def leaked(sender: Flask, session: Session, where: str | None) -> None:
+        leaks.append((session, where))
+
+    def violated(sender: Flask, code: str, violation: object) -> None:
+        violations.append(code)
+
+    def work() -> None:
+        sessions.append(uow.session())
+        uow.session.execute(sa.text("SELECT pg_advisory_xact_lock(1)"))
+
+    signals.session_leaked.connect(leaked, app)
+    signals.rule_violated.connect(violated, app)
+    with ThreadPoolExecutor(1) as pool, app.app_context():
+        with uow.engine.begin() as blocker:
+            blocker.execute(sa.text("SELECT pg_advisory_xact_lock(1)"))
+            with app.app_context():
+                result = pool.submit(contextvars.copy_context().run, work)
+                _wait_until_blocked(database)
+            assert violations == ["UOW202"]
+            assert [session for session, _ in leaks] == sessions
+            assert "[UOW202] A session outlived its app context: its thread was still in a statement" in caplog.text
+            where = leaks[0][1]
+            assert where is not None
+            assert where.endswith("in work")
+            assert checked_out(app) == 2
+        result.result(DEADLINE_S)
+        with app.app_context():
+            pass
+        assert checked_out(app) == 0
+
+    assert len(leaks) == 1, "It is named once."
+
+
+def _wait_until_blocked(database: Database) -> None:
+    deadline = threading.Event()
+    for _ in range(int(DEADLINE_S / 0.01)):
+        if any(session.wait_event_type == "Lock" for session in database.sessions()):
+            return
+        deadline.wait(0.01)
+    pytest.fail("No session waits for the lock.")
+
+
+@pytest.mark.parametrize("mode", ["off", "warn", "error"])
+def test_contexts_end_while_threads_come_and_go_under_them(database: Database, uow: UnitOfWork, mode: str) -> None:
+    """Whatever the moment, the context ends without an error, and no connection stays out."""
+    app = make_app(database, uow, UOW_RULES=mode)
+    refusals = (RuleViolationError, RuleWarning, sa.exc.SQLAlchemyError)
+
+    def work() -> None:
+        with contextlib.suppress(*refusals):  # the context was faster
+            uow.session.execute(sa.text("SELECT 1"))
+
+    with ThreadPoolExecutor(THREADS) as pool:
+        for _ in range(30):
+            with app.app_context():
+                results = [pool.submit(contextvars.copy_context().run, work) for _ in range(THREADS)]
+                uow.session.execute(sa.text("SELECT 1"))
+            for result in results:
+                result.result(DEADLINE_S)
+    with app.app_context():
+        pass
+
+    assert checked_out(app) == 0

@@ -1,0 +1,95 @@
+"""Flask-SQLAlchemy: an app that has it adopts it in one line."""
+
+import flask_sqlalchemy
+import pytest
+import sqlalchemy as sa
+from flask import Flask
+from sqlalchemy import orm
+
+from flask_uow import UnitOfWork, testing, transactional
+from flask_uow.exceptions import RuleViolationError
+from tests.databases import Database
+
+
+def test_its_models_queries_and_binds_work_in_units(database: Database, second_database: Database) -> None:
+    """``db.Model``, ``Model.query``, ``db.paginate``, ``db.session.remove()`` and ``__bind_key__`` are as before."""
+
+    class Base(orm.DeclarativeBase):
+        pass
+
+    app = Flask(__name__)
+    app.config.update(SQLALCHEMY_DATABASE_URI=database.url, SQLALCHEMY_BINDS={"remote": second_database.url})
+    db = flask_sqlalchemy.SQLAlchemy(model_class=Base)
+    uow = UnitOfWork(session=db.session)
+
+    class Local(db.Model):  # type: ignore[name-defined, misc]
+        id = sa.Column(sa.Integer, primary_key=True)
+
+    class Remote(db.Model):  # type: ignore[name-defined, misc]
+        __bind_key__ = "remote"
+        id = sa.Column(sa.Integer, primary_key=True)
+
+    db.init_app(app)
+    uow.init_app(app)
+    with app.app_context():
+        db.create_all()
+        with transactional():
+            db.session.add_all([Local(id=1), Remote(id=2)])
+        with transactional(read_only=True):
+            assert db.paginate(sa.select(Local)).total == 1
+            assert db.session.scalars(sa.select(Remote.id)).all() == [2]
+        db.session.remove()
+        engines = list(db.engines.values())
+
+    assert database.rows("SELECT id FROM local") == [(1,)]
+    assert second_database.rows("SELECT id FROM remote") == [(2,)]
+    assert all(engine.pool.checkedout() == 0 for engine in engines if isinstance(engine.pool, sa.QueuePool))
+
+
+def test_a_remove_inside_a_unit_is_refused(database: Database) -> None:
+    """It would close the unit's session under it; the session stays the registry's."""
+    app = Flask(__name__)
+    app.config["SQLALCHEMY_DATABASE_URI"] = database.url
+    db = flask_sqlalchemy.SQLAlchemy(app)
+    UnitOfWork(app, session=db.session)
+
+    with app.app_context(), transactional(read_only=True) as unit:
+        with pytest.raises(RuleViolationError, match=r"\[UOW102\] session\.close\(\) was called inside"):
+            db.session.remove()
+        assert db.session() is unit.session
+
+
+def test_lost_writes_are_named_in_a_session_that_no_unit_has_met(database: Database) -> None:
+    """UOW103 also finds the view that was never decorated."""
+    database.execute("CREATE TABLE t (x INTEGER)")
+    app = Flask(__name__)
+    app.config["SQLALCHEMY_DATABASE_URI"] = database.url
+    db = flask_sqlalchemy.SQLAlchemy(app)
+    UnitOfWork(app, session=db.session)
+
+    @app.get("/")
+    def view() -> str:
+        db.session.execute(sa.text("INSERT INTO t VALUES (1)"))
+        return "done"
+
+    with testing.record(app) as seen:
+        assert app.test_client().get("/").text == "done"
+
+    assert seen.codes == ["UOW103"]
+    assert str(seen.violations[0].where).endswith("in view")
+
+
+def test_one_database_serves_two_apps(database: Database, second_database: Database) -> None:
+    """As many factories have it: the units of each app are on its own database."""
+    db = flask_sqlalchemy.SQLAlchemy()
+    uow = UnitOfWork(session=db.session)
+    for owner in (database, second_database):
+        owner.execute("CREATE TABLE t (x INTEGER)")
+        app = Flask(__name__)
+        app.config["SQLALCHEMY_DATABASE_URI"] = owner.url
+        db.init_app(app)
+        uow.init_app(app)
+        with app.app_context(), transactional():
+            db.session.execute(sa.text("INSERT INTO t VALUES (1)"))
+
+    assert database.rows("SELECT x FROM t") == second_database.rows("SELECT x FROM t") == [(1,)]
