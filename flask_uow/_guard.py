@@ -11,6 +11,7 @@ Rules UOW101, UOW102 and UOW111 (SIP-99B: the unit of work alone commits).
 
 from __future__ import annotations
 
+import threading
 import weakref
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -175,16 +176,32 @@ def connection_begun(session: Session, transaction: SessionTransaction, connecti
     state: SessionState | None = session._uow  # type: ignore[attr-defined]
     if state is None or transaction.nested:
         return
-    if state.is_over:
-        error = violation("UOW202", what="it took a connection after its context had ended")
-        signals.session_leaked.send(state.app, session=session, where=error.where)
-        report_now(state.app, state.rules, error)
     link = know_connection(state, connection, was_used=False)
+    if state.is_over:
+        _name_leak(session, state)
+    if state.lock is None:
+        _begin(session, link)
+        return
+    with state.lock:
+        _begin(session, link)
+
+
+def _name_leak(session: Session, state: SessionState) -> None:
+    """A session begins after its context has ended: say so, and let a later context take it back."""
+    state.lock = state.lock or threading.RLock()
+    state.leaked.append(session)
+    error = violation("UOW202", what="it took a connection after its context had ended")
+    signals.session_leaked.send(state.app, session=session, where=error.where)
+    report_now(state.app, state.rules, error)
+
+
+def _begin(session: Session, link: Link) -> None:
+    unit, connection = link.state.unit, link.connection
     if connection.dialect.name == "sqlite":
         if session.bind is not connection:
             _begin_on_sqlite(link)
-    elif state.unit is not None and state.unit.remaining_s is not None:
-        _limit_statements(connection, state.unit.remaining_s)
+    elif unit is not None and unit.remaining_s is not None:
+        _limit_statements(connection, unit.remaining_s)
 
 
 def know_connection(state: SessionState, connection: sa.Connection, *, was_used: bool = True) -> Link:
@@ -256,7 +273,7 @@ def watch_engine(engine: sa.Engine) -> None:
         return
     setattr(dialect, _WATCHED, True)
     event.listen(engine, "do_execute", _about_to_execute)
-    event.listen(engine, "do_executemany", _about_to_execute)
+    event.listen(engine, "do_executemany", _about_to_execute_many)
     event.listen(engine, "do_execute_no_params", _about_to_execute_without_parameters)
     event.listen(engine, "handle_error", _failed)
     _watch_ends(dialect)
@@ -276,7 +293,7 @@ def _watched_commit(dialect: sa.Dialect, commit: End, rollback: End) -> End:
         if link is not None and link.state.lost_commit is not None:
             link.state.lost_commit.was_sent = True
         try:
-            commit(connection)
+            _send_commit(link, commit, connection)
             if link is not None:
                 link.was_committed = True
         except dialect.loaded_dbapi.Error as error:
@@ -287,6 +304,13 @@ def _watched_commit(dialect: sa.Dialect, commit: End, rollback: End) -> End:
             connection.invalidate(error)  # the server has committed, and SQLAlchemy may go on as if it had said so
 
     return do_commit
+
+
+def _send_commit(link: Link | None, commit: End, connection: Any) -> None:
+    if link is None or link.state.lock is None:
+        commit(connection)
+    else:
+        _run_locked(link, commit, connection)
 
 
 def _watched_rollback(rollback: End) -> End:
@@ -305,19 +329,47 @@ def _break(state: SessionState, code: str, name: str) -> RuleViolationError:
     return state.breach
 
 
-def _about_to_execute(cursor: Any, statement: str, parameters: Any, context: Any) -> None:
+def _about_to_execute(cursor: Any, statement: str, parameters: Any, context: Any) -> bool:
+    link = _note_statement(statement, context)
+    if link is None or link.state.lock is None:
+        return False
+    return _run_locked(link, context.dialect.do_execute, cursor, statement, parameters, context)
+
+
+def _about_to_execute_many(cursor: Any, statement: str, parameters: Any, context: Any) -> bool:
+    link = _note_statement(statement, context)
+    if link is None or link.state.lock is None:
+        return False
+    return _run_locked(link, context.dialect.do_executemany, cursor, statement, parameters, context)
+
+
+def _about_to_execute_without_parameters(cursor: Any, statement: str, context: Any) -> bool:
+    link = _note_statement(statement, context)
+    if link is None or link.state.lock is None:
+        return False
+    return _run_locked(link, context.dialect.do_execute_no_params, cursor, statement, context)
+
+
+def _run_locked(link: Link, function: Callable[..., object], *arguments: Any) -> bool:
+    """Run what speaks to the server while no other thread can take the connection back.
+
+    :return: True, which tells SQLAlchemy that it was run.
+    :raises RuleViolationError: if the connection was taken back before.
+    """
+    assert link.state.lock is not None
+    with link.state.lock:
+        if link.status() is None:
+            raise link.state.refusal("UOW202", what="it was closed with its context, and its thread still used it")
+        function(*arguments)
+    return True
+
+
+def _note_statement(statement: str, context: Any) -> Link | None:
     link = link_of(context.root_connection)
-    if link is not None:
-        _note_statement(link, statement, context)
-
-
-def _about_to_execute_without_parameters(cursor: Any, statement: str, context: Any) -> None:
-    link = link_of(context.root_connection)
-    if link is not None:
-        _note_statement(link, statement, context)
-
-
-def _note_statement(link: Link, statement: str, context: Any) -> None:
+    if link is None:
+        if context.root_connection.closed:
+            raise sa.exc.ResourceClosedError("This connection was taken back by another thread.")
+        return None
     state = link.state
     state.check_process()
     kind = kind_of(statement, context)
@@ -328,6 +380,7 @@ def _note_statement(link: Link, statement: str, context: Any) -> None:
         state.wrote = True
         if state.unit is None and state.write_site is None:
             state.write_site = application_site()
+    return link
 
 
 def _check_statement(state: SessionState, unit: Unit, kind: Kind, statement: str) -> None:

@@ -1,7 +1,8 @@
 """Sessions: whose they are, which one is current, and how a context takes them back.
 
 One session per app context and thread. The registry is keyed by the context object itself, never by ``id()``, which
-is reused; a thread that runs an event loop works for the thread that pushed the context, and shares its session.
+is reused; a thread that runs an event loop works for the thread that pushed the context, and shares its session. The
+thread that ends a context takes back the sessions of all threads that have worked under it.
 """
 
 from __future__ import annotations
@@ -62,9 +63,7 @@ class Scope:
         """The calling thread's sessions."""
         key = _this_thread() if _get_running_loop() is None else self.home
         slot = self.slots.get(key)
-        if slot is None:
-            slot = self.slots[key] = []
-        return slot
+        return self.slots.setdefault(key, []) if slot is None else slot
 
     def abandon(self) -> object:
         """Hand over what it holds."""
@@ -199,10 +198,7 @@ class OwnSessions:
         scope = self.scopes.of(context)
         slot = scope.slot()
         if not slot:
-            slot.append(self._make(context.app))
-            if scope.is_over:  # looked at last, because another thread may be ending the context right now
-                close_session(slot.pop())
-                raise violation("UOW201", what="uow.session")
+            self._put(scope, slot, self._make(context.app))
         return slot[-1]
 
     def peek(self, context: AppContext) -> Session | None:
@@ -217,8 +213,11 @@ class OwnSessions:
     def set(self, session: Session) -> None:
         """Make ``session`` the current one."""
         context = current_context("uow.session")
+        scope = self.scopes.of(context)
+        slot = scope.slot()
+        del slot[-1:]
         self._take_in(context.app, session)
-        self.scopes.of(context).slot()[-1:] = [session]
+        self._put(scope, slot, session)
 
     def clear(self) -> None:
         """Forget the current session."""
@@ -226,15 +225,25 @@ class OwnSessions:
             self.scopes.of(current_context("uow.session")).slot().pop()
 
     def replace(self, context: AppContext, outer: Session) -> Session:
+        scope = self.scopes.of(context)
         session = self._make(context.app)
-        self.scopes.of(context).slot().append(session)
+        self._put(scope, scope.slot(), session)
         return session
 
     def restore(self, context: AppContext, outer: Session, inner: Session) -> None:
-        for slot in self.scopes.of(context).slots.values():
+        for slot in list(self.scopes.of(context).slots.values()):
             if inner in slot:
                 slot.remove(inner)
         close_session(inner)
+
+    @staticmethod
+    def _put(scope: Scope, slot: list[Session], session: Session) -> None:
+        if slot is not scope.slots.get(scope.home):
+            session._uow.lock = threading.RLock()  # type: ignore[attr-defined]  # another thread takes it back
+        slot.append(session)
+        if scope.is_over:  # looked at last, because another thread may be ending the context right now
+            close_session(session)
+            raise violation("UOW201", what="uow.session")
 
     def _make(self, app: Flask) -> Session:
         session = self._factory()
@@ -243,7 +252,9 @@ class OwnSessions:
 
     def _take_in(self, app: Flask, session: Session) -> None:
         app_state = self._app_state(app)
-        put_under_guard(session, SessionState(app_state, is_own_session=True))
+        state = SessionState(app_state, is_own_session=True)
+        state.leaked = self.scopes.leaked
+        put_under_guard(session, state)
         if app_state.engines and session.bind is None:
             session.bind = app_state.engines["default"]
             if len(app_state.engines) > 1:
@@ -383,8 +394,9 @@ class CalledSessions:
         with context.app.app_context():
             inner = self._function()
         self._swap(outer, inner)
-        if self._function() is not inner:
-            inner.close()
+        if inner is outer or self._function() is not inner:
+            if inner is not outer:
+                inner.close()
             raise UnitOptionsError(
                 "This session cannot be replaced for a unit on a connection of its own: its owner keeps it elsewhere "
                 "than in flask.g.",
@@ -409,7 +421,8 @@ def _adopt(scope: Scope, app_state: AppState, session: Session) -> Session:
         put_under_guard(session, state)
         scope.adopted.append(weakref.ref(session))
         if session.in_transaction():
-            know_connection(state, session.connection())
+            link = know_connection(state, session.connection())
+            link.was_used = link.status() is not TransactionStatus.IDLE
     return session
 
 
@@ -427,23 +440,47 @@ def close_scope(scopes: Scopes, context: AppContext, exception: BaseException | 
     scope = scopes.of(context)
     scope.is_over = True
     slots, scope.slots = scope.slots, {}
-    for thread, slot in slots.items():
+    for thread, slot in list(slots.items()):
         is_foreign = thread is not scope.home and thread is not _this_thread()
         while slot:
             session = slot.pop()
+            if is_foreign:
+                if not _close_of_another_thread(session, exception):
+                    scopes.leaked.append(session)
+                    _report_leak(session)
+                continue
             if exception is None and session.in_transaction():
                 report_lost_writes(session)
-            if (is_foreign and _is_executing(session)) or not close_session(session):
-                scopes.leaked.append(session)
-                _report_leak(session)
+            close_session(session)
     if scopes.leaked:
         _close_leaked(scopes)
 
 
 def _close_leaked(scopes: Scopes) -> None:
-    for session in list(scopes.leaked):
-        if not _is_executing(session) and close_session(session):
-            scopes.leaked.remove(session)
+    leaked = scopes.leaked[:]
+    del scopes.leaked[: len(leaked)]
+    scopes.leaked += [session for session in leaked if not _close_of_another_thread(session, None)]
+
+
+def _close_of_another_thread(session: Session, exception: BaseException | None) -> bool:
+    """Close a session unless its thread is in a statement.
+
+    :return: whether it was closed.
+    """
+    state: SessionState = session._uow  # type: ignore[attr-defined]
+    state.is_over = True
+    assert state.lock is not None
+    if not state.lock.acquire(blocking=False):
+        return False
+    try:
+        if exception is None:
+            report_lost_writes(session)
+        links = state.links
+        is_closed = close_session(session)
+        discard(links)  # what its thread may have taken while it was closed
+        return is_closed
+    finally:
+        state.lock.release()
 
 
 def report_adopted(scope: Scope) -> None:
@@ -500,13 +537,6 @@ def close_session(session: Session) -> bool:
         discard(links)
     state.forget_connections()
     return True
-
-
-def _is_executing(session: Session) -> bool:
-    state = state_of(session)
-    if state is None:
-        return False
-    return any(link.status() is TransactionStatus.ACTIVE for link in list(state.links))
 
 
 def _report_leak(session: Session) -> None:

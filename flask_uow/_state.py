@@ -6,6 +6,7 @@ interrupt cut short cannot leave its depth behind for the thread's next request.
 
 from __future__ import annotations
 
+import threading
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -49,6 +50,9 @@ class SessionState:
 
     :param app_state: the app under whose context the session was made.
     :param is_own_session: whether this extension made the session, so that it may expire its objects.
+    :ivar is_over: whether the context of the session has ended.
+    :ivar lock: held while the session's thread talks to the server; None where no other thread takes the session back.
+    :ivar leaked: where a session puts itself that goes on after its context, so that a later one takes it back.
     """
 
     __slots__ = (
@@ -60,7 +64,9 @@ class SessionState:
         "is_flushing",
         "is_own_call",
         "is_over",
+        "leaked",
         "links",
+        "lock",
         "is_own_session",
         "rules",
         "lost_commit",
@@ -79,7 +85,9 @@ class SessionState:
         self.is_own_call = False
         self.is_flushing = False
         self.is_own_session = is_own_session
-        self.is_over = False  # its context has ended
+        self.is_over = False
+        self.lock: threading.RLock | None = None
+        self.leaked: list[Session] = []
         self.begin_transaction()
 
     def begin_transaction(self) -> None:
@@ -167,14 +175,15 @@ class Link:
 
     :ivar was_committed: whether its server has committed.
     :ivar was_used: whether a statement was sent on it in this transaction.
+    :ivar has_past: whether the transaction was open already when it was met, so that it may have written unseen.
     """
 
-    __slots__ = ("_pooled", "_probe", "connection", "state", "was_committed", "was_used")
+    __slots__ = ("_pooled", "_probe", "connection", "has_past", "state", "was_committed", "was_used")
 
     def __init__(self, state: SessionState, connection: sa.Connection, *, was_used: bool) -> None:
         self.state = state
         self.connection = connection
-        self.was_used = was_used
+        self.was_used = self.has_past = was_used
         self.was_committed = False
         self._pooled = connection.connection
         self._probe = status_probe(connection.dialect.driver)

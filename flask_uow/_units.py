@@ -30,6 +30,7 @@ import sqlalchemy as sa
 
 from . import signals
 from ._callsite import CallSite, defined_at
+from ._drivers import TransactionStatus
 from ._engines import refuse_writes
 from ._hooks import Hook, Hooks, When
 from ._options import ISOLATION_LEVELS, Relation, UnitOptions
@@ -533,7 +534,9 @@ def _meet_open_transaction(session: Session, state: SessionState, options: UnitO
     if not session.in_transaction():
         return
     is_sqlite = any(link.connection.dialect.name == "sqlite" for link in state.links)
-    has_writes = state.wrote or has_pending(session)
+    if not is_sqlite and not options.needs_connection:
+        return
+    has_writes = state.wrote or has_pending(session) or any(map(_may_have_written, state.links))
     if options.needs_connection:
         if has_writes:
             raise UnitOptionsError(
@@ -541,10 +544,20 @@ def _meet_open_transaction(session: Session, state: SessionState, options: UnitO
                 str(state.write_site) if state.write_site else None,
                 "Put those writes into the unit, or commit them before it.",
             )
-    elif not is_sqlite or has_writes:
+    elif has_writes:
         return
     with state.own_call():
         session.rollback()
+
+
+def _may_have_written(link: Link) -> bool:
+    """Whether the transaction of another library's session holds writes from before it was met."""
+    if not link.has_past:
+        return False
+    status = link.status()
+    if link.connection.dialect.name != "postgresql" or status is not TransactionStatus.IN_TRANSACTION:
+        return status is not TransactionStatus.IDLE
+    return transaction_id(link.connection) is not None
 
 
 def has_pending(session: Session) -> bool:
