@@ -387,6 +387,17 @@ def test_a_savepoint_that_comes_first_is_undone_with_its_transaction(
 
 
 @on_sqlite
+def test_a_connection_of_the_engine_has_real_transactions_too(app: Flask, uow: UnitOfWork, database: Database) -> None:
+    """Code that works past the session gets the same BEGIN."""
+    with app.app_context(), uow.engine.connect() as connection:
+        with connection.begin_nested():
+            connection.execute(sa.insert(Item).values(name="in the savepoint"))
+        connection.rollback()
+
+    assert names(database) == []
+
+
+@on_sqlite
 def test_a_table_that_was_made_is_undone_with_its_transaction(app: Flask, uow: UnitOfWork, database: Database) -> None:
     """DDL belongs to the transaction."""
     with app.app_context(), transactional() as unit:
