@@ -153,13 +153,12 @@ def begin_sqlite(connection: sa.Connection) -> None:
     _driver(connection).execute("BEGIN")
 
 
-def begin_for_writing(connection: sa.Connection) -> None:
+def begin_for_writing(driver: sqlite3.Connection) -> None:
     """Turn the transaction that has just begun, and has said nothing, into one that holds SQLite's write lock.
 
     :raises sqlalchemy.exc.OperationalError: if another connection holds the lock for longer than the busy timeout;
         the transaction is then a plain one again.
     """
-    driver = _driver(connection)
     if driver.in_transaction:
         driver.execute("ROLLBACK")
     try:

@@ -117,20 +117,20 @@ class UnitOfWork:
         tear_down = app.do_teardown_appcontext
         scopes = self.sessions.scopes
 
-        def do_teardown_appcontext(*args: Any, **kwargs: Any) -> None:
+        def do_teardown_appcontext(*args: Any) -> None:
             context = current_context("The teardown")
-            exception = args[-1] if args else kwargs.get("exc")
+            exception = args[-1] if args else None
             if not self._owns_sessions and not isinstance(exception, BaseException):
                 report_adopted(scopes.of(context))
             try:
-                tear_down(*args, **kwargs)
+                tear_down(*args)
             except BaseException as error:
                 exception = error
                 raise
             finally:
                 close_scope(scopes, context, exception if isinstance(exception, BaseException) else None)
 
-        app.do_teardown_appcontext = do_teardown_appcontext  # type: ignore[method-assign]
+        app.do_teardown_appcontext = do_teardown_appcontext  # type: ignore[method-assign,assignment]
 
     # ---- for the current app
 

@@ -219,7 +219,7 @@ def know_connection(state: SessionState, connection: sa.Connection, *, was_used:
 def _begin_on_sqlite(link: Link) -> None:
     unit = link.state.unit
     if unit is not None and not unit.read_only:
-        begin_for_writing(link.connection)
+        begin_for_writing(link.dbapi_connection)
         return
     if link.status() is TransactionStatus.IDLE:
         begin_sqlite(link.connection)  # an engine made elsewhere, without our BEGIN
@@ -290,14 +290,15 @@ def _watched_commit(dialect: sa.Dialect, commit: End, rollback: End) -> End:
         if link is not None and link.state.is_guarded:
             rollback(connection)  # so that nothing is committed by halves
             raise _break(link.state, "UOW101", "commit")
-        if link is not None and link.state.lost_commit is not None:
-            link.state.lost_commit.was_sent = True
+        if link is None:
+            commit(connection)
+            return
+        link.state.sent_commit = True
         try:
             _send_commit(link, commit, connection)
-            if link is not None:
-                link.was_committed = True
+            link.was_committed = True
         except dialect.loaded_dbapi.Error as error:
-            if link is None or not dialect.is_disconnect(error, connection.dbapi_connection, None):
+            if not dialect.is_disconnect(error, connection.dbapi_connection, None):
                 raise
             if not link.state.survives_lost_commit(link.connection.engine):
                 raise
@@ -306,8 +307,8 @@ def _watched_commit(dialect: sa.Dialect, commit: End, rollback: End) -> End:
     return do_commit
 
 
-def _send_commit(link: Link | None, commit: End, connection: Any) -> None:
-    if link is None or link.state.lock is None:
+def _send_commit(link: Link, commit: End, connection: Any) -> None:
+    if link.state.lock is None:
         commit(connection)
     else:
         _run_locked(link, commit, connection)

@@ -40,20 +40,17 @@ class LostCommit:
 
     :param xids: the transaction's id by engine, None where nothing was written; an engine that is missing cannot be
         asked.
-    :ivar was_sent: whether a COMMIT has been sent.
-    :ivar outcome: None until a COMMIT was lost.
+    :ivar outcome: what was learnt; unknown until it was asked for.
     :ivar xid: the id of the lost transaction, if it was learnt.
     """
 
     def __init__(self, xids: dict[sa.Engine, str | None]) -> None:
         self._xids = xids
-        self.was_sent = False
-        self.outcome: Outcome | None = None
+        self.outcome = Outcome.UNKNOWN
         self.xid: str | None = None
 
     def __call__(self, engine: sa.Engine) -> bool:
         """Whether the server has committed, or had nothing to commit."""
-        self.outcome = Outcome.UNKNOWN
         if engine in self._xids:
             self.xid = self._xids[engine]
             self.outcome = Outcome.COMMITTED if self.xid is None else learn_outcome(engine, self.xid)

@@ -144,10 +144,11 @@ class Scopes:
 
     def of(self, context: AppContext) -> Scope:
         """The scope of a context."""
-        scope: Scope | None = getattr(context, "_uow_scope", None)
-        if scope is None:
+        try:
+            return context._uow_scope  # type: ignore[attr-defined,no-any-return]
+        except AttributeError:
             scope = context._uow_scope = Scope(_this_thread())  # type: ignore[attr-defined]
-        return scope
+            return scope
 
     def abandon(self) -> object:
         """Hand over a parent process's sessions; they are never to be touched.

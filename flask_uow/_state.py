@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 from flask import Flask
@@ -70,6 +70,7 @@ class SessionState:
         "is_own_session",
         "rules",
         "lost_commit",
+        "sent_commit",
         "settings",
         "unit",
         "write_site",
@@ -98,7 +99,8 @@ class SessionState:
         self.wrote = False
         self.begin_site: CallSite | None = None
         self.write_site: CallSite | None = None
-        self.lost_commit: LostCommit | None = None
+        self.sent_commit = False
+        self.lost_commit: LostCommit | None = None  # who is to be asked when a COMMIT loses its connection
 
     def forget_connections(self) -> None:
         """Untie the connections of a transaction that has ended, so that no cycle keeps them."""
@@ -188,6 +190,11 @@ class Link:
         self._pooled = connection.connection
         self._probe = status_probe(connection.dialect.driver)
         connection._uow = self._pooled._uow = self  # type: ignore[attr-defined]
+
+    @property
+    def dbapi_connection(self) -> Any:
+        """The driver's connection, None once it is closed or lost."""
+        return self._pooled.dbapi_connection
 
     def cut(self) -> None:
         """Untie the connection."""

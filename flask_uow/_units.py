@@ -453,33 +453,42 @@ class Unit:
         state = self._state
         if self.read_only:
             _lift_read_only(state)
-        lost = state.lost_commit = LostCommit(self._transaction_ids() if self._options.confirm_commit else {})
+        if self._options.confirm_commit:
+            state.lost_commit = LostCommit(self._transaction_ids())
         state.is_own_call = True
         try:
             self.session.commit()
         except sa.exc.DBAPIError as error:
             self.is_repeatable = self.is_repeatable and not any(link.was_committed for link in state.links)
-            if lost.outcome is None:
-                raise
-            self.is_known_aborted = lost.outcome is Outcome.ABORTED
-            if self.is_known_aborted:
-                error.add_note("flask_uow asked the server: the transaction was aborted.")
-                raise
-            self._is_in_doubt = True
-            raise CommitOutcomeUnknownError(
-                f"The connection was lost while unit of work {self.label!r} was being committed; "
-                "it may or may not have been.",
-                self.where,
-                "Look whether the work is there before you repeat it; confirm_commit=True asks the server.",
-                lost.xid,
-            ) from error
+            if state.sent_commit and error.connection_invalidated:
+                self._meet_lost_commit(error)
+            raise
         except Exception:
             raise
         except BaseException:
-            self._is_in_doubt = lost.was_sent  # an interrupt says nothing of what the server did
+            self._is_in_doubt = state.sent_commit  # an interrupt says nothing of what the server did
             raise
         finally:
             state.is_own_call = False
+
+    def _meet_lost_commit(self, error: sa.exc.DBAPIError) -> None:
+        """A COMMIT lost its connection, and is not known to have happened.
+
+        :raises CommitOutcomeUnknownError: unless it is known not to have happened.
+        """
+        lost = self._state.lost_commit
+        self.is_known_aborted = lost is not None and lost.outcome is Outcome.ABORTED
+        if self.is_known_aborted:
+            error.add_note("flask_uow asked the server: the transaction was aborted.")
+            return
+        self._is_in_doubt = True
+        raise CommitOutcomeUnknownError(
+            f"The connection was lost while unit of work {self.label!r} was being committed; "
+            "it may or may not have been.",
+            self.where,
+            "Look whether the work is there before you repeat it; confirm_commit=True asks the server.",
+            lost.xid if lost else None,
+        ) from error
 
     def _transaction_ids(self) -> dict[sa.Engine, str | None]:
         """The servers' names of what is about to be committed; None for what wrote nothing.

@@ -59,7 +59,7 @@ def with_unit_of_work(url: str) -> Flask:
     @app.post("/")
     @transactional
     def create() -> dict[str, int]:
-        session = uow.session
+        session = uow.session()
         item = new_item()
         session.add(item)
         session.flush()
