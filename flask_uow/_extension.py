@@ -21,15 +21,15 @@ from ._sessions import (
     report_adopted,
 )
 from ._settings import DEFAULT_BIND, read_settings
-from ._state import AppState
-from ._transactional import EXTENSION_KEY, F, Options, Transactional, decorate
+from ._state import STATE_KEY, AppState, state_of_app
+from ._transactional import F, Options, Transactional, decorate
 from .exceptions import ConfigurationError
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session, scoped_session
     from sqlalchemy.orm import sessionmaker as sessionmaker_type
 
-_STATE_KEY = "uow_state"
+EXTENSION_KEY = "uow"
 
 
 class UnitOfWork:
@@ -77,14 +77,14 @@ class UnitOfWork:
         from sqlalchemy import orm  # here, because it takes longer to import than all of this package
 
         if isinstance(session, orm.scoped_session):
-            return session, AdoptedSessions(session, self.state_of_app)
+            return session, AdoptedSessions(session)
         if session is not None:
             scoped = orm.scoped_session(orm.sessionmaker())
-            called = CalledSessions(session, self.state_of_app)
+            called = CalledSessions(session)
             scoped.registry = called  # type: ignore[assignment]
             return scoped, called
         scoped = orm.scoped_session(sessionmaker or _factory(session_options))
-        own = OwnSessions(scoped.session_factory, self.state_of_app)
+        own = OwnSessions(scoped.session_factory)
         scoped.registry = own  # type: ignore[assignment]
         return scoped, own
 
@@ -107,7 +107,7 @@ class UnitOfWork:
         for engine in engines.values():
             watch_engine(engine)
         app.extensions[EXTENSION_KEY] = self
-        app.extensions[_STATE_KEY] = AppState(app, settings, RuleBook(settings.rule_modes), engines)
+        app.extensions[STATE_KEY] = AppState(app, settings, RuleBook(settings.rule_modes), engines, self.sessions)
         self.sessions.scopes.serve(app)
         self._take_back_sessions(app)
         app.cli.add_command(db_session_stats)
@@ -134,26 +134,13 @@ class UnitOfWork:
 
     # ---- for the current app
 
-    def state_of_app(self, app: Flask) -> AppState:
-        """What the extension keeps for an app.
-
-        :raises ConfigurationError: if ``init_app`` was not called with it on this extension.
-        """
-        state: AppState | None = app.extensions.get(_STATE_KEY)
-        if state is None or app.extensions[EXTENSION_KEY] is not self:
-            raise ConfigurationError(
-                f"App {app.name!r} is not served by this UnitOfWork.",
-                fix="Call init_app(app) on it, and make one UnitOfWork per process, not one per app.",
-            )
-        return state
-
     @property
     def engines(self) -> dict[str, sa.Engine]:
         """The current app's engines by name: ``"default"`` and those of ``SQLALCHEMY_BINDS``.
 
         Empty where another library, or your own ``sessionmaker``, has the engines.
         """
-        return dict(self.state_of_app(current_context("uow.engines").app).engines)
+        return dict(state_of_app(current_context("uow.engines").app, self.sessions).engines)
 
     @property
     def engine(self) -> sa.Engine:
@@ -188,7 +175,7 @@ class UnitOfWork:
         :raises TypeError: when it decorates a generator function.
         :raises UnitOptionsError: if an option is not usable.
         """
-        return decorate(function, options, self)
+        return decorate(function, options, self.sessions)
 
 
 def _factory(session_options: dict[str, Any]) -> sessionmaker_type[Session]:

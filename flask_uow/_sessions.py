@@ -25,7 +25,7 @@ from . import _fork, signals
 from ._drivers import TransactionStatus
 from ._guard import connection_begun, know_connection, put_under_guard
 from ._rules import report_at_teardown, violation
-from ._state import AppState, SessionState, state_of
+from ._state import AppState, SessionState, state_of, state_of_app
 from ._units import discard, has_pending
 from .exceptions import RuleViolationError, UnitOptionsError
 
@@ -184,13 +184,11 @@ class OwnSessions:
     """The registry behind ``uow.session``; a drop-in for ``scoped_session.registry``.
 
     :param factory: makes a session.
-    :param app_state: an app's state.
     """
 
-    def __init__(self, factory: sessionmaker[Session], app_state: Callable[[Flask], AppState]) -> None:
+    def __init__(self, factory: sessionmaker[Session]) -> None:
         self.scopes = Scopes()
         self._factory = factory
-        self._app_state = app_state
 
     def __call__(self) -> Session:
         return self.current(current_context("uow.session"))
@@ -252,7 +250,7 @@ class OwnSessions:
         return session
 
     def _take_in(self, app: Flask, session: Session) -> None:
-        app_state = self._app_state(app)
+        app_state = state_of_app(app, self)
         state = SessionState(app_state, is_own_session=True)
         state.leaked = self.scopes.leaked
         put_under_guard(session, state)
@@ -319,17 +317,15 @@ class AdoptedSessions:
     """A ``scoped_session`` that another library owns: its engines and its teardown stay there.
 
     :param scoped: the owner's registry, Flask-SQLAlchemy's ``db.session`` say.
-    :param app_state: an app's state.
     """
 
-    def __init__(self, scoped: scoped_session[Session], app_state: Callable[[Flask], AppState]) -> None:
+    def __init__(self, scoped: scoped_session[Session]) -> None:
         self.scopes = Scopes()
         self._scoped = scoped
-        self._app_state = app_state
         event.listen(scoped, "after_begin", self._begun)
 
     def current(self, context: AppContext) -> Session:
-        return _adopt(self.scopes.of(context), self._app_state(context.app), self._scoped())
+        return _adopt(self.scopes.of(context), state_of_app(context.app, self), self._scoped())
 
     def peek(self, context: AppContext) -> Session | None:
         return self.current(context) if self._scoped.registry.has() else None
@@ -347,7 +343,7 @@ class AdoptedSessions:
         context = find_context()
         if state_of(session) is not None or context is None:
             return
-        put_under_guard(session, SessionState(self._app_state(context.app), is_own_session=False))
+        put_under_guard(session, SessionState(state_of_app(context.app, self), is_own_session=False))
         self.scopes.of(context).adopted.append(weakref.ref(session))
         connection_begun(session, transaction, connection)
 
@@ -358,13 +354,11 @@ class CalledSessions:
     Another session is put in place where the owner keeps it, in Flask's ``g``.
 
     :param function: what ``UnitOfWork(session=...)`` was given.
-    :param app_state: an app's state.
     """
 
-    def __init__(self, function: Callable[[], Session], app_state: Callable[[Flask], AppState]) -> None:
+    def __init__(self, function: Callable[[], Session]) -> None:
         self.scopes = Scopes()
         self._function = function
-        self._app_state = app_state
 
     def __call__(self) -> Session:
         return self.current(current_context("uow.session"))
@@ -387,7 +381,7 @@ class CalledSessions:
         """The owner forgets its sessions itself."""
 
     def current(self, context: AppContext) -> Session:
-        return _adopt(self.scopes.of(context), self._app_state(context.app), self._function())
+        return _adopt(self.scopes.of(context), state_of_app(context.app, self), self._function())
 
     peek = current
 

@@ -19,11 +19,12 @@ from ._drivers import TransactionStatus, status_probe
 from ._outcome import LostCommit
 from ._rules import RuleBook, report, violation
 from ._settings import Settings
-from .exceptions import RuleViolationError, UnitOfWorkError
+from .exceptions import ConfigurationError, RuleViolationError, UnitOfWorkError
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
 
+    from ._sessions import Sessions
     from ._units import Unit
 
 
@@ -35,6 +36,7 @@ class AppState:
     :param settings: its configuration, checked.
     :param rules: its rule book.
     :param engines: its engines by name; empty where another library owns them.
+    :param sessions: how its sessions are reached.
     :param view_labels: the label of each view that was called, by view, rule and method.
     """
 
@@ -42,7 +44,31 @@ class AppState:
     settings: Settings
     rules: RuleBook
     engines: dict[str, sa.Engine]
+    sessions: Sessions
     view_labels: dict[tuple[object, str, str, str], str | None] = field(default_factory=dict)
+
+
+STATE_KEY = "uow_state"
+"""Where ``app.extensions`` has an app's :class:`AppState`."""
+
+
+def state_of_app(app: Flask, sessions: Sessions | None = None) -> AppState:
+    """What the extension keeps for an app.
+
+    :param sessions: those of the extension that is asked for; any will do if None.
+    :raises ConfigurationError: if none serves the app, or another one does.
+    """
+    state: AppState | None = app.extensions.get(STATE_KEY)
+    if state is None:
+        raise ConfigurationError(
+            f"App {app.name!r} has no UnitOfWork.", fix="Call UnitOfWork(app), or init_app(app) of your UnitOfWork."
+        )
+    if sessions is not None and state.sessions is not sessions:
+        raise ConfigurationError(
+            f"App {app.name!r} is not served by this UnitOfWork.",
+            fix="Call init_app(app) on it, and make one UnitOfWork per process, not one per app.",
+        )
+    return state
 
 
 class SessionState:

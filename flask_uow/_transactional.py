@@ -15,9 +15,9 @@ import time
 from collections.abc import Callable
 from functools import wraps
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypedDict, TypeVar, Unpack, cast, overload
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, TypeVar, Unpack, cast, overload
 
-from flask import Flask, Request, request
+from flask import Request, request
 from werkzeug.local import LocalProxy
 
 from . import signals
@@ -25,16 +25,14 @@ from ._callsite import CallSite, application_site
 from ._options import Propagation, Relation, UnitOptions, is_vetoed, relation
 from ._retry import delay_s, is_retryable
 from ._sessions import Sessions, current_context, find_context
-from ._state import AppState, SessionState, state_of
+from ._state import STATE_KEY, AppState, SessionState, state_of, state_of_app
 from ._units import Unit
-from .exceptions import ConfigurationError, NoActiveUnitError, UnitOfWorkError, UnitOptionsError
+from .exceptions import NoActiveUnitError, UnitOfWorkError, UnitOptionsError
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
 
 F = TypeVar("F", bound=Callable[..., Any])
-
-EXTENSION_KEY = "uow"
 
 _current_request: Callable[[], Request] = request._get_current_object  # type: ignore[attr-defined]
 
@@ -59,25 +57,16 @@ class Options(TypedDict, total=False):
     label: str | None
 
 
-class Extension(Protocol):
-    """What a unit needs of the extension."""
-
-    sessions: Sessions
-
-    def state_of_app(self, app: Flask) -> AppState:
-        """What the extension keeps for ``app``."""
-
-
 class Transactional:
     """What ``transactional(...)`` returns: a decorator, and a context manager that gives the :class:`Unit`.
 
     :param options: the keyword arguments, checked here.
-    :param extension: the one to use; the current app's if None.
+    :param sessions: those of the extension to use; the current app's if None.
     """
 
-    def __init__(self, options: dict[str, Any], extension: Extension | None = None) -> None:
+    def __init__(self, options: dict[str, Any], sessions: Sessions | None = None) -> None:
         self._options = UnitOptions.checked(options)
-        self._extension = extension
+        self._bound_to = sessions
         self._entered: list[tuple[int, Boundary]] = []
 
     def __call__(self, function: F) -> F:
@@ -94,7 +83,7 @@ class Transactional:
     def _decorate(self, function: Callable[..., Any]) -> Callable[..., Any]:
         @wraps(function)
         def unit_of_work(*args: Any, **kwargs: Any) -> Any:
-            boundary = Boundary(self._options, self._extension, unit_of_work)
+            boundary = Boundary(self._options, self._bound_to, unit_of_work)
             while True:
                 value = None
                 boundary.enter()
@@ -116,7 +105,7 @@ class Transactional:
     def _decorate_async(self, function: Callable[..., Any]) -> Callable[..., Any]:
         @wraps(function)
         async def unit_of_work(*args: Any, **kwargs: Any) -> Any:
-            boundary = Boundary(self._options, self._extension, unit_of_work)
+            boundary = Boundary(self._options, self._bound_to, unit_of_work)
             while True:
                 value = None
                 boundary.enter()
@@ -143,7 +132,7 @@ class Transactional:
         """
         self._check_block()
         frame = sys._getframe(1)
-        boundary = Boundary(self._options, self._extension, CallSite(frame.f_code, frame.f_lineno))
+        boundary = Boundary(self._options, self._bound_to, CallSite(frame.f_code, frame.f_lineno))
         boundary.enter()
         self._entered.append((threading.get_ident(), boundary))
         return boundary.unit or current_unit
@@ -175,7 +164,7 @@ class Boundary:
     """One call of a decorated function, or one block: what lies around its unit, over all attempts.
 
     :param options: of the unit.
-    :param extension: the one to use; the current app's if None.
+    :param sessions: those of the extension to use; the current app's if None.
     :param place: the decorated function, or the line of a block.
     :ivar unit: the unit inside, None where it runs without.
     :ivar error: what leaves, after :meth:`leave`.
@@ -185,8 +174,8 @@ class Boundary:
     __slots__ = (
         "_app_state",
         "_attempt",
+        "_bound_to",
         "_context",
-        "_extension",
         "_inner",
         "_is_committed",
         "_known",
@@ -199,9 +188,9 @@ class Boundary:
         "wait_s",
     )
 
-    def __init__(self, options: UnitOptions, extension: Extension | None, place: Callable[..., Any] | CallSite) -> None:
+    def __init__(self, options: UnitOptions, sessions: Sessions | None, place: Callable[..., Any] | CallSite) -> None:
         self._options = options
-        self._extension = extension
+        self._bound_to = sessions
         self._place = place
         self._attempt = 0
         self._known: list[object] | None = None
@@ -213,9 +202,8 @@ class Boundary:
     def enter(self) -> None:
         """Begin an attempt."""
         context = self._context = current_context("@transactional")
-        extension = self._extension or extension_of(context.app)
-        self._app_state = extension.state_of_app(context.app)
-        self._sessions = extension.sessions
+        self._app_state = state_of_app(context.app, self._bound_to)
+        self._sessions = self._app_state.sessions
         self._attempt += 1
         self.error = self.wait_s = self.unit = self._inner = None
         self._is_committed = False
@@ -365,9 +353,9 @@ def transactional(function: Any = None, /, **options: Any) -> Any:
     return decorate(function, options)
 
 
-def decorate(function: Any, options: dict[str, Any], extension: Extension | None = None) -> Any:
+def decorate(function: Any, options: dict[str, Any], sessions: Sessions | None = None) -> Any:
     """``transactional`` with and without parentheses, for the current app's extension or a given one."""
-    unit = Transactional(options, extension)
+    unit = Transactional(options, sessions)
     return unit if function is None else unit(function)
 
 
@@ -376,8 +364,8 @@ def decorate(function: Any, options: dict[str, Any], extension: Extension | None
 
 def _active_unit() -> Unit:
     context = find_context()
-    extension: Extension | None = context.app.extensions.get(EXTENSION_KEY) if context else None
-    session = extension.sessions.peek(context) if extension and context else None
+    app_state: AppState | None = context.app.extensions.get(STATE_KEY) if context else None
+    session = app_state.sessions.peek(context) if app_state and context else None
     state = state_of(session) if session is not None else None
     if state is None or state.unit is None:
         raise NoActiveUnitError(
@@ -387,19 +375,6 @@ def _active_unit() -> Unit:
 
 
 current_unit: Unit = LocalProxy(_active_unit)  # type: ignore[assignment]
-
-
-def extension_of(app: Flask) -> Extension:
-    """The extension that serves an app.
-
-    :raises ConfigurationError: if none does.
-    """
-    extension: Extension | None = app.extensions.get(EXTENSION_KEY)
-    if extension is None:
-        raise ConfigurationError(
-            f"App {app.name!r} has no UnitOfWork.", fix="Call UnitOfWork(app), or init_app(app) of your UnitOfWork."
-        )
-    return extension
 
 
 def guarded_state(session: Session) -> SessionState:

@@ -4,6 +4,7 @@ import random
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
@@ -147,13 +148,18 @@ def test_lost_connection_is_final(engine: sa.Engine, database: Database) -> None
     assert not is_retryable(error)
 
 
+def lock(connection: sa.Connection) -> None:
+    driver: Any = connection.connection.dbapi_connection
+    begin_for_writing(driver)
+
+
 @on_sqlite
 def test_refused_write_lock_of_sqlite_is_retryable(engine: sa.Engine) -> None:
     """At its BEGIN a transaction has done nothing yet that could be lost."""
     with closing(engine.connect()) as ours, closing(engine.connect()) as theirs:
-        begin_for_writing(theirs)
+        lock(theirs)
 
-        error = error_of(lambda: begin_for_writing(ours))
+        error = error_of(lambda: lock(ours))
         ours.rollback()
 
     assert isinstance(error, OperationalError)
@@ -165,7 +171,7 @@ def test_refused_write_lock_of_sqlite_is_retryable(engine: sa.Engine) -> None:
 def test_sqlite_that_is_busy_later_is_final(engine: sa.Engine) -> None:
     """A lock that is refused in the middle says nothing of what came before."""
     with closing(engine.connect()) as ours, closing(engine.connect()) as theirs:
-        begin_for_writing(theirs)
+        lock(theirs)
 
         error = error_of(lambda: update(ours, 1))
 

@@ -819,7 +819,8 @@ def test_what_one_of_two_databases_has_committed_is_not_tried_again(
     """Without two-phase commit one COMMIT comes first: a refusal of the other one must not repeat what it has kept."""
     bench = make_bench(SQLALCHEMY_BINDS={"second": second_database.url})
     create_tables(second_database)
-    second_engine = bench.app.extensions["uow"].state_of_app(bench.app).engines["second"]
+    with bench.app.app_context():
+        second_engine = bench.uow.get_engine("second")
     for each in (database, second_database):
         each.execute(REFUSE_COMMIT)
 
