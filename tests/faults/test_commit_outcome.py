@@ -3,6 +3,7 @@
 import signal
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from types import FrameType
 from typing import Any
 
@@ -26,14 +27,14 @@ cuts_that_commit = pytest.mark.parametrize("cut", [Cut.AFTER, Cut.REPLY], ids=la
 class Heard:
     """What was heard of the units of an app."""
 
-    def __init__(self, app: Flask) -> None:
+    def __init__(self) -> None:
         self.signals: list[str] = []
         self.hooks: list[str] = []
         self.attempts: list[int] = []
-        for signal_ in (signals.unit_committed, signals.unit_rolled_back, signals.unit_retried):
-            signal_.connect(self._receiver(signal_.name), app, weak=False)
 
-    def _receiver(self, name: str) -> Callable[..., None]:
+    def receiver(self, name: str) -> Callable[..., None]:
+        """The receiver that notes the signal of this name."""
+
         def receive(sender: Flask, unit: Unit, **details: object) -> None:
             self.signals.append(f"{name} {unit.attempt}")
 
@@ -53,9 +54,13 @@ class Heard:
 
 
 @pytest.fixture
-def heard(proxied_bench: Bench) -> Heard:
+def heard(proxied_bench: Bench) -> Iterator[Heard]:
     """What is heard of the units behind the proxy."""
-    return Heard(proxied_bench.app)
+    heard = Heard()
+    with ExitStack() as connected:
+        for signal_ in (signals.unit_committed, signals.unit_rolled_back, signals.unit_retried):
+            connected.enter_context(signal_.connected_to(heard.receiver(signal_.name), proxied_bench.app))
+        yield heard
 
 
 @pytest.fixture(autouse=True)
