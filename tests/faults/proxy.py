@@ -64,9 +64,12 @@ class Proxy:
         """Return whether the reply that was to be kept has come, after waiting for it."""
         return bool(self._ask(do="wait")["has_come"])
 
-    def release(self) -> None:
-        """Let the reply go."""
-        self._ask(do="release")
+    def release(self, *, after_s: float = 0.0) -> None:
+        """Let the reply go.
+
+        :param after_s: how much later; this call does not wait for it.
+        """
+        self._ask(do="release", after_s=after_s)
 
     def requests(self) -> list[str]:
         """Return what the clients have asked since the last call: one text for each round trip."""
@@ -140,7 +143,7 @@ class _Orders:
                     await asyncio.wait_for(self.has_come.wait(), REPLY_TIMEOUT_S)
                 return {"has_come": self.has_come.is_set()}
             case "release":
-                self.is_released.set()
+                asyncio.get_running_loop().call_later(order["after_s"], self.is_released.set)
             case "requests":
                 requests, self.requests = self.requests, []
                 return {"requests": requests}
