@@ -9,7 +9,6 @@ from __future__ import annotations
 import difflib
 import inspect
 import os
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from importlib.util import find_spec
@@ -17,6 +16,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from ._hiding import without_passwords
 from ._rules import MODES, RULES
 from .exceptions import ConfigurationError
 
@@ -26,13 +26,6 @@ ENGINE_OPTIONS = "SQLALCHEMY_ENGINE_OPTIONS"
 DEFAULT_BIND = "default"
 PREFIX = "UOW_"
 POSTGRESQL_DRIVERS = ("psycopg2", "psycopg")
-
-# A password may hold anything, so it lasts until the last "@"; better too much is hidden than too little.
-_USER_INFO = re.compile(r"(://[^:]*:).*@")
-_SECRET_PAIR = re.compile(
-    r"((?:password|passwd|pwd|secret|token)['\"]?\s*[:=]\s*)(?:b?'(?:\\.|[^'\\])*'|b?\"(?:\\.|[^\"\\])*\"|[^\s&'\"]+)",
-    re.IGNORECASE,
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,15 +86,11 @@ def read_settings(
 def wrong(key: str, value: object, wanted: str, fix: str | None = None) -> ConfigurationError:
     """The error for ``key``, maybe with an index behind it; a password in ``value`` is hidden."""
     name, bracket, index = key.partition("[")
+    shown = repr(value.render_as_string(hide_password=False) if isinstance(value, sa.URL) else value)
     return ConfigurationError(
-        f"{key} = {_without_password(value)}: {wanted}.",
+        f"{key} = {without_passwords(shown)}: {wanted}.",
         fix=fix or f"Set app.config[{name!r}]{bracket}{index} before init_app.",
     )
-
-
-def _without_password(value: object) -> str:
-    text = repr(value.render_as_string(hide_password=False) if isinstance(value, sa.URL) else value)
-    return _SECRET_PAIR.sub(r"\1***", _USER_INFO.sub(r"\1***@", text))
 
 
 def _refuse_unknown(config: Mapping[str, Any]) -> None:

@@ -19,6 +19,7 @@ LAYERS = (
     "_fork",
     "_statements",
     "_rules",
+    "_hiding",
     "_settings",
     "_options",
     "_drivers",

@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from sqlalchemy import Connection, Engine, Row, TextClause, create_engine, text
 
 from .._application_name import is_own_name, like_pattern, name_prefix, worker_pid
-from ._hiding import query_line
+from ._query_line import query_line
 from ._values import DatabaseSnapshot, ServerSession, Summary
 
 READER_NAME = "flask_uow db-session-stats"

@@ -16,8 +16,8 @@ from flask.globals import app_ctx
 from sqlalchemy import URL, Engine
 from sqlalchemy.exc import SQLAlchemyError
 
+from .._hiding import error_line, shown_url
 from ..exceptions import ConfigurationError, UnitOfWorkError
-from ._hiding import error_line, shown_url
 from ._pools import pool_snapshot
 from ._postgresql import with_sessions
 from ._sqlite import sqlite_database

@@ -1,7 +1,4 @@
-"""What must not be shown: passwords in URLs and messages, values in statements.
-
-Used on everything that a snapshot takes over from a URL, from a driver's message or from the server.
-"""
+"""What must not be shown: passwords in URLs, in configuration values and in drivers' messages."""
 
 from __future__ import annotations
 
@@ -14,20 +11,19 @@ from sqlalchemy.engine import URL
 _MASK = "***"
 _SECRET_WORD = r"(?:password|passwd|pwd|secret|token)"
 _SECRET_KEY = re.compile(_SECRET_WORD, re.IGNORECASE)
-_SECRET_PAIR = re.compile(rf"({_SECRET_WORD}['\"]?\s*[=:]\s*)('(?:\\.|[^'])*'|\"[^\"]*\"|[^\s,&)]+)", re.IGNORECASE)
-_USER_INFO = re.compile(r"(://[^:/?#@\s]*:)\S*@")
-
-# Comments and quoted names are matched to step over them: an apostrophe in one begins no literal. The server cuts long
-# statements, so a literal may lack its end.
-_LITERAL_OR_NOT = re.compile(
-    r"""
-      (?P<kept> --[^\n]* | /\*.*?(?:\*/|\Z) | "[^"]*(?:"|\Z) )
-    | (?<![\w$]) (?P<dollar>\$(?:[^\W\d]\w*)?\$) .*? (?:(?P=dollar)|\Z)
-    | (?<!\w) [eE] '(?:\\.|''|[^'\\])*(?:'|\\?\Z)
-    | '(?:''|[^'])*(?:'|\Z)
-    """,
-    re.VERBOSE | re.DOTALL,
+_SECRET_PAIR = re.compile(
+    rf"({_SECRET_WORD}['\"]?\s*[:=]\s*)(?:b?'(?:\\.|[^'\\])*'|b?\"(?:\\.|[^\"\\])*\"|[^\s&'\"]+)", re.IGNORECASE
 )
+# A password may hold anything, so it lasts until the line's last "@"; better too much is hidden than too little.
+_USER_INFO = re.compile(r"(://[^:/]*:).*@")
+
+
+def without_passwords(text: str) -> str:
+    """Mask what looks like a password: in a URL, or behind a key that says so.
+
+    :param text: any text.
+    """
+    return _SECRET_PAIR.sub(rf"\1{_MASK}", _USER_INFO.sub(rf"\1{_MASK}@", text))
 
 
 def shown_url(url: URL) -> str:
@@ -49,17 +45,7 @@ def error_line(error: BaseException, url: URL) -> str:
     text = str(getattr(error, "orig", None) or error)
     for secret in _secrets(url):
         text = text.replace(secret, _MASK)
-    text = _SECRET_PAIR.sub(rf"\1{_MASK}", _USER_INFO.sub(rf"\1{_MASK}@", text))
-    return " ".join(text.split()) or type(error).__name__
-
-
-def query_line(query: str) -> str:
-    """Give a statement's first line that is not blank, with ``'?'`` in the place of each string literal.
-
-    :param query: the statement, maybe cut by the server.
-    """
-    masked = _LITERAL_OR_NOT.sub(lambda match: match["kept"] or "'?'", query)
-    return next((line.strip() for line in masked.splitlines() if line.strip()), "")
+    return " ".join(without_passwords(text).split()) or type(error).__name__
 
 
 def _secrets(url: URL) -> Iterator[str]:

@@ -1,0 +1,26 @@
+"""A statement as it is shown: its first line, without the values in it."""
+
+from __future__ import annotations
+
+import re
+
+# Comments and quoted names are matched to step over them: an apostrophe in one begins no literal. The server cuts long
+# statements, so a literal may lack its end.
+_LITERAL_OR_NOT = re.compile(
+    r"""
+      (?P<kept> --[^\n]* | /\*.*?(?:\*/|\Z) | "[^"]*(?:"|\Z) )
+    | (?<![\w$]) (?P<dollar>\$(?:[^\W\d]\w*)?\$) .*? (?:(?P=dollar)|\Z)
+    | (?<!\w) [eE] '(?:\\.|''|[^'\\])*(?:'|\\?\Z)
+    | '(?:''|[^'])*(?:'|\Z)
+    """,
+    re.VERBOSE | re.DOTALL,
+)
+
+
+def query_line(query: str) -> str:
+    """Give a statement's first line that is not blank, with ``'?'`` in the place of each string literal.
+
+    :param query: the statement, maybe cut by the server.
+    """
+    masked = _LITERAL_OR_NOT.sub(lambda match: match["kept"] or "'?'", query)
+    return next((line.strip() for line in masked.splitlines() if line.strip()), "")
