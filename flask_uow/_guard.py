@@ -87,8 +87,8 @@ class GuardedSession(_Session):
         self._refuse_end("UOW102", "invalidate")
         super().invalidate()
 
-    def add(self, *args: Any, **kwargs: Any) -> None:
-        super().add(*args, **kwargs)
+    def add(self, instance: object, **options: Any) -> None:
+        super().add(instance, **options)
         state = self._uow
         if state is not None and state.unit is None and state.write_site is None:
             state.write_site = application_site()

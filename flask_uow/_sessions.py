@@ -13,6 +13,7 @@ import weakref
 from asyncio import _get_running_loop
 from collections.abc import Callable
 from contextvars import ContextVar
+from types import MethodType
 from typing import TYPE_CHECKING, Any, Protocol
 
 import sqlalchemy as sa
@@ -131,16 +132,22 @@ class Scopes:
     def serve(self, app: Flask) -> None:
         """Let each context of ``app`` note which thread pushes it.
 
-        A listener to Flask's ``appcontext_pushed`` would see the same, for five times the price.
+        A listener to Flask's ``appcontext_pushed`` would see the same, for five times the price; a class that is put
+        in front of an object that exists makes every look at it dearer.
         """
         make_context = app.app_context
+        noting_class = _noting_class(AppContext)
 
-        def app_context() -> AppContext:
+        def noted_context() -> AppContext:
+            return noting_class(app)
+
+        def noted_context_of_its_own_kind() -> AppContext:
             context = make_context()
             context.__class__ = _noting_class(type(context))
             return context
 
-        app.app_context = app_context  # type: ignore[method-assign]
+        is_flasks = make_context == MethodType(Flask.app_context, app)
+        app.app_context = noted_context if is_flasks else noted_context_of_its_own_kind  # type: ignore[method-assign]
 
     def of(self, context: AppContext) -> Scope:
         """The scope of a context."""

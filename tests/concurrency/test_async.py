@@ -5,7 +5,9 @@ import threading
 
 import pytest
 import sqlalchemy as sa
-from flask import Flask, g
+from flask import Flask, Response, g
+from flask.ctx import AppContext
+from flask.globals import app_ctx
 from sqlalchemy.orm import Session
 
 from flask_uow import UnitOfWork, current_unit, transactional
@@ -49,6 +51,36 @@ def test_an_object_that_was_loaded_before_the_view_is_used_in_it(
     assert sessions[0] is sessions[1]
     assert names(database) == ["changed"]
     assert checked_out(app) == 0
+
+
+def test_a_context_of_the_apps_own_kind_is_known_by_its_thread_too(database: Database) -> None:
+    """An app that makes contexts of its own class keeps it, and its first use may be in the event loop's thread."""
+
+    class OwnContext(AppContext):
+        pass
+
+    class OwnFlask(Flask):
+        def app_context(self) -> AppContext:
+            return OwnContext(self)
+
+    uow = UnitOfWork()
+    app = OwnFlask(__name__)
+    app.config["SQLALCHEMY_DATABASE_URI"] = database.url
+    uow.init_app(app)
+    sessions: list[Session] = []
+
+    @app.get("/")
+    async def view() -> str:
+        sessions.append(uow.session())
+        return type(app_ctx._get_current_object()).__name__  # type: ignore[attr-defined]
+
+    @app.after_request
+    def after(response: Response) -> Response:
+        sessions.append(uow.session())
+        return response
+
+    assert app.test_client().get("/").text == "OwnContext"
+    assert sessions[0] is sessions[1]
 
 
 def test_many_async_requests_leave_nothing_behind(app: Flask, uow: UnitOfWork) -> None:
