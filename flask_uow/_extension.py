@@ -83,8 +83,10 @@ class UnitOfWork:
             called = CalledSessions(session)
             scoped.registry = called  # type: ignore[assignment]
             return scoped, called
-        scoped = orm.scoped_session(sessionmaker or _factory(session_options))
-        own = OwnSessions(scoped.session_factory)
+        factory = sessionmaker or _factory(session_options)
+        scoped = orm.scoped_session(factory)
+        # What our own factory does when it is called, without the merging of keywords.
+        own = OwnSessions(sessionmaker or (lambda: factory.class_(**factory.kw)))
         scoped.registry = own  # type: ignore[assignment]
         return scoped, own
 

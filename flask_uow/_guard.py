@@ -60,11 +60,12 @@ class GuardedSession(_Session):
             raise state.refusal("UOW101", call="session.commit()", noun="commit", reason=_USE_FLUSH)
 
     def begin(self, nested: bool = False) -> SessionTransaction:
-        if nested or self._uow is None or not self._uow.is_guarded:
+        state = self._uow
+        if nested or state is None or state.unit is None or state.is_own_call:
             return super().begin(nested=nested)
-        if self._uow.settings.commit_inside_unit == "flush":
+        if state.settings.commit_inside_unit == "flush":
             return super().begin(nested=True)
-        raise self._uow.refusal("UOW101", call="session.begin()", noun="begin", reason=_USE_NESTED)
+        raise state.refusal("UOW101", call="session.begin()", noun="begin", reason=_USE_NESTED)
 
     def prepare(self) -> None:
         self._refuse_end("UOW101", "prepare")
@@ -98,7 +99,7 @@ class GuardedSession(_Session):
         if state is None or state.is_flushing:
             super().flush(objects)
             return
-        if state.is_guarded and state.breach is not None:
+        if state.breach is not None and state.is_guarded:
             raise state.breach
         state.is_flushing = True
         try:

@@ -31,7 +31,7 @@ from ._units import discard, has_pending
 from .exceptions import RuleViolationError, UnitOptionsError
 
 if TYPE_CHECKING:
-    from sqlalchemy.orm import Session, SessionTransaction, scoped_session, sessionmaker
+    from sqlalchemy.orm import Session, SessionTransaction, scoped_session
 
     _Session = Session
     _AppContext = AppContext
@@ -190,12 +190,12 @@ class Sessions(Protocol):
 class OwnSessions:
     """The registry behind ``uow.session``; a drop-in for ``scoped_session.registry``.
 
-    :param factory: makes a session.
+    :param make_session: makes a session.
     """
 
-    def __init__(self, factory: sessionmaker[Session]) -> None:
+    def __init__(self, make_session: Callable[[], Session]) -> None:
         self.scopes = Scopes()
-        self._factory = factory
+        self._make_session = make_session
 
     def __call__(self) -> Session:
         return self.current(current_context("uow.session"))
@@ -252,7 +252,7 @@ class OwnSessions:
             raise violation("UOW201", what="uow.session")
 
     def _make(self, app: Flask) -> Session:
-        session = self._factory()
+        session = self._make_session()
         self._take_in(app, session)
         return session
 
