@@ -52,8 +52,7 @@ def _prepare(app: Flask, engine: sa.Engine, user_options: dict[str, Any]) -> Non
         if not user_options.get("pool_pre_ping"):
             event.listen(engine, "checkout", _replace_dead)
     if _needs_begin(engine, user_options):
-        event.listen(engine, "connect", _leave_transactions_to_us)
-        engine.dialect.do_begin = _begin_at_once  # type: ignore[method-assign,assignment]
+        setattr(engine.dialect, _BEGINS, True)
     _fork.dispose_in_children(engine)
 
 
@@ -135,30 +134,34 @@ def _refuse_other_process(dbapi_connection: Any, record: Any, proxy: Any) -> Non
 # ---- SQLite
 
 
+_BEGINS = "_uow_begins"
+"""What a dialect has whose connections begin a transaction before their first statement."""
+
+
 def _needs_begin(engine: sa.Engine, user_options: dict[str, Any]) -> bool:
     """Python's sqlite3 sends BEGIN only before some statements, unless told otherwise (``autocommit``, 3.12)."""
     return engine.dialect.driver == "pysqlite" and "autocommit" not in (user_options.get("connect_args") or {})
 
 
-def _leave_transactions_to_us(dbapi_connection: sqlite3.Connection, record: Any) -> None:
-    dbapi_connection.isolation_level = None
+def begin_before_statement(connection: sa.Connection) -> None:
+    """Begin what a connection that is no session's has not begun yet; not if it is in ``AUTOCOMMIT``."""
+    if hasattr(connection.dialect, _BEGINS):
+        driver = _driver(connection)
+        if not driver.in_transaction and driver.isolation_level is not None:
+            driver.execute("BEGIN")
 
 
-def _begin_at_once(connection: Any) -> None:
-    connection.dbapi_connection.execute("BEGIN")
+def begin_sqlite(driver: sqlite3.Connection, *, for_writing: bool) -> None:
+    """Begin a transaction, if need be in the place of one that has said nothing.
 
-
-def begin_sqlite(connection: sa.Connection) -> None:
-    """Begin a transaction that takes no lock before its first statement."""
-    _driver(connection).execute("BEGIN")
-
-
-def begin_for_writing(driver: sqlite3.Connection) -> None:
-    """Turn the transaction that has just begun, and has said nothing, into one that holds SQLite's write lock.
-
+    :param for_writing: whether to take SQLite's write lock now; else none is taken before the first statement.
     :raises sqlalchemy.exc.OperationalError: if another connection holds the lock for longer than the busy timeout;
-        the transaction is then a plain one again.
+        the transaction is then a plain one.
     """
+    if not for_writing:
+        if not driver.in_transaction:
+            driver.execute("BEGIN")
+        return
     if driver.in_transaction:
         driver.execute("ROLLBACK")
     try:

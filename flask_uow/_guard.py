@@ -20,12 +20,12 @@ import sqlalchemy as sa
 from sqlalchemy import event
 from sqlalchemy.engine import ExceptionContext
 
-from . import signals
+from . import _fork, signals
 from ._callsite import application_site
-from ._drivers import TransactionStatus
-from ._engines import begin_for_writing, begin_sqlite, refuse_writes
+from ._drivers import TransactionStatus, status_probe
+from ._engines import begin_before_statement, begin_sqlite, refuse_writes
 from ._rules import report_now, violation
-from ._state import Link, SessionState, link_of
+from ._state import STATUS_PROBE, Link, SessionState, link_of
 from ._statements import Kind, kind_of
 from .exceptions import RuleViolationError, UnitFailedError
 
@@ -116,7 +116,6 @@ class GuardedSession(_Session):
 
 
 _guarded_classes: weakref.WeakKeyDictionary[type[Session], type[Session]] = weakref.WeakKeyDictionary()
-_WATCHED = "_uow_is_watched"
 
 
 def guarded_class(base: type[Session]) -> type[Session]:
@@ -199,8 +198,7 @@ def _name_leak(session: Session, state: SessionState) -> None:
 def _begin(session: Session, link: Link) -> None:
     unit, connection = link.state.unit, link.connection
     if connection.dialect.name == "sqlite":
-        if session.bind is not connection:
-            _begin_on_sqlite(link)
+        _begin_on_sqlite(link, is_lent=session.bind is connection)
     elif unit is not None and unit.remaining_s is not None:
         _limit_statements(connection, unit.remaining_s)
 
@@ -210,22 +208,28 @@ def know_connection(state: SessionState, connection: sa.Connection, *, was_used:
 
     :param was_used: whether statements may have been sent on it already.
     """
+    if not hasattr(connection.dialect, STATUS_PROBE):
+        watch_engine(connection.engine)
     link = Link(state, connection, was_used=was_used)
     state.links.append(link)
-    if not hasattr(connection.dialect, _WATCHED):
-        watch_engine(connection.engine)
     return link
 
 
-def _begin_on_sqlite(link: Link) -> None:
-    unit = link.state.unit
-    if unit is not None and not unit.read_only:
-        begin_for_writing(link.dbapi_connection)
-        return
-    if link.status() is TransactionStatus.IDLE:
-        begin_sqlite(link.connection)  # an engine made elsewhere, without our BEGIN
-    if unit is not None:
-        refuse_writes(link.connection, refuse=True)
+def _begin_on_sqlite(link: Link, *, is_lent: bool) -> None:
+    """Send the BEGIN that Python's sqlite3 leaves out.
+
+    :param is_lent: whether the session was given the connection, maybe in a transaction of its lender's.
+    """
+    unit, driver = link.state.unit, link.dbapi_connection
+    if is_lent and driver.in_transaction:
+        pass
+    elif unit is not None:
+        begin_sqlite(driver, for_writing=not unit.read_only)
+        if unit.read_only:
+            refuse_writes(link.connection, refuse=True)
+    elif driver.isolation_level is not None:  # else the session's owner wants no transaction
+        begin_sqlite(driver, for_writing=False)
+    link.was_begun = driver.in_transaction
 
 
 def _limit_statements(connection: sa.Connection, seconds: float) -> None:
@@ -270,9 +274,9 @@ def watch_engine(engine: sa.Engine) -> None:
     and the dialect's own methods, cost a call.
     """
     dialect = engine.dialect
-    if hasattr(dialect, _WATCHED):
+    if hasattr(dialect, STATUS_PROBE):
         return
-    setattr(dialect, _WATCHED, True)
+    setattr(dialect, STATUS_PROBE, status_probe(dialect.driver))
     event.listen(engine, "do_execute", _about_to_execute)
     event.listen(engine, "do_executemany", _about_to_execute_many)
     event.listen(engine, "do_execute_no_params", _about_to_execute_without_parameters)
@@ -319,9 +323,10 @@ def _watched_rollback(rollback: End) -> End:
     def do_rollback(connection: Any) -> None:
         link = link_of(connection)
         rollback(connection)
-        if link is None or not link.state.is_guarded or link.state.is_flushing or link.state.breach is not None:
+        if link is None or link.state.is_own_call or link.state.is_flushing or link.state.breach is not None:
             return
-        raise _break(link.state, "UOW102", "rollback")
+        if link.state.unit is not None:
+            raise _break(link.state, "UOW102", "rollback")
 
     return do_rollback
 
@@ -333,7 +338,11 @@ def _break(state: SessionState, code: str, name: str) -> RuleViolationError:
 
 def _about_to_execute(cursor: Any, statement: str, parameters: Any, context: Any) -> bool:
     link = _note_statement(statement, context)
-    if link is None or link.state.lock is None:
+    if link is None:
+        return False
+    if link.was_lost and link.state.is_own_call:
+        return True  # a savepoint is gone with its transaction, and there is nothing to roll back to
+    if link.state.lock is None:
         return False
     return _run_locked(link, context.dialect.do_execute, cursor, statement, parameters, context)
 
@@ -371,12 +380,14 @@ def _note_statement(statement: str, context: Any) -> Link | None:
     if link is None:
         if context.root_connection.closed:
             raise sa.exc.ResourceClosedError("This connection was taken back by another thread.")
+        begin_before_statement(context.root_connection)
         return None
     state = link.state
-    state.check_process()
+    if state.generation != _fork.generation:
+        state.check_process()
     kind = kind_of(statement, context)
     if state.unit is not None:
-        _check_statement(state, state.unit, kind, statement)
+        _check_statement(link, state.unit, kind, statement)
     link.was_used = True
     if kind is Kind.WRITE:
         state.wrote = True
@@ -385,20 +396,27 @@ def _note_statement(statement: str, context: Any) -> Link | None:
     return link
 
 
-def _check_statement(state: SessionState, unit: Unit, kind: Kind, statement: str) -> None:
-    if state.breach is not None:
-        raise state.breach
-    unit.check_deadline()
-    if kind is Kind.READ:
-        return
+def _check_statement(link: Link, unit: Unit, kind: Kind, statement: str) -> None:
+    if link.state.breach is not None:
+        raise link.state.breach
+    if link.has_lost_transaction() and not link.state.is_own_call:
+        raise UnitFailedError(
+            f"Unit of work {unit.label!r} cannot go on: its transaction has ended, by an error inside it or by hand.",
+            unit.where,
+            "Let the exception leave the unit, and the transaction to it.",
+        ) from link.state.error
+    if unit.deadline is not None:
+        unit.check_deadline()
+    if kind is not Kind.READ and (kind is not Kind.WRITE or unit.read_only):
+        raise _refused_statement(link.state, kind, statement)
+
+
+def _refused_statement(state: SessionState, kind: Kind, statement: str) -> RuleViolationError:
     if kind is Kind.WRITE:
-        if unit.read_only:
-            raise state.refusal("UOW111", statement=" ".join(statement.split())[:80])
-        return
-    if kind is Kind.ROLLBACK:
-        raise state.refusal("UOW102", call=f"the statement {kind.value}", noun="statement", reason=_USE_FLUSH)
-    reason = _USE_FLUSH if kind is Kind.COMMIT else _USE_NESTED
-    raise state.refusal("UOW101", call=f"the statement {kind.value}", noun="statement", reason=reason)
+        return state.refusal("UOW111", statement=" ".join(statement.split())[:80])
+    code = "UOW102" if kind is Kind.ROLLBACK else "UOW101"
+    reason = _USE_NESTED if kind is Kind.BEGIN else _USE_FLUSH
+    return state.refusal(code, call=f"the statement {kind.value}", noun="statement", reason=reason)
 
 
 def _failed(context: ExceptionContext) -> None:
@@ -406,5 +424,5 @@ def _failed(context: ExceptionContext) -> None:
     if link is None:
         return
     link.state.check_process()
-    if context.is_disconnect or link.status() is TransactionStatus.IN_ERROR:
+    if context.is_disconnect or link.has_lost_transaction() or link.status() is TransactionStatus.IN_ERROR:
         link.state.note_error(context.sqlalchemy_exception or context.original_exception)

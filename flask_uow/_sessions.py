@@ -62,7 +62,7 @@ class Scope:
 
     def slot(self) -> list[Session]:
         """The calling thread's sessions."""
-        key = _this_thread() if _get_running_loop() is None else self.home
+        key = self.home if _get_running_loop() is not None else _this_thread()
         slot = self.slots.get(key)
         return self.slots.setdefault(key, []) if slot is None else slot
 
@@ -424,7 +424,7 @@ def _adopt(scope: Scope, app_state: AppState, session: Session) -> Session:
         scope.adopted.append(weakref.ref(session))
         if session.in_transaction():
             link = know_connection(state, session.connection())
-            link.was_used = link.status() is not TransactionStatus.IDLE
+            link.was_used = link.was_begun = link.status() is not TransactionStatus.IDLE
     return session
 
 
@@ -525,7 +525,7 @@ def close_session(session: Session) -> bool:
     :return: False if another thread is at work in the session, which is left to it.
     """
     state: SessionState = session._uow  # type: ignore[attr-defined]
-    if state.is_inherited:
+    if state.generation != _fork.generation:
         return True
     links = state.links
     state.unit = None
@@ -537,7 +537,8 @@ def close_session(session: Session) -> bool:
     except Exception:  # whatever a driver raises: the context must end
         state.app.logger.warning("A session could not be closed; its connections are discarded.", exc_info=True)
         discard(links)
-    state.forget_connections()
+    if state.links:
+        state.forget_connections()
     return True
 
 

@@ -7,6 +7,7 @@ interrupt cut short cannot leave its depth behind for the thread's next request.
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,7 @@ from flask import Flask
 
 from . import _fork
 from ._callsite import CallSite
-from ._drivers import TransactionStatus, status_probe
+from ._drivers import TransactionStatus
 from ._outcome import LostCommit
 from ._rules import RuleBook, report, violation
 from ._settings import Settings
@@ -50,6 +51,9 @@ class AppState:
 
 STATE_KEY = "uow_state"
 """Where ``app.extensions`` has an app's :class:`AppState`."""
+
+STATUS_PROBE = "_uow_probe"
+"""Where a dialect that is watched has the function that reads its driver's transaction status."""
 
 
 def state_of_app(app: Flask, sessions: Sessions | None = None) -> AppState:
@@ -183,15 +187,15 @@ class SessionState:
         """Whether a COMMIT sent now would not commit what was done: the servers' own word, at no cost."""
         for link in self.links:
             status = link.status()
-            if status is TransactionStatus.IN_ERROR or status is None:
+            if status is TransactionStatus.IN_ERROR or status is None or link.was_lost:
                 return True
             if status is TransactionStatus.IDLE and link.was_used:
                 return True
         return False
 
     def has_aborted_transaction(self) -> bool:
-        """Whether a server has aborted its part of the transaction, so that COMMIT would be a silent rollback."""
-        return any(link.status() is TransactionStatus.IN_ERROR for link in self.links)
+        """Whether a server has aborted its part of the transaction, so that COMMIT would lose it in silence."""
+        return any(link.was_lost or link.status() is TransactionStatus.IN_ERROR for link in self.links)
 
     def has_ended_transaction(self) -> bool:
         """Whether a server is in no transaction although statements were sent: somebody ended it by hand."""
@@ -203,18 +207,30 @@ class Link:
 
     :ivar was_committed: whether its server has committed.
     :ivar was_used: whether a statement was sent on it in this transaction.
+    :ivar was_begun: whether it was seen in its transaction when it was met; PostgreSQL begins with a statement.
+    :ivar was_lost: whether the transaction was seen to have ended unasked.
     :ivar has_past: whether the transaction was open already when it was met, so that it may have written unseen.
     """
 
-    __slots__ = ("_pooled", "_probe", "connection", "has_past", "state", "was_committed", "was_used")
+    __slots__ = (
+        "_pooled",
+        "_probe",
+        "connection",
+        "has_past",
+        "state",
+        "was_begun",
+        "was_committed",
+        "was_lost",
+        "was_used",
+    )
 
     def __init__(self, state: SessionState, connection: sa.Connection, *, was_used: bool) -> None:
         self.state = state
         self.connection = connection
         self.was_used = self.has_past = was_used
-        self.was_committed = False
+        self.was_begun = self.was_committed = self.was_lost = False
         self._pooled = connection.connection
-        self._probe = status_probe(connection.dialect.driver)
+        self._probe: Callable[[Any], TransactionStatus] = connection.dialect._uow_probe  # type: ignore[attr-defined]
         connection._uow = self._pooled._uow = self  # type: ignore[attr-defined]
 
     @property
@@ -225,6 +241,15 @@ class Link:
     def cut(self) -> None:
         """Untie the connection."""
         self.connection._uow = self._pooled._uow = None  # type: ignore[attr-defined]
+
+    def has_lost_transaction(self) -> bool:
+        """Whether the transaction has ended unasked, so that what follows would be another one.
+
+        SQLite rolls back by itself after some errors: ``INSERT OR ROLLBACK``, ``RAISE(ROLLBACK, ...)``, a full disk.
+        """
+        if self.was_begun and self.status() is TransactionStatus.IDLE:
+            self.was_lost = True
+        return self.was_lost
 
     def status(self) -> TransactionStatus | None:
         """The server's word on its transaction; None if the connection is closed or was lost."""

@@ -194,10 +194,6 @@ class Boundary:
         self._place = place
         self._attempt = 0
         self._known: list[object] | None = None
-        self._inner: Session | None = None
-        self.unit: Unit | None = None
-        self.error: BaseException | None = None
-        self.wait_s: float | None = None
 
     def enter(self) -> None:
         """Begin an attempt."""
@@ -205,12 +201,16 @@ class Boundary:
         self._app_state = state_of_app(context.app, self._bound_to)
         self._sessions = self._app_state.sessions
         self._attempt += 1
-        self.error = self.wait_s = self.unit = self._inner = None
+        self._inner: Session | None = None
+        self.unit: Unit | None = None
+        self.error: BaseException | None = None
+        self.wait_s: float | None = None
         self._is_committed = False
         session = self._outer = self._sessions.current(context)
-        active = guarded_state(session).unit
+        state = guarded_state(session)
+        active = state.unit
         if active is not None and not active.is_seen_by_task and asyncio._get_running_loop() is not None:
-            raise guarded_state(session).refusal(
+            raise state.refusal(
                 "UOW203", what=f"a task began a unit beside unit of work {active.label!r}, which is another task's"
             )
         try:
@@ -218,16 +218,16 @@ class Boundary:
             if how is None:
                 how = relation(self._options, active.label if active else None)
             if how is not Relation.WITHOUT:
-                self._begin(how)
+                self._begin(how, session, state)
         except UnitOfWorkError as error:
             error.locate(application_site())
             raise
 
-    def _begin(self, how: Relation) -> None:
-        session = self._outer
+    def _begin(self, how: Relation, session: Session, state: SessionState) -> None:
         if how is Relation.INDEPENDENT or how is Relation.SUSPEND:
-            _check_writer(session)
+            _check_writer(state)
             session = self._inner = self._sessions.replace(self._context, session)
+            state = guarded_state(session)
             if how is Relation.SUSPEND:
                 return
         if self._attempt > 1 or self._retries:
@@ -237,7 +237,7 @@ class Boundary:
             label = self._options.label or place.code.co_qualname
         else:
             label = self._options.label or view_label(self._app_state, place) or place.__qualname__
-        unit = Unit(session, guarded_state(session), self._options, label, place, self._attempt)
+        unit = Unit(session, state, self._options, label, place, self._attempt)
         try:
             unit.begin(how)
         except BaseException:
@@ -382,14 +382,12 @@ def guarded_state(session: Session) -> SessionState:
     return session._uow  # type: ignore[attr-defined,no-any-return]
 
 
-def _check_writer(outer: Session) -> None:
+def _check_writer(outer: SessionState) -> None:
     """SQLite has one writer, and the outer unit may be it.
 
     :raises UnitOptionsError: at once, instead of a wait that only its end could end.
     """
-    if any(
-        link.connection.dialect.name == "sqlite" and link.status() is not None for link in guarded_state(outer).links
-    ):
+    if any(link.connection.dialect.name == "sqlite" and link.status() is not None for link in outer.links):
         raise UnitOptionsError(
             "SQLite has one writer: a unit on a connection of its own cannot run after the unit around it has sent a "
             "statement.",

@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 
-from . import signals
+from . import _fork, signals
 from ._callsite import CallSite, defined_at
 from ._drivers import TransactionStatus
 from ._engines import refuse_writes
@@ -88,12 +88,12 @@ class Unit:
     :ivar is_known_aborted: whether the server said that a COMMIT that lost its connection did not happen.
     :ivar is_repeatable: whether another attempt would do all of its work, and none twice: not if writes came before it,
         nor if one of several databases has committed.
+    :ivar deadline: until when it may send statements, in seconds of the monotonic clock; None without a timeout.
     :ivar parent: the unit around it on the same session, or None.
     """
 
     __slots__ = (
         "__weakref__",
-        "_deadline",
         "_failure",
         "_hooks",
         "_is_in_doubt",
@@ -102,9 +102,10 @@ class Unit:
         "_options",
         "_state",
         "_transaction",
-        "attempt",
         "_around",
         "_place",
+        "attempt",
+        "deadline",
         "depth",
         "is_active",
         "is_known_aborted",
@@ -145,7 +146,7 @@ class Unit:
         self._is_in_doubt = False
         self._is_rollback_only = False
         self._hooks: Hooks | None = None
-        self._deadline = None if options.timeout is None else time.monotonic() + options.timeout
+        self.deadline = None if options.timeout is None else time.monotonic() + options.timeout
 
     def __repr__(self) -> str:
         return f"<Unit {self.label!r} depth={self.depth} {'active' if self.is_active else 'ended'}>"
@@ -265,8 +266,8 @@ class Unit:
             )
         if self.read_only and not parent.read_only:
             self.session.flush()
-        if parent._deadline is not None:
-            self._deadline = min(parent._deadline, self._deadline or parent._deadline)
+        if parent.deadline is not None:
+            self.deadline = min(parent.deadline, self.deadline or parent.deadline)
 
     # ---- for the guard
 
@@ -287,7 +288,7 @@ class Unit:
 
         :raises UnitTimeoutError: then.
         """
-        if self._deadline is not None and time.monotonic() > self._deadline:
+        if self.deadline is not None and time.monotonic() > self.deadline:
             raise UnitTimeoutError(
                 f"Unit of work {self.label!r} ran past its deadline.",
                 self.where,
@@ -297,7 +298,7 @@ class Unit:
     @property
     def remaining_s(self) -> float | None:
         """Seconds until the deadline, None without one."""
-        return None if self._deadline is None else max(self._deadline - time.monotonic(), 0.001)
+        return None if self.deadline is None else max(self.deadline - time.monotonic(), 0.001)
 
     def owns(self, transaction: SessionTransaction | None) -> bool:
         """Whether ``transaction`` is the one of this unit, or of the unit that it joined."""
@@ -311,7 +312,7 @@ class Unit:
         :param exception: what the body raised, None if it returned.
         :return: what is to be raised: ``exception`` again, another error, or None.
         """
-        if not self.is_active or self._state.is_inherited:
+        if not self.is_active or self._state.generation != _fork.generation:
             self._hooks = None  # in a forked child, they are the parent's to run
             return exception
         if self._state.unit is not self:
@@ -412,7 +413,8 @@ class Unit:
     def _keep(self) -> None:
         """Make the work part of the database, or of what lies around."""
         if self.parent is None:
-            self.check_deadline()
+            if self.deadline is not None:
+                self.check_deadline()
             self._commit()
             return
         assert self._transaction is not None

@@ -453,6 +453,35 @@ def test_a_unit_that_may_write_holds_the_write_lock_from_its_first_statement(
 
 
 @on_sqlite
+def test_a_connection_in_autocommit_begins_nothing(app: Flask, uow: UnitOfWork, database: Database) -> None:
+    """SQLAlchemy's AUTOCOMMIT is what it says, for VACUUM say, and the next user of the connection has transactions."""
+    with app.app_context():
+        with uow.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+            connection.exec_driver_sql("VACUUM")
+            connection.exec_driver_sql("INSERT INTO item (name) VALUES ('kept')")
+            kept_at_once = names(database)
+        with uow.engine.connect() as connection:
+            connection.exec_driver_sql("INSERT INTO item (name) VALUES ('undone')")
+        with transactional() as unit:
+            uow.session.add(Item(name="undone too"))
+            unit.set_rollback_only()
+
+    assert kept_at_once == names(database) == ["kept"]
+
+
+@on_sqlite
+def test_a_raw_cursor_writes_in_a_transaction(app: Flask, uow: UnitOfWork, database: Database) -> None:
+    """Also where SQLAlchemy has sent nothing on the connection before."""
+    with app.app_context():
+        with uow.engine.connect() as connection:
+            connection.connection.cursor().execute("INSERT INTO item (name) VALUES ('undone')")
+        with uow.engine.begin() as connection:
+            connection.connection.cursor().execute("INSERT INTO item (name) VALUES ('kept')")
+
+    assert names(database) == ["kept"]
+
+
+@on_sqlite
 def test_a_second_writer_waits_for_the_first(app: Flask, uow: UnitOfWork, database: Database) -> None:
     """Both are committed, one after the other."""
     about_to_write = threading.Event()

@@ -10,7 +10,7 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError, IntegrityError, OperationalError
 
-from flask_uow._engines import begin_for_writing
+from flask_uow._engines import begin_sqlite
 from flask_uow._retry import BASE_DELAY_S, MAX_DELAY_S, delay_s, is_retryable, sqlstate
 from tests.databases import Database
 
@@ -150,7 +150,7 @@ def test_lost_connection_is_final(engine: sa.Engine, database: Database) -> None
 
 def lock(connection: sa.Connection) -> None:
     driver: Any = connection.connection.dbapi_connection
-    begin_for_writing(driver)
+    begin_sqlite(driver, for_writing=True)
 
 
 @on_sqlite

@@ -439,14 +439,30 @@ def swallow_raw_cursor(bench: Bench) -> None:
     cursor.close()
 
 
-# On SQLite a statement that fails takes nothing with it: the transaction goes on and its commit is no lie.
+def swallow_or_rollback(bench: Bench) -> None:
+    """SQLite's own way to end the whole transaction; the server has no such clause, and aborts for that."""
+    with pytest.raises(sa.exc.DBAPIError):
+        bench.run_sql("INSERT OR ROLLBACK INTO item (name) VALUES ('there')")
+
+
+def swallow_or_rollback_of_raw_cursor(bench: Bench) -> None:
+    cursor = bench.session.connection().connection.cursor()
+    with pytest.raises(Exception, match="item"):
+        cursor.execute("INSERT OR ROLLBACK INTO item (name) VALUES ('there')")
+    cursor.close()
+
+
+# On SQLite a statement that fails takes nothing else with it: the transaction goes on and its commit is no lie.
 FATAL_EVERYWHERE = (swallow_flush, swallow_autoflush)
+FATAL_TO_THE_WHOLE = (swallow_or_rollback, swallow_or_rollback_of_raw_cursor)
+UNSEEN = (swallow_raw_cursor, swallow_or_rollback_of_raw_cursor)
 FATAL_ON_A_SERVER = (swallow_execute, swallow_duplicate_text, swallow_core, swallow_raw_cursor)
-SWALLOWED = (*FATAL_EVERYWHERE, *FATAL_ON_A_SERVER)
+HEALED_BY_SAVEPOINT = (*FATAL_EVERYWHERE, *FATAL_ON_A_SERVER)
+SWALLOWED = (*HEALED_BY_SAVEPOINT, *FATAL_TO_THE_WHOLE)
 
 
 def is_fatal(bench: Bench, swallow: Callable[[Bench], None]) -> bool:
-    return bench.database.is_postgresql or swallow in FATAL_EVERYWHERE
+    return bench.database.is_postgresql or swallow in (*FATAL_EVERYWHERE, *FATAL_TO_THE_WHOLE)
 
 
 @pytest.fixture
@@ -471,7 +487,7 @@ def test_a_swallowed_error_as_the_last_statement(there: Bench, swallow: Callable
         if is_fatal(there, swallow):
             with pytest.raises(UnitFailedError, match=r"write.*was not committed") as caught:
                 write()
-            seen = None if swallow is swallow_raw_cursor else sa.exc.DBAPIError
+            seen = None if swallow in UNSEEN else sa.exc.DBAPIError
             assert isinstance(caught.value.__cause__, seen or type(None))
         else:
             write()
@@ -491,7 +507,7 @@ def test_a_swallowed_error_before_another_statement(there: Bench, swallow: Calla
         there.add("first")
         swallow(there)
         if is_fatal(there, swallow):
-            with pytest.raises(sa.exc.SQLAlchemyError):
+            with pytest.raises((sa.exc.SQLAlchemyError, UnitFailedError)):
                 there.add("second")
         else:
             there.add("second")
@@ -507,7 +523,7 @@ def test_a_swallowed_error_before_another_statement(there: Bench, swallow: Calla
     assert there.committed() == [*kept, "there"]
 
 
-@pytest.mark.parametrize("swallow", SWALLOWED, ids=lambda function: function.__name__)
+@pytest.mark.parametrize("swallow", HEALED_BY_SAVEPOINT, ids=lambda function: function.__name__)
 def test_a_swallowed_error_inside_a_savepoint(there: Bench, swallow: Callable[[Bench], None]) -> None:
     """The nested unit fails and is undone; the outer one is healthy again and commits."""
 
@@ -529,7 +545,35 @@ def test_a_swallowed_error_inside_a_savepoint(there: Bench, swallow: Callable[[B
     assert there.committed() == sorted(["before", "after", "there", *kept])
 
 
-@pytest.mark.parametrize("swallow", SWALLOWED, ids=lambda function: function.__name__)
+@pytest.mark.parametrize("swallow", FATAL_TO_THE_WHOLE, ids=lambda function: function.__name__)
+def test_an_error_that_takes_savepoints_with_it(
+    there: Bench, swallow: Callable[[Bench], None], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Where the database has ended the whole transaction, the unit around the savepoint cannot go on either."""
+
+    @transactional
+    def outer() -> None:
+        there.add("before")
+        with pytest.raises(UnitFailedError, match="was not committed"), transactional():
+            there.add("inner")
+            swallow(there)
+        there.add("after")
+
+    with there.app.app_context():
+        if there.database.is_postgresql:
+            outer()
+        else:
+            with pytest.raises(UnitFailedError, match=r"outer.*cannot go on: its transaction has ended"):
+                outer()
+        with transactional():
+            there.add("next")
+
+    kept = ["after", "before"] if there.database.is_postgresql else []
+    assert there.committed() == sorted(["next", "there", *kept])
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("swallow", HEALED_BY_SAVEPOINT, ids=lambda function: function.__name__)
 def test_a_savepoint_by_hand_heals_what_was_swallowed(there: Bench, swallow: Callable[[Bench], None]) -> None:
     """``begin_nested`` and its rollback are the user's own right."""
     with there.app.app_context(), transactional():
