@@ -12,6 +12,7 @@ Rules UOW101, UOW102 and UOW111 (SIP-99B: the unit of work alone commits).
 from __future__ import annotations
 
 import threading
+import time
 import weakref
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -24,9 +25,20 @@ from . import _fork, signals
 from ._callsite import application_site
 from ._drivers import TransactionStatus, status_probe
 from ._engines import begin_before_statement, begin_sqlite, refuse_writes
+from ._notices import (
+    note_end,
+    note_insert,
+    notice,
+    notice_begin,
+    notice_commit,
+    notice_delete,
+    notice_idle,
+    notice_merge,
+)
 from ._rules import report_now, violation
 from ._state import STATUS_PROBE, Link, SessionState, link_of
 from ._statements import Kind, kind_of
+from ._units import state_that_holds
 from .exceptions import RuleViolationError, UnitFailedError
 
 if TYPE_CHECKING:
@@ -41,6 +53,9 @@ else:
 End = Callable[[Any], None]
 """A dialect's method that ends a transaction, given the pooled connection."""
 
+Execute = Callable[..., None]
+"""A dialect's method that sends a statement."""
+
 _USE_FLUSH = "the outermost unit commits. Use session.flush() if you need the primary key now."
 _USE_NESTED = "the unit has begun the transaction. Use session.begin_nested() for a savepoint."
 
@@ -52,7 +67,10 @@ class GuardedSession(_Session):
 
     def commit(self) -> None:
         state = self._uow
-        if state is None or state.unit is None or state.is_own_call:
+        if state is None or state.is_own_call:
+            super().commit()
+        elif state.unit is None:
+            notice_commit(self, state)
             super().commit()
         elif state.settings.commit_inside_unit == "flush":
             self.flush()
@@ -93,6 +111,16 @@ class GuardedSession(_Session):
         state = self._uow
         if state is not None and state.unit is None and state.write_site is None:
             state.write_site = application_site()
+
+    def merge(self, instance: Any, **options: Any) -> Any:
+        if self._uow is not None:
+            notice_merge(self, self._uow, instance)
+        return super().merge(instance, **options)
+
+    def delete(self, instance: object) -> None:
+        super().delete(instance)
+        if self._uow is not None:
+            notice_delete(self._uow, instance)
 
     def flush(self, objects: Sequence[Any] | None = None) -> None:
         state = self._uow
@@ -148,6 +176,7 @@ def _watch_sessions(cls: type[Session]) -> None:
     event.listen(cls, "after_begin", connection_begun)
     event.listen(cls, "before_commit", _about_to_commit)
     event.listen(cls, "after_soft_rollback", _rolled_back)
+    event.listen(cls, "pending_to_persistent", _inserted)
 
 
 def _transaction_created(session: Session, transaction: SessionTransaction) -> None:
@@ -156,6 +185,8 @@ def _transaction_created(session: Session, transaction: SessionTransaction) -> N
     state: SessionState | None = session._uow  # type: ignore[attr-defined]
     if state is None or state.is_guarded:
         return  # the unit's own transaction was ended by hand, and what is known of that must stay
+    if state.inserted:
+        note_end(state)
     state.begin_transaction()
     if not state.is_own_call:
         state.begin_site = application_site()
@@ -177,6 +208,8 @@ def connection_begun(session: Session, transaction: SessionTransaction, connecti
     if state is None or transaction.nested:
         return
     link = know_connection(state, connection, was_used=False)
+    if state.unit is None and state.committed_label is not None:
+        notice_begin(state)
     if state.is_over:
         _name_leak(session, state)
     if state.lock is None:
@@ -258,6 +291,12 @@ def _refuse_aborted(session: Session, state: SessionState) -> None:
     ) from state.error
 
 
+def _inserted(session: Session, entity: object) -> None:
+    state: SessionState | None = session._uow  # type: ignore[attr-defined]
+    if state is not None:
+        note_insert(state, entity)
+
+
 def _rolled_back(session: Session, transaction: SessionTransaction) -> None:
     state: SessionState | None = session._uow  # type: ignore[attr-defined]
     if state is not None and transaction.nested:
@@ -270,21 +309,16 @@ def _rolled_back(session: Session, transaction: SessionTransaction) -> None:
 def watch_engine(engine: sa.Engine) -> None:
     """Watch what reaches past the session; once per dialect object, which an engine has for itself.
 
-    SQLAlchemy's events of an engine would cost every connection several times what they tell; those of its dialect,
-    and the dialect's own methods, cost a call.
+    SQLAlchemy's events of an engine would cost every connection several times what they tell; the methods of its
+    dialect cost a call.
     """
     dialect = engine.dialect
     if hasattr(dialect, STATUS_PROBE):
         return
     setattr(dialect, STATUS_PROBE, status_probe(dialect.driver))
-    event.listen(engine, "do_execute", _about_to_execute)
-    event.listen(engine, "do_executemany", _about_to_execute_many)
-    event.listen(engine, "do_execute_no_params", _about_to_execute_without_parameters)
     event.listen(engine, "handle_error", _failed)
-    _watch_ends(dialect)
-
-
-def _watch_ends(dialect: sa.Dialect) -> None:
+    for name in ("do_execute", "do_executemany", "do_execute_no_params"):
+        setattr(dialect, name, _watched_execute(getattr(dialect, name)))
     dialect.do_commit = _watched_commit(dialect, dialect.do_commit, dialect.do_rollback)  # type: ignore[method-assign,assignment]
     dialect.do_rollback = _watched_rollback(dialect.do_rollback)  # type: ignore[method-assign,assignment]
 
@@ -298,6 +332,8 @@ def _watched_commit(dialect: sa.Dialect, commit: End, rollback: End) -> End:
         if link is None:
             commit(connection)
             return
+        if time.monotonic() - link.idle_since > link.state.settings.max_idle_s:
+            notice_idle(link)
         link.state.sent_commit = True
         try:
             _send_commit(link, commit, connection)
@@ -322,6 +358,8 @@ def _send_commit(link: Link, commit: End, connection: Any) -> None:
 def _watched_rollback(rollback: End) -> End:
     def do_rollback(connection: Any) -> None:
         link = link_of(connection)
+        if link is not None and time.monotonic() - link.idle_since > link.state.settings.max_idle_s:
+            notice_idle(link, may_raise=False)
         rollback(connection)
         if link is None or link.state.is_own_call or link.state.is_flushing or link.state.breach is not None:
             return
@@ -336,43 +374,38 @@ def _break(state: SessionState, code: str, name: str) -> RuleViolationError:
     return state.breach
 
 
-def _about_to_execute(cursor: Any, statement: str, parameters: Any, context: Any) -> bool:
-    link = _note_statement(statement, context)
-    if link is None:
-        return False
-    if link.was_lost and link.state.is_own_call:
-        return True  # a savepoint is gone with its transaction, and there is nothing to roll back to
-    if link.state.lock is None:
-        return False
-    return _run_locked(link, context.dialect.do_execute, cursor, statement, parameters, context)
+def _watched_execute(execute: Execute) -> Execute:
+    """One of the dialect's three ways to send a statement, which differ in what stands before the context."""
+
+    def do_execute(cursor: Any, statement: str, *rest: Any, **options: Any) -> None:
+        context = options.get("context") or rest[-1]
+        link = _note_statement(statement, context) if context is not None else None
+        if link is None:
+            execute(cursor, statement, *rest, **options)
+            return
+        if link.was_lost and link.state.is_own_call:
+            return  # a savepoint is gone with its transaction, and there is nothing to roll back to
+        try:
+            if link.state.lock is None:
+                execute(cursor, statement, *rest, **options)
+            else:
+                _run_locked(link, execute, cursor, statement, *rest, **options)
+        finally:
+            link.idle_since = time.monotonic()
+
+    return do_execute
 
 
-def _about_to_execute_many(cursor: Any, statement: str, parameters: Any, context: Any) -> bool:
-    link = _note_statement(statement, context)
-    if link is None or link.state.lock is None:
-        return False
-    return _run_locked(link, context.dialect.do_executemany, cursor, statement, parameters, context)
-
-
-def _about_to_execute_without_parameters(cursor: Any, statement: str, context: Any) -> bool:
-    link = _note_statement(statement, context)
-    if link is None or link.state.lock is None:
-        return False
-    return _run_locked(link, context.dialect.do_execute_no_params, cursor, statement, context)
-
-
-def _run_locked(link: Link, function: Callable[..., object], *arguments: Any) -> bool:
+def _run_locked(link: Link, function: Callable[..., object], *arguments: Any, **options: Any) -> None:
     """Run what speaks to the server while no other thread can take the connection back.
 
-    :return: True, which tells SQLAlchemy that it was run.
     :raises RuleViolationError: if the connection was taken back before.
     """
     assert link.state.lock is not None
     with link.state.lock:
         if link.status() is None:
             raise link.state.refusal("UOW202", what="it was closed with its context, and its thread still used it")
-        function(*arguments)
-    return True
+        function(*arguments, **options)
 
 
 def _note_statement(statement: str, context: Any) -> Link | None:
@@ -380,7 +413,7 @@ def _note_statement(statement: str, context: Any) -> Link | None:
     if link is None:
         if context.root_connection.closed:
             raise sa.exc.ResourceClosedError("This connection was taken back by another thread.")
-        begin_before_statement(context.root_connection)
+        _meet_stranger(context.root_connection)
         return None
     state = link.state
     if state.generation != _fork.generation:
@@ -388,12 +421,25 @@ def _note_statement(statement: str, context: Any) -> Link | None:
     kind = kind_of(statement, context)
     if state.unit is not None:
         _check_statement(link, state.unit, kind, statement)
+    if time.monotonic() - link.idle_since > state.settings.max_idle_s:
+        notice_idle(link)
     link.was_used = True
     if kind is Kind.WRITE:
         state.wrote = True
         if state.unit is None and state.write_site is None:
             state.write_site = application_site()
     return link
+
+
+def _meet_stranger(connection: sa.Connection) -> None:
+    """A connection that is no session's under guard sends a statement."""
+    begin_before_statement(connection)
+    state = state_that_holds(connection.engine)
+    if state is None or state.unit is None or state.is_own_call or hasattr(connection, "_uow"):
+        return
+    if state.rules.is_on("UOW110"):
+        connection._uow = None  # type: ignore[attr-defined]  # it is noticed once
+        notice(state, "UOW110", label=state.unit.label)
 
 
 def _check_statement(link: Link, unit: Unit, kind: Kind, statement: str) -> None:

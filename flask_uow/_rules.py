@@ -27,7 +27,6 @@ class Rule:
     :param fix: the order that mends it.
     :param origin: where the rule comes from.
     :param is_fatal: always an error, whatever ``UOW_RULES`` says.
-    :param is_noticed: whether this version notices a breach; a mode may be set all the same.
     """
 
     code: str
@@ -35,7 +34,6 @@ class Rule:
     fix: str
     origin: str
     is_fatal: bool = False
-    is_noticed: bool = True
 
 
 RULES = {
@@ -63,52 +61,45 @@ RULES = {
         ),
         Rule(
             "UOW104",
-            "{call} was called with nothing new, changed, deleted or written to commit.",
-            "Delete the commit.",
+            "session.commit() was called with nothing new, changed, deleted or written to commit.",
+            "Delete the commit: what was only read ends with its context.",
             "SIP-99A",
-            is_noticed=False,
         ),
         Rule(
             "UOW105",
             "merge() was called with {entity}, which this session holds already.",
             "Delete the merge and change the object itself: what is persistent is written by the next flush.",
             "SIP-99A",
-            is_noticed=False,
         ),
         Rule(
             "UOW106",
             "{entity} was committed and then deleted in the same context.",
             "Replace the first commit by session.flush(), so that one transaction does both.",
             "SIP-99A",
-            is_noticed=False,
         ),
         Rule(
             "UOW107",
-            "A transaction was begun again after unit of work {label!r} had ended: {what}.",
-            "Load what the template shows inside the unit, with selectinload() say.",
+            "A transaction was begun again after unit of work {label!r} had ended.",
+            "Load what the response shows inside the unit, with selectinload() say, or read it in a unit of its own.",
             "best practices",
-            is_noticed=False,
         ),
         Rule(
             "UOW108",
             "Unit of work {label!r} took {seconds} s, and UOW_MAX_UNIT_SECONDS is {limit}.",
             "Move what is no work of the database out of the unit.",
             "best practices",
-            is_noticed=False,
         ),
         Rule(
             "UOW109",
-            "Unit of work {label!r} sat idle in its transaction for {seconds} s, and UOW_MAX_IDLE_SECONDS is {limit}.",
+            "{who} sat idle in its transaction for {seconds} s, and UOW_MAX_IDLE_SECONDS is {limit}.",
             "Ask other services before the unit begins, or in an after_commit hook.",
             "best practices",
-            is_noticed=False,
         ),
         Rule(
             "UOW110",
             "A second connection was taken while unit of work {label!r} held one.",
             "Use the unit's session, so that the pool cannot run dry with every thread waiting for another's.",
             "pools",
-            is_noticed=False,
         ),
         Rule(
             "UOW111",
@@ -156,6 +147,10 @@ class RuleBook:
     def mode(self, code: str) -> str:
         """``off``, ``warn`` or ``error``."""
         return "error" if RULES[code].is_fatal else self.modes[code]
+
+    def is_on(self, code: str) -> bool:
+        """Whether a violation of the rule is to be noticed."""
+        return self.mode(code) != "off"
 
 
 def violation(code: str, site: CallSite | None = None, **details: str) -> RuleViolationError:

@@ -26,8 +26,8 @@ from . import _fork, signals
 from ._drivers import TransactionStatus
 from ._guard import connection_begun, know_connection, put_under_guard
 from ._rules import report_at_teardown, violation
-from ._state import AppState, SessionState, state_of, state_of_app
-from ._units import discard, has_pending
+from ._state import AppState, SessionState, has_pending, state_of, state_of_app
+from ._units import discard
 from .exceptions import RuleViolationError, UnitOptionsError
 
 if TYPE_CHECKING:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import math
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -53,6 +54,8 @@ class Settings:
     :param rule_modes: the mode of each rule that is not always an error.
     :param rollback_on_status: the status from which a returned response rolls back; None for never.
     :param retries: attempts after the first.
+    :param max_unit_s: seconds that a unit may take; no bound where rule UOW108 is off.
+    :param max_idle_s: seconds that a transaction may wait for the next statement; no bound where rule UOW109 is off.
     """
 
     binds: dict[str, Bind] = field(default_factory=dict)
@@ -60,6 +63,8 @@ class Settings:
     rule_modes: dict[str, str] = field(default_factory=dict)
     rollback_on_status: int | Callable[[int], bool] | None = None
     retries: int = 0
+    max_unit_s: float = math.inf
+    max_idle_s: float = math.inf
 
 
 def read_settings(
@@ -74,12 +79,15 @@ def read_settings(
     """
     _refuse_unknown(config)
     values = {key: check(key, config[key]) for key, check in _CHECKS.items() if config.get(key) is not None}
+    modes = values.get("UOW_RULES") or _rule_modes("UOW_RULES", "warn")
     return Settings(
         binds=_binds(config, dict(engine_options or {})) if owns_engines else {},
         commit_inside_unit=values.get("UOW_COMMIT_INSIDE_UNIT", "error"),
-        rule_modes=values.get("UOW_RULES") or _rule_modes("UOW_RULES", "warn"),
+        rule_modes=modes,
         rollback_on_status=values.get("UOW_ROLLBACK_ON_STATUS"),
         retries=values.get("UOW_RETRIES", 0),
+        max_unit_s=math.inf if modes["UOW108"] == "off" else values.get("UOW_MAX_UNIT_SECONDS", 5.0),
+        max_idle_s=math.inf if modes["UOW109"] == "off" else values.get("UOW_MAX_IDLE_SECONDS", 1.0),
     )
 
 

@@ -6,6 +6,7 @@ interrupt cut short cannot leave its depth behind for the thread's next request.
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -82,6 +83,9 @@ class SessionState:
     :param is_own_session: whether this extension made the session, so that it may expire its objects.
     :ivar is_over: whether the context of the session has ended.
     :ivar lock: held while the session's thread talks to the server; None where no other thread takes the session back.
+    :ivar committed_label: the outermost unit that was committed last, None before.
+    :ivar inserted: the objects that this transaction has inserted, as SQLAlchemy inspects them.
+    :ivar committed: the identity keys of those that earlier transactions have inserted and committed.
     :ivar leaked: where a session puts itself that goes on after its context, so that a later one takes it back.
     """
 
@@ -89,8 +93,11 @@ class SessionState:
         "app",
         "begin_site",
         "breach",
+        "committed",
+        "committed_label",
         "error",
         "generation",
+        "inserted",
         "is_flushing",
         "is_own_call",
         "is_over",
@@ -119,6 +126,9 @@ class SessionState:
         self.is_over = False
         self.lock: threading.RLock | None = None
         self.leaked: list[Session] = []
+        self.committed_label: str | None = None
+        self.inserted: list[Any] = []
+        self.committed: set[Any] = set()
         self.begin_transaction()
 
     def begin_transaction(self) -> None:
@@ -207,6 +217,7 @@ class Link:
 
     :ivar was_committed: whether its server has committed.
     :ivar was_used: whether a statement was sent on it in this transaction.
+    :ivar idle_since: when the last statement was answered, in seconds of the monotonic clock; infinite before that.
     :ivar was_begun: whether it was seen in its transaction when it was met; PostgreSQL begins with a statement.
     :ivar was_lost: whether the transaction was seen to have ended unasked.
     :ivar has_past: whether the transaction was open already when it was met, so that it may have written unseen.
@@ -217,6 +228,7 @@ class Link:
         "_probe",
         "connection",
         "has_past",
+        "idle_since",
         "state",
         "was_begun",
         "was_committed",
@@ -229,6 +241,7 @@ class Link:
         self.connection = connection
         self.was_used = self.has_past = was_used
         self.was_begun = self.was_committed = self.was_lost = False
+        self.idle_since = math.inf
         self._pooled = connection.connection
         self._probe: Callable[[Any], TransactionStatus] = connection.dialect._uow_probe  # type: ignore[attr-defined]
         connection._uow = self._pooled._uow = self  # type: ignore[attr-defined]
@@ -281,3 +294,8 @@ class OwnCall:
 def state_of(session: Session) -> SessionState | None:
     """The state of a session, or None if it was never under the extension's eyes."""
     return getattr(session, "_uow", None)
+
+
+def has_pending(session: Session) -> bool:
+    """Whether the session holds changes that no flush has sent yet."""
+    return bool(session.new or session.deleted) or any(session.is_modified(changed) for changed in session.dirty)

@@ -20,6 +20,7 @@ hands its failure to the unit that it joined. The rules are those of SIP-99B, co
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 from collections.abc import Callable
 from contextvars import ContextVar
@@ -33,9 +34,10 @@ from ._callsite import CallSite, defined_at
 from ._drivers import TransactionStatus
 from ._engines import refuse_writes
 from ._hooks import Hook, Hooks, When
+from ._notices import notice_length
 from ._options import ISOLATION_LEVELS, Relation, UnitOptions
 from ._outcome import LostCommit, Outcome, transaction_id
-from ._state import Link, SessionState
+from ._state import Link, SessionState, has_pending
 from .exceptions import (
     CommitOutcomeUnknownError,
     NoActiveUnitError,
@@ -50,6 +52,17 @@ if TYPE_CHECKING:
 
 _innermost: ContextVar[Unit | None] = ContextVar("innermost")
 """The innermost unit as each task sees it: two tasks that interleave on one session see different ones."""
+
+
+def state_that_holds(engine: sa.Engine) -> SessionState | None:
+    """The session whose unit, the innermost here or one around it, holds a connection of an engine's pool."""
+    unit = _innermost.get(None)
+    while unit is not None:
+        state = unit._state
+        if unit.is_active and any(link.connection.engine.pool is engine.pool for link in state.links):
+            return state
+        unit = unit._around
+    return None
 
 
 class Ending(Enum):
@@ -103,6 +116,7 @@ class Unit:
         "_state",
         "_transaction",
         "_around",
+        "_began_at",
         "_place",
         "attempt",
         "deadline",
@@ -227,6 +241,7 @@ class Unit:
         if self._state.links:
             _meet_open_transaction(self.session, self._state, self._options)
         session, state = self.session, self._state
+        self._began_at = time.monotonic()
         if session.in_transaction():
             self._transaction = session.get_transaction()
             self.is_repeatable = not (state.wrote or has_pending(session))
@@ -274,9 +289,11 @@ class Unit:
     @property
     def where(self) -> str:
         """The function that is the unit, or the line of its ``with``."""
-        if isinstance(self._place, CallSite):
-            return str(self._place)
-        return str(defined_at(self._place))
+        return str(self._site)
+
+    @property
+    def _site(self) -> CallSite | None:
+        return self._place if isinstance(self._place, CallSite) else defined_at(self._place)
 
     @property
     def is_seen_by_task(self) -> bool:
@@ -327,6 +344,8 @@ class Unit:
                 self._undo(leaving)
         finally:
             self._deactivate()
+            if self.parent is None and not self.was_committed:
+                self._check_length(may_raise=False)
         if self._joined is None:
             self._announce(leaving)
         return leaving
@@ -342,11 +361,18 @@ class Unit:
             self.was_committed = True
         return self._failed_error() if decision is Ending.FAIL else exception
 
+    def _check_length(self, *, may_raise: bool) -> None:
+        seconds = time.monotonic() - self._began_at
+        if seconds > self._state.settings.max_unit_s:
+            self._began_at = math.inf  # it is noticed once
+            notice_length(self._state, self.label, self._site, seconds, may_raise=may_raise)
+
     def _deactivate(self) -> None:
         self.is_active = False
         self._state.unit = self.parent
         _innermost.set(self._around)
         if self.parent is None:
+            self._state.committed_label = self.label if self.was_committed else None
             self._state.forget_connections()
 
     @property
@@ -415,6 +441,7 @@ class Unit:
         if self.parent is None:
             if self.deadline is not None:
                 self.check_deadline()
+            self._check_length(may_raise=True)
             self._commit()
             return
         assert self._transaction is not None
@@ -569,11 +596,6 @@ def _may_have_written(link: Link) -> bool:
     if link.connection.dialect.name != "postgresql" or status is not TransactionStatus.IN_TRANSACTION:
         return status is not TransactionStatus.IDLE
     return transaction_id(link.connection) is not None
-
-
-def has_pending(session: Session) -> bool:
-    """Whether the session holds changes that no flush has sent yet."""
-    return bool(session.new or session.deleted) or any(session.is_modified(changed) for changed in session.dirty)
 
 
 def _connect(session: Session, options: UnitOptions) -> None:

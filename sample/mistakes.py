@@ -9,6 +9,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import ContextVar
 from dataclasses import dataclass
+from time import sleep
 from typing import Any
 
 from flask import Blueprint, Flask, abort, current_app
@@ -149,6 +150,72 @@ def close_by_hand() -> None:
 def forget_to_commit() -> None:
     """A function writes outside a unit, and nobody commits: the request looks fine, the row is gone."""
     uow.session.add(Audit(action="mistake", detail="never written"))
+    uow.session.flush()
+
+
+@mistake("UOW104", "SIP-99A")
+def commit_nothing() -> None:
+    """A function commits after it has only read, to be on the safe side: a round trip for nothing."""
+    uow.session.scalars(select(Customer)).first()
+    uow.session.commit()
+
+
+@mistake("UOW105", "SIP-99A")
+@transactional
+def merge_what_is_there() -> None:
+    """A function merges an object that it has loaded itself; the session knows it already."""
+    customer = uow.session.scalars(select(Customer).limit(1)).one()
+    uow.session.merge(customer)
+
+
+@mistake("UOW106", "SIP-99A")
+def commit_and_delete() -> None:
+    """A function commits a row to get its key, and deletes it later: other requests have seen what never was."""
+    draft = Audit(action="mistake", detail="a draft")
+    with transactional():
+        uow.session.add(draft)
+    with transactional():
+        uow.session.delete(draft)
+
+
+@mistake("UOW107", "best practices")
+def read_on_after_the_unit() -> None:
+    """A page loads what it shows after its unit has ended: another transaction, and maybe another truth."""
+    with transactional():
+        customer = uow.session.scalars(select(Customer).limit(1)).one()
+    uow.session.refresh(customer)
+
+
+@mistake("UOW108", "best practices")
+@transactional
+def take_long() -> None:
+    """A unit waits for something that is no work of the database."""
+    sleep(current_app.config["UOW_MAX_UNIT_SECONDS"] + 0.1)
+
+
+@mistake("UOW109", "best practices")
+@transactional
+def idle_in_a_transaction() -> None:
+    """A function asks another service in the middle of its unit, and the server waits with it, locks and all."""
+    uow.session.scalars(select(Customer)).first()
+    sleep(current_app.config["UOW_MAX_IDLE_SECONDS"] + 0.1)
+    uow.session.scalars(select(Customer)).first()
+
+
+@mistake("UOW110", "pools")
+@transactional
+def take_a_second_connection() -> None:
+    """A unit that holds a connection asks the pool for another: when all threads do, each waits for the others."""
+    uow.session.scalars(select(Customer)).first()
+    with uow.engine.connect() as connection:
+        connection.scalar(select(func.count(Customer.id)))
+
+
+@mistake("UOW111", "reads")
+@transactional(read_only=True)
+def write_in_a_read_only_unit() -> None:
+    """A function that says it only reads writes all the same."""
+    uow.session.add(Audit(action="mistake", detail="not written"))
     uow.session.flush()
 
 

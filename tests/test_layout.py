@@ -27,6 +27,7 @@ LAYERS = (
     "_retry",
     "_outcome",
     "_state",
+    "_notices",
     "_hooks",
     "_units",
     "_guard",

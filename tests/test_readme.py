@@ -328,7 +328,7 @@ def test_the_pools_defaults_are_the_codes(database: SQLiteDatabase, monkeypatch:
 
 def test_the_table_of_rules_is_the_codes(document: Any) -> None:
     """Code, source, and what this version does about it."""
-    expected = [(rule.code, rule.origin, _noticed(rule.is_fatal, rule.is_noticed)) for rule in RULES.values()]
+    expected = [(rule.code, rule.origin, "always an error" if rule.is_fatal else "by mode") for rule in RULES.values()]
 
     assert [(code, origin, noticed) for code, _, origin, noticed in _table(document, "code")] == expected
 
@@ -520,9 +520,3 @@ def _effect(key: str) -> str:
     except ConfigurationError as error:
         return "refused" if "this version cannot do that yet" in str(error) else str(error)
     return "none" if settings == _settings() else "effect"
-
-
-def _noticed(is_fatal: bool, is_noticed: bool) -> str:
-    if not is_noticed:
-        return "not yet"
-    return "always an error" if is_fatal else "by mode"

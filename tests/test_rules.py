@@ -23,7 +23,6 @@ from flask_uow.signals import rule_violated
 
 HERE = Path(__file__)
 FATAL = {"UOW101", "UOW102", "UOW111", "UOW201", "UOW203"}
-NOT_NOTICED = {"UOW104", "UOW105", "UOW106", "UOW107", "UOW108", "UOW109", "UOW110"}
 ORIGINS = {
     "UOW101": "SIP-99B",
     "UOW102": "SIP-99B",
@@ -94,11 +93,6 @@ def test_table_has_every_rule() -> None:
 def test_table_says_which_are_always_errors() -> None:
     """What would break a unit, or use a session that is nobody's, is refused in every mode."""
     assert {code for code, rule in RULES.items() if rule.is_fatal} == FATAL
-
-
-def test_table_says_which_are_noticed() -> None:
-    """A rule of a later version may be configured, and is not promised."""
-    assert {code for code, rule in RULES.items() if not rule.is_noticed} == NOT_NOTICED
 
 
 @pytest.mark.parametrize("rule", RULES.values(), ids=RULES.keys())
@@ -230,7 +224,7 @@ def test_each_rule_has_a_mode_of_its_own(app: Flask) -> None:
         with pytest.raises(RuleViolationError, match=r"^\[UOW202\] "):
             report_now(app, book, violation("UOW202", what="x"))
         with pytest.warns(RuleWarning, match=r"^\[UOW104\] "):
-            report_now(app, book, violation("UOW104", call="session.commit()"))
+            report_now(app, book, violation("UOW104"))
 
     assert [error.code for error in seen] == ["UOW202", "UOW104"]
 

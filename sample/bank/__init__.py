@@ -24,6 +24,8 @@ def create_app(config: Mapping[str, Any] | None = None) -> Flask:
         SQLALCHEMY_DATABASE_URI=os.environ.get("DATABASE_URL") or _sqlite_file(app),
         SECRET_KEY=os.environ.get("SECRET_KEY", "dev"),  # signs nothing but the messages shown after a redirect
         MAX_CONTENT_LENGTH=64 * 1024,
+        UOW_MAX_UNIT_SECONDS=1.0,  # a bank that answers at once can be stricter than the defaults
+        UOW_MAX_IDLE_SECONDS=0.5,
         BANK_OUTBOX=os.environ.get("BANK_OUTBOX") or os.path.join(app.instance_path, "outbox.jsonl"),
     )
     app.config.update(config or {})

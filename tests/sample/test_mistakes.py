@@ -5,6 +5,8 @@ import pytest
 from sample.mistakes import MISTAKES
 from tests.sample.banks import Bank
 
+pytestmark = pytest.mark.filterwarnings("ignore::flask_uow.exceptions.RuleWarning")
+
 EXPECTED = [
     ("commit-by-hand", "UOW101", True),
     ("begin-by-hand", "UOW101", True),
@@ -12,6 +14,14 @@ EXPECTED = [
     ("rollback-by-hand", "UOW102", True),
     ("close-by-hand", "UOW102", True),
     ("forget-to-commit", "UOW103", False),
+    ("commit-nothing", "UOW104", False),
+    ("merge-what-is-there", "UOW105", False),
+    ("commit-and-delete", "UOW106", False),
+    ("read-on-after-the-unit", "UOW107", False),
+    ("take-long", "UOW108", False),
+    ("idle-in-a-transaction", "UOW109", False),
+    ("take-a-second-connection", "UOW110", False),
+    ("write-in-a-read-only-unit", "UOW111", True),
     ("use-the-session-in-a-plain-thread", "UOW201", True),
 ]
 

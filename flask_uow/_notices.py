@@ -1,0 +1,123 @@
+"""What is noticed of habits that cost: rules UOW104 to UOW110.
+
+None of them harms what is in the database; each takes a round trip too many, or a connection that somebody else waits
+for. So they warn by default, and ask for nothing that is not there already: a clock, and what SQLAlchemy knows.
+
+The rules are the examples and the "best practices" of SIP-99A.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from typing import TYPE_CHECKING, Any
+
+import sqlalchemy as sa
+from flask import has_request_context
+
+from ._callsite import CallSite
+from ._drivers import TransactionStatus
+from ._outcome import transaction_id
+from ._rules import report_at_teardown, report_now, violation
+from ._state import Link, SessionState, has_pending
+
+if TYPE_CHECKING:
+    from sqlalchemy.orm import Session
+
+_OPEN = (TransactionStatus.IN_TRANSACTION, TransactionStatus.IN_ERROR)
+
+MAX_INSERTS = 1000
+"""How many inserted objects one context remembers for UOW106; a longer import is none that deletes what it wrote."""
+
+
+def notice(state: SessionState, code: str, site: CallSite | None = None, **details: str) -> None:
+    """Warn of a violation, or raise it, as the rule's mode says.
+
+    :param site: the line to blame; the application's current line if None.
+    :raises RuleViolationError: in mode ``error``.
+    """
+    report_now(state.app, state.rules, violation(code, site, **details))
+
+
+def notice_commit(session: Session, state: SessionState) -> None:
+    """UOW104: a commit by hand, outside a unit, of nothing."""
+    if state.wrote or not state.rules.is_on("UOW104") or has_pending(session):
+        return
+    if not any(map(_has_written_unseen, state.links)):
+        notice(state, "UOW104")
+
+
+def _has_written_unseen(link: Link) -> bool:
+    """Whether the transaction may have written unseen: before it was met, by a raw cursor, or in a function."""
+    if link.has_past or link.status() is not TransactionStatus.IN_TRANSACTION:
+        return link.has_past
+    return transaction_id(link.connection) is not None
+
+
+def notice_merge(session: Session, state: SessionState, entity: object) -> None:
+    """UOW105: merging what is persistent here already."""
+    if state.rules.is_on("UOW105"):
+        inspected: Any = sa.inspect(entity)
+        if inspected.persistent and inspected.session is session:
+            notice(state, "UOW105", entity=_shown(inspected))
+
+
+def note_insert(state: SessionState, entity: object) -> None:
+    """Remember an object whose row was inserted, for UOW106."""
+    if len(state.inserted) < MAX_INSERTS:
+        state.inserted.append(sa.inspect(entity))
+
+
+def note_end(state: SessionState) -> None:
+    """The transaction before has ended: what it inserted was committed, or is no more."""
+    if state.sent_commit:
+        state.committed.update(inspected.key for inspected in state.inserted)
+    state.inserted = []
+
+
+def notice_delete(state: SessionState, entity: object) -> None:
+    """UOW106: deleting a row that this context has inserted and committed."""
+    if state.committed and state.rules.is_on("UOW106"):
+        inspected: Any = sa.inspect(entity)
+        if inspected.key in state.committed:
+            notice(state, "UOW106", entity=_shown(inspected))
+
+
+def notice_begin(state: SessionState) -> None:
+    """UOW107: a request reads on after its unit was committed."""
+    if state.committed_label is not None and state.rules.is_on("UOW107") and has_request_context():
+        notice(state, "UOW107", label=state.committed_label)
+
+
+def notice_length(state: SessionState, label: str, site: CallSite | None, seconds: float, *, may_raise: bool) -> None:
+    """UOW108: a unit that took too long.
+
+    :param site: where the unit is.
+    :param seconds: how long it took.
+    :param may_raise: whether it can still be refused.
+    :raises RuleViolationError: in mode ``error``, if it may.
+    """
+    limit = f"{state.settings.max_unit_s:g}"
+    error = violation("UOW108", site, label=label, seconds=f"{seconds:.1f}", limit=limit)
+    (report_now if may_raise else report_at_teardown)(state.app, state.rules, error)
+
+
+def notice_idle(link: Link, *, may_raise: bool = True) -> None:
+    """UOW109: the server has waited for the client, with the transaction open.
+
+    :param may_raise: whether what comes next can still be refused.
+    :raises RuleViolationError: in mode ``error``, if it may.
+    """
+    state = link.state
+    seconds = time.monotonic() - link.idle_since
+    if seconds > state.settings.max_idle_s and link.status() in _OPEN:
+        link.idle_since = math.inf  # it is noticed once
+        who = f"Unit of work {state.unit.label!r}" if state.unit else "A session outside a unit of work"
+        limit = f"{state.settings.max_idle_s:g}"
+        error = violation("UOW109", who=who, seconds=f"{seconds:.1f}", limit=limit)
+        (report_now if may_raise else report_at_teardown)(state.app, state.rules, error)
+
+
+def _shown(inspected: Any) -> str:
+    identity = ", ".join(map(str, inspected.identity or ()))
+    return f"{inspected.class_.__name__}({identity})"
