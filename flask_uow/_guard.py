@@ -434,7 +434,7 @@ def _note_statement(statement: str, context: Any) -> Link | None:
 def _meet_stranger(connection: sa.Connection) -> None:
     """A connection that is no session's under guard sends a statement."""
     begin_before_statement(connection)
-    state = state_that_holds(connection.engine)
+    state = state_that_holds(connection.engine.pool)
     if state is None or state.unit is None or state.is_own_call or hasattr(connection, "_uow"):
         return
     if state.rules.is_on("UOW110"):

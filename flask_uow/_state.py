@@ -251,6 +251,10 @@ class Link:
         """The driver's connection, None once it is closed or lost."""
         return self._pooled.dbapi_connection
 
+    def is_from(self, pool: sa.Pool) -> bool:
+        """Whether a connection of ``pool`` is held, and not closed or lost."""
+        return self.connection.engine.pool is pool and self._pooled.dbapi_connection is not None
+
     def cut(self) -> None:
         """Untie the connection."""
         self.connection._uow = self._pooled._uow = None  # type: ignore[attr-defined]

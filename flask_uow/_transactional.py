@@ -18,15 +18,18 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, TypeVar, Unpack, cast, overload
 
 from flask import Request, request
+from sqlalchemy import QueuePool
+from sqlalchemy.exc import UnboundExecutionError
 from werkzeug.local import LocalProxy
 
 from . import signals
+from ._body import Body
 from ._callsite import CallSite, application_site
 from ._options import Propagation, Relation, UnitOptions, is_vetoed, relation
 from ._retry import delay_s, is_retryable
 from ._sessions import Sessions, current_context, find_context
 from ._state import STATE_KEY, AppState, SessionState, state_of, state_of_app
-from ._units import Unit
+from ._units import Unit, connections_held
 from .exceptions import NoActiveUnitError, UnitOfWorkError, UnitOptionsError
 
 if TYPE_CHECKING:
@@ -174,8 +177,10 @@ class Boundary:
     __slots__ = (
         "_app_state",
         "_attempt",
+        "_body",
         "_bound_to",
         "_context",
+        "_deadline",
         "_inner",
         "_is_committed",
         "_known",
@@ -193,7 +198,9 @@ class Boundary:
         self._bound_to = sessions
         self._place = place
         self._attempt = 0
+        self._deadline = None if options.timeout is None else time.monotonic() + options.timeout
         self._known: list[object] | None = None
+        self._body: Body | None = None
 
     def enter(self) -> None:
         """Begin an attempt."""
@@ -226,6 +233,7 @@ class Boundary:
     def _begin(self, how: Relation, session: Session, state: SessionState) -> None:
         if how is Relation.INDEPENDENT or how is Relation.SUSPEND:
             _check_writer(state)
+            _check_pool(session)
             session = self._inner = self._sessions.replace(self._context, session)
             state = guarded_state(session)
             if how is Relation.SUSPEND:
@@ -237,7 +245,7 @@ class Boundary:
             label = self._options.label or place.code.co_qualname
         else:
             label = self._options.label or view_label(self._app_state, place) or place.__qualname__
-        unit = Unit(session, state, self._options, label, place, self._attempt)
+        unit = Unit(session, state, self._options, label, place, self._attempt, self._deadline)
         try:
             unit.begin(how)
         except BaseException:
@@ -249,6 +257,7 @@ class Boundary:
         """Later attempts start with the objects that the first one met, and no others."""
         if self._known is None:
             self._known = list(session.identity_map.values())
+            self._body = Body(find_request())
             return
         known = {id(entity) for entity in self._known}  # alive in the list, so that no id is reused
         for entity in list(session.identity_map.values()):
@@ -288,8 +297,8 @@ class Boundary:
             return
         if self.error is not None and self._may_retry(self.error):
             self._plan_retry(unit, self.error)
-        else:
-            self._run_hooks(unit)
+        if self.wait_s is None:
+            self._finish(unit)
 
     def _resume(self) -> None:
         if self._inner is not None:
@@ -307,10 +316,24 @@ class Boundary:
         )
 
     def _plan_retry(self, unit: Unit, error: BaseException) -> None:
-        self.wait_s = delay_s(self._attempt)
-        signals.unit_retried.send(self._app_state.app, unit=unit, exception=error, delay_s=self.wait_s)
+        """Set :attr:`wait_s`, unless the wait would outlast the timeout, or the body cannot be read again."""
+        wait_s = delay_s(self._attempt)
+        if self._deadline is not None and time.monotonic() + wait_s >= self._deadline:
+            return
+        if self._body is not None and not self._body.rewind():
+            self.error = UnitOptionsError(
+                f"Unit of work {unit.label!r} cannot be tried again: it has read request.stream, which is gone.",
+                unit.where,
+                "Read the body by request.get_data(), get_json() or form, which keep it, or drop retries.",
+            )
+            self.error.__cause__ = error
+            return
+        self.wait_s = wait_s
+        signals.unit_retried.send(self._app_state.app, unit=unit, exception=error, delay_s=wait_s)
 
-    def _run_hooks(self, unit: Unit) -> None:
+    def _finish(self, unit: Unit) -> None:
+        if self.error is not None and self._attempt > 1:
+            self.error.add_note(f"flask_uow: unit of work {unit.label!r} was tried {self._attempt} times.")
         errors = unit.run_after_hooks()
         if errors and self.error is None and self._app_state.app.testing:
             self.error = errors[0] if len(errors) == 1 else ExceptionGroup(f"hooks of {unit.label!r}", errors)
@@ -395,16 +418,40 @@ def _check_writer(outer: SessionState) -> None:
         )
 
 
+def _check_pool(session: Session) -> None:
+    """A pool may have no connection for another unit before the units around it give theirs back.
+
+    :raises UnitOptionsError: at once, instead of a wait that only their end could end.
+    """
+    try:
+        pool = session.get_bind().engine.pool
+    except UnboundExecutionError:
+        return  # nobody knows which pool before a statement says it
+    if isinstance(pool, QueuePool) and pool._max_overflow >= 0:
+        held = connections_held(pool)
+        if held >= pool.size() + pool._max_overflow:
+            raise UnitOptionsError(
+                f"The units of work around this one hold all {held} connections that the pool may have, so that one on "
+                "a connection of its own would wait for itself.",
+                fix="Nest fewer of them, or raise pool_size or max_overflow in SQLALCHEMY_ENGINE_OPTIONS.",
+            )
+
+
 # ---- views
+
+
+def find_request() -> Request | None:
+    """The current request, None outside of one."""
+    try:
+        return _current_request()
+    except RuntimeError:
+        return None
 
 
 def view_label(app_state: AppState, function: Callable[..., Any]) -> str | None:
     """``POST /accounts/<id>`` if ``function`` is the view of the current request, or its part; else None."""
-    try:
-        now = _current_request()
-    except RuntimeError:
-        return None
-    if now.url_rule is None:
+    now = find_request()
+    if now is None or now.url_rule is None:
         return None
     key = (function, now.url_rule.endpoint, now.url_rule.rule, now.method)
     if key not in app_state.view_labels:

@@ -22,7 +22,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from enum import Enum
 from typing import TYPE_CHECKING, Any
@@ -54,15 +54,24 @@ _innermost: ContextVar[Unit | None] = ContextVar("innermost")
 """The innermost unit as each task sees it: two tasks that interleave on one session see different ones."""
 
 
-def state_that_holds(engine: sa.Engine) -> SessionState | None:
-    """The session whose unit, the innermost here or one around it, holds a connection of an engine's pool."""
+def _states_around() -> Iterator[SessionState]:
+    """The sessions of the units that are active here, the innermost first; each as often as it has units."""
     unit = _innermost.get(None)
     while unit is not None:
-        state = unit._state
-        if unit.is_active and any(link.connection.engine.pool is engine.pool for link in state.links):
-            return state
+        if unit.is_active:
+            yield unit._state
         unit = unit._around
-    return None
+
+
+def state_that_holds(pool: sa.Pool) -> SessionState | None:
+    """The session whose unit, the innermost here or one around it, holds a connection of a pool."""
+    holders = (state for state in _states_around() if any(link.is_from(pool) for link in state.links))
+    return next(holders, None)
+
+
+def connections_held(pool: sa.Pool) -> int:
+    """How many connections of a pool the units hold that are active here."""
+    return sum(link.is_from(pool) for state in set(_states_around()) for link in state.links)
 
 
 class Ending(Enum):
@@ -139,6 +148,7 @@ class Unit:
         label: str,
         place: Callable[..., Any] | CallSite,
         attempt: int = 1,
+        deadline: float | None = None,
     ) -> None:
         parent = state.unit
         self.session = session
@@ -160,7 +170,7 @@ class Unit:
         self._is_in_doubt = False
         self._is_rollback_only = False
         self._hooks: Hooks | None = None
-        self.deadline = None if options.timeout is None else time.monotonic() + options.timeout
+        self.deadline = deadline
 
     def __repr__(self) -> str:
         return f"<Unit {self.label!r} depth={self.depth} {'active' if self.is_active else 'ended'}>"

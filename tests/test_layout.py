@@ -25,6 +25,7 @@ LAYERS = (
     "_drivers",
     "_engines",
     "_retry",
+    "_body",
     "_outcome",
     "_state",
     "_notices",

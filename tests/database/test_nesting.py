@@ -1,11 +1,13 @@
 """Units inside units: Django's semantics for savepoints, Spring's names for the rest."""
 
+import threading
+
 import pytest
 import sqlalchemy as sa
 
 from flask_uow import Propagation, Unit, current_unit, transactional
 from flask_uow.exceptions import NoActiveUnitError, UnitActiveError, UnitFailedError, UnitOptionsError
-from tests.database.conftest import Bench
+from tests.database.conftest import Bench, MakeBench
 from tests.models import Item
 
 
@@ -158,6 +160,50 @@ def test_set_rollback_only_in_a_join_is_the_whole_units(bench: Bench) -> None:
             join.set_rollback_only()
 
     assert bench.committed() == []
+
+
+@pytest.mark.parametrize("database", ["psycopg2", "psycopg"], indirect=True)
+@pytest.mark.parametrize("propagation", [Propagation.REQUIRES_NEW, Propagation.NOT_SUPPORTED])
+@pytest.mark.parametrize(("size", "overflow", "deep"), [(1, 0, 1), (1, 1, 2), (3, 0, 3)])
+def test_units_that_hold_the_whole_pool_are_told_at_once(
+    make_bench: MakeBench, propagation: Propagation, size: int, overflow: int, deep: int
+) -> None:
+    """One more connection is what they would wait for themselves; less deep, or with more room, there is one."""
+    options = {"pool_size": size, "max_overflow": overflow, "pool_timeout": 60}
+    bench = make_bench(SQLALCHEMY_ENGINE_OPTIONS=options)
+
+    def go_deeper(depth: int) -> None:
+        with transactional(propagation="requires_new"):
+            bench.add(f"{depth}")
+            if depth < deep:
+                go_deeper(depth + 1)
+            else:
+                with (
+                    pytest.raises(UnitOptionsError, match=f"hold all {deep} connections"),
+                    transactional(propagation=propagation),
+                ):
+                    bench.add("never")
+                bench.add("goes on")
+
+    with bench.app.app_context():
+        go_deeper(1)
+        assert bench.checked_out == 0
+
+    assert bench.committed() == sorted([*map(str, range(1, deep + 1)), "goes on"])
+
+
+@pytest.mark.parametrize("database", ["psycopg2", "psycopg"], indirect=True)
+def test_a_pool_that_others_hold_is_waited_for(make_bench: MakeBench) -> None:
+    """Another thread gives its connection back some time; and an outer unit that has sent nothing holds none."""
+    bench = make_bench(SQLALCHEMY_ENGINE_OPTIONS={"pool_size": 1, "max_overflow": 0})
+
+    with bench.app.app_context():
+        theirs = bench.uow.engine.connect()
+        threading.Timer(0.1, theirs.close).start()
+        with transactional(), transactional(propagation="requires_new"):
+            bench.add("kept")
+
+    assert bench.committed() == ["kept"]
 
 
 @pytest.mark.parametrize("propagation", ["nested", "required", "requires_new"])

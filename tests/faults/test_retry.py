@@ -371,6 +371,36 @@ def test_the_last_error_is_raised_unchanged(contested: Bench) -> None:
 
     assert len(errors) == 3
     assert caught.value is errors[-1]
+    assert caught.value.__notes__ == [
+        "flask_uow: unit of work 'test_the_last_error_is_raised_unchanged.<locals>.write' was tried 3 times."
+    ]
+
+
+@on_postgresql
+def test_an_error_of_the_only_attempt_has_no_note(contested: Bench) -> None:
+    """There is nothing to say."""
+
+    @transactional(isolation="REPEATABLE READ", retries=0)
+    def write() -> None:
+        lose(contested)
+
+    with contested.app.app_context(), pytest.raises(sa.exc.OperationalError) as caught:
+        write()
+
+    assert not hasattr(caught.value, "__notes__")
+
+
+@on_postgresql
+def test_a_timeout_bounds_all_attempts(contested: Bench, attempts: Attempts, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is counted from the first one; no attempt begins that would come after it."""
+    monkeypatch.setattr(_retry, "BASE_DELAY_S", 0.2)
+    monkeypatch.setattr(random, "uniform", lambda low, high: high)
+    write = loser(contested, attempts, losses=9, retries=9, timeout=0.5)
+
+    with contested.app.app_context(), pytest.raises(sa.exc.OperationalError, match="could not serialize"):
+        write()
+
+    assert attempts.numbers == [1, 2]  # after 0.2 s, and the next would begin after 0.4 s more
 
 
 @on_postgresql

@@ -83,6 +83,7 @@ def test_another_teardown_handler_that_raises_does_not_keep_the_session(
     assert checked_out(app) == 0
 
 
+@pytest.mark.filterwarnings("ignore:.UOW107.")
 def test_a_teardown_handler_may_still_use_the_session(app: Flask, uow: UnitOfWork, database: Database) -> None:
     """Whenever it was registered: the session is taken back after all of them."""
     seen: list[list[str]] = []
@@ -106,6 +107,7 @@ def test_a_teardown_handler_may_still_use_the_session(app: Flask, uow: UnitOfWor
 
 
 @on_postgresql
+@pytest.mark.filterwarnings("ignore:.UOW107.")
 @pytest.mark.parametrize("kind", ["read", "written", "committed", "in a unit of a context"])
 def test_a_backend_that_is_killed_before_the_teardown_costs_no_answer(
     app: Flask, uow: UnitOfWork, database: Database, caplog: pytest.LogCaptureFixture, kind: str

@@ -1,0 +1,151 @@
+"""A request whose unit is tried again: its body is read once more, or the client hears why not."""
+
+import io
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+from flask import request
+
+from flask_uow import transactional
+from flask_uow.exceptions import UnitOptionsError
+from tests.database.conftest import Bench
+from tests.faults.test_retry import Attempts, lose
+
+pytestmark = pytest.mark.parametrize("database", ["psycopg2", "psycopg"], indirect=True)
+
+
+@pytest.fixture
+def attempts() -> Attempts:
+    """Nothing attempted yet."""
+    return Attempts()
+
+
+@pytest.fixture
+def contested(bench: Bench) -> Bench:
+    """A bench with the row that is contested."""
+    bench.database.execute("INSERT INTO item (name) VALUES ('contested')")
+    return bench
+
+
+def serve(bench: Bench, attempts: Attempts, read: Callable[[], Any], *, before: bool = False) -> list[Any]:
+    """Serve a view that reads its body in each attempt, and loses the first; give what the attempts have read.
+
+    :param before: whether the body is read by the view, before the unit begins.
+    """
+    bodies: list[Any] = []
+
+    @transactional(isolation="REPEATABLE READ", retries=2)
+    def write(body: Any) -> str:
+        number = attempts.begin()
+        bodies.append(body if before else read())
+        if number == 1:
+            lose(bench)
+        bench.add("kept")
+        return "value"
+
+    @bench.app.post("/")
+    def view() -> str:
+        return write(read() if before else None)
+
+    return bodies
+
+
+def read_file_and_form() -> tuple[bytes, str]:
+    return request.files["check"].read(), request.form["account"]
+
+
+def read_stream(size: int = -1) -> bytes:
+    return request.stream.read(size)
+
+
+def read_data() -> bytes:
+    return request.get_data()
+
+
+BODY: dict[str, Any] = {"json": {"amount": 5}}
+REPEATABLE = {
+    "json": (lambda: request.json, BODY, {"amount": 5}),
+    "data": (read_data, BODY, b'{"amount": 5}'),
+    "form": (lambda: request.form["amount"], {"data": {"amount": "5"}}, "5"),
+    "values": (lambda: dict(request.values), {"data": {"amount": "5"}}, {"amount": "5"}),
+    "file": (
+        read_file_and_form,
+        {"data": {"check": (io.BytesIO(b"a scan"), "check.png"), "account": "1001"}},
+        (b"a scan", "1001"),
+    ),
+    "nothing": (read_stream, {}, b""),
+    "data, then the stream": (lambda: (request.get_data(), request.stream.read())[0], BODY, b'{"amount": 5}'),
+}
+GONE: dict[str, Callable[[], Any]] = {
+    "the stream": read_stream,
+    "a part of the stream": lambda: read_stream(3),
+    "data that is not kept": lambda: request.get_data(cache=False),
+}
+
+
+@pytest.mark.parametrize("case", REPEATABLE)
+def test_each_attempt_reads_the_same_body(contested: Bench, attempts: Attempts, case: str) -> None:
+    """What Flask keeps is there; uploaded files are read from their beginning again."""
+    read, sent, expected = REPEATABLE[case]
+    if case == "file":
+        sent = {"data": {"check": (io.BytesIO(b"a scan"), "check.png"), "account": "1001"}}
+    bodies = serve(contested, attempts, read)
+
+    assert contested.app.test_client().post("/", **sent).text == "value"
+
+    assert attempts.numbers == [1, 2]
+    assert bodies == [expected, expected]
+    assert contested.committed() == ["contested", "kept"]
+
+
+def test_a_file_is_read_on_from_where_the_unit_met_it(contested: Bench, attempts: Attempts) -> None:
+    """A view that has read the first line before its unit finds the second in each attempt."""
+    bodies: list[bytes] = []
+
+    @transactional(isolation="REPEATABLE READ", retries=2)
+    def write() -> str:
+        number = attempts.begin()
+        bodies.append(request.files["check"].read())
+        if number == 1:
+            lose(contested)
+        return "value"
+
+    @contested.app.post("/")
+    def view() -> str:
+        request.files["check"].readline()
+        return write()
+
+    contested.app.test_client().post("/", data={"check": (io.BytesIO(b"first\nsecond"), "check.csv")})
+
+    assert bodies == [b"second", b"second"]
+
+
+@pytest.mark.parametrize("case", GONE)
+def test_a_stream_that_is_gone_is_an_error_before_the_second_attempt(
+    contested: Bench, attempts: Attempts, case: str
+) -> None:
+    """The client hears it instead of a unit that has worked on half a body; what was lost is its cause."""
+    serve(contested, attempts, GONE[case])
+
+    with pytest.raises(UnitOptionsError, match=r"cannot be tried again: it has read request\.stream") as caught:
+        contested.app.test_client().post("/", **BODY)
+
+    assert isinstance(caught.value.__cause__, sa.exc.OperationalError)
+    assert attempts.numbers == [1]
+    assert attempts.hooks == ["rolled back 1"]
+    assert contested.committed() == ["contested"]
+
+
+@pytest.mark.parametrize("case", GONE)
+def test_a_stream_that_was_read_before_the_unit_is_not_its_business(
+    contested: Bench, attempts: Attempts, case: str
+) -> None:
+    """The unit has been given what it needs."""
+    bodies = serve(contested, attempts, GONE[case], before=True)
+
+    assert contested.app.test_client().post("/", **BODY).text == "value"
+
+    assert attempts.numbers == [1, 2]
+    assert bodies[0] == bodies[1]
