@@ -10,6 +10,7 @@ from flask import Flask
 
 from ._engines import make_engines
 from ._guard import guarded_class, watch_engine
+from ._requests import serve_whole_requests
 from ._rules import RuleBook
 from ._sessions import (
     AdoptedSessions,
@@ -112,6 +113,8 @@ class UnitOfWork:
         app.extensions[STATE_KEY] = AppState(app, settings, RuleBook(settings.rule_modes), engines, self.sessions)
         self.sessions.scopes.serve(app)
         self._take_back_sessions(app)
+        if settings.atomic_requests:
+            serve_whole_requests(app, app.extensions[STATE_KEY])
         app.cli.add_command(db_session_stats)
 
     def _take_back_sessions(self, app: Flask) -> None:

@@ -12,6 +12,7 @@ import math
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from http import HTTPMethod
 from importlib.util import find_spec
 from typing import Any
 
@@ -54,6 +55,7 @@ class Settings:
     :param rule_modes: the mode of each rule that is not always an error.
     :param rollback_on_status: the status from which a returned response rolls back; None for never.
     :param retries: attempts after the first.
+    :param atomic_requests: whether requests are units as a whole, or the HTTP methods of those that are.
     :param max_unit_s: seconds that a unit may take; no bound where rule UOW108 is off.
     :param max_idle_s: seconds that a transaction may wait for the next statement; no bound where rule UOW109 is off.
     """
@@ -63,6 +65,7 @@ class Settings:
     rule_modes: dict[str, str] = field(default_factory=dict)
     rollback_on_status: int | Callable[[int], bool] | None = None
     retries: int = 0
+    atomic_requests: bool | frozenset[str] = False
     max_unit_s: float = math.inf
     max_idle_s: float = math.inf
 
@@ -86,6 +89,7 @@ def read_settings(
         rule_modes=modes,
         rollback_on_status=values.get("UOW_ROLLBACK_ON_STATUS"),
         retries=values.get("UOW_RETRIES", 0),
+        atomic_requests=values.get("UOW_ATOMIC_REQUESTS", False),
         max_unit_s=math.inf if modes["UOW108"] == "off" else values.get("UOW_MAX_UNIT_SECONDS", 5.0),
         max_idle_s=math.inf if modes["UOW109"] == "off" else values.get("UOW_MAX_IDLE_SECONDS", 1.0),
     )
@@ -225,6 +229,17 @@ def _retries(key: str, value: Any) -> int:
     return value
 
 
+def _methods(key: str, value: Any) -> bool | frozenset[str]:
+    if isinstance(value, bool):
+        return value
+    if not isinstance(value, (set, frozenset, list, tuple)):
+        raise wrong(key, value, "expected True, False, or a set of HTTP methods")
+    for method in value:
+        if not isinstance(method, str) or method not in set(HTTPMethod):
+            raise wrong(key, value, f"{method!r} is no HTTP method; they are in upper case")
+    return frozenset(value)
+
+
 def _status(key: str, value: Any) -> int | Callable[[int], bool]:
     if callable(value) and not isinstance(value, type) and not inspect.iscoroutinefunction(value):
         return value  # type: ignore[no-any-return]
@@ -272,10 +287,10 @@ _CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "UOW_RULES": _rule_modes,
     "UOW_ROLLBACK_ON_STATUS": _status,
     "UOW_RETRIES": _retries,
+    "UOW_ATOMIC_REQUESTS": _methods,
     # Switched on, these would promise what this version does not do.
     "UOW_READER_URI": _off,
     "UOW_READ_YOUR_WRITES": _off,
-    "UOW_ATOMIC_REQUESTS": _off,
     "UOW_TWO_PHASE": _off,
     # Checked already, so that a configuration written today stays right; they change no outcome.
     "UOW_RIDE": _boolean,

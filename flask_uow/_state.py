@@ -39,6 +39,7 @@ class AppState:
     :param rules: its rule book.
     :param engines: its engines by name; empty where another library owns them.
     :param sessions: how its sessions are reached.
+    :param dispatches: what serves a whole request as a unit; empty where requests are none.
     :param view_labels: the label of each view that was called, by view, rule and method.
     """
 
@@ -47,6 +48,7 @@ class AppState:
     rules: RuleBook
     engines: dict[str, sa.Engine]
     sessions: Sessions
+    dispatches: tuple[Callable[..., Any], ...] = ()
     view_labels: dict[tuple[object, str, str, str], str | None] = field(default_factory=dict)
 
 

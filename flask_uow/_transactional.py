@@ -17,7 +17,6 @@ from functools import wraps
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, TypeVar, Unpack, cast, overload
 
-from flask import Request, request
 from sqlalchemy import QueuePool
 from sqlalchemy.exc import UnboundExecutionError
 from werkzeug.local import LocalProxy
@@ -30,14 +29,13 @@ from ._retry import delay_s, is_retryable
 from ._sessions import Sessions, current_context, find_context
 from ._state import STATE_KEY, AppState, SessionState, state_of, state_of_app
 from ._units import Unit, connections_held
+from ._views import find_request, status_of_response, view_label
 from .exceptions import NoActiveUnitError, UnitOfWorkError, UnitOptionsError
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
 
 F = TypeVar("F", bound=Callable[..., Any])
-
-_current_request: Callable[[], Request] = request._get_current_object  # type: ignore[attr-defined]
 
 
 class Options(TypedDict, total=False):
@@ -58,6 +56,10 @@ class Options(TypedDict, total=False):
     on_error: Callable[[Exception], Any] | None
     confirm_commit: bool
     label: str | None
+
+
+OPTIONS = "_uow_options"
+"""Where a decorated function has its options."""
 
 
 class Transactional:
@@ -81,7 +83,9 @@ class Transactional:
             return cast(F, type(function)(self(function.__func__)))
         _check_function(function)
         decorate = self._decorate_async if inspect.iscoroutinefunction(function) else self._decorate
-        return cast(F, decorate(function))
+        decorated = decorate(function)
+        setattr(decorated, OPTIONS, self._options)
+        return cast(F, decorated)
 
     def _decorate(self, function: Callable[..., Any]) -> Callable[..., Any]:
         @wraps(function)
@@ -435,54 +439,6 @@ def _check_pool(session: Session) -> None:
                 "a connection of its own would wait for itself.",
                 fix="Nest fewer of them, or raise pool_size or max_overflow in SQLALCHEMY_ENGINE_OPTIONS.",
             )
-
-
-# ---- views
-
-
-def find_request() -> Request | None:
-    """The current request, None outside of one."""
-    try:
-        return _current_request()
-    except RuntimeError:
-        return None
-
-
-def view_label(app_state: AppState, function: Callable[..., Any]) -> str | None:
-    """``POST /accounts/<id>`` if ``function`` is the view of the current request, or its part; else None."""
-    now = find_request()
-    if now is None or now.url_rule is None:
-        return None
-    key = (function, now.url_rule.endpoint, now.url_rule.rule, now.method)
-    if key not in app_state.view_labels:
-        view = app_state.app.view_functions.get(now.url_rule.endpoint)
-        app_state.view_labels[key] = (
-            f"{now.method} {now.url_rule.rule}" if _serves(view, function, now.method) else None
-        )
-    return app_state.view_labels[key]
-
-
-def _serves(view: Any, function: Callable[..., Any], method: str) -> bool:
-    """Whether ``function`` is ``view``, a decorated part of it, or its class's method."""
-    while view is not None:
-        if view is function:
-            return True
-        view_class = getattr(view, "view_class", None)
-        if view_class is not None:
-            names = [method.lower(), "get"] if method == "HEAD" else [method.lower()]
-            if any(_serves(getattr(view_class, name, None), function, method) for name in (*names, "dispatch_request")):
-                return True
-        view = getattr(view, "__wrapped__", None)
-    return False
-
-
-def status_of_response(value: object) -> int:
-    """The HTTP status of what a view returned, before Flask makes a response of it."""
-    if isinstance(value, tuple):
-        if len(value) > 1 and isinstance(value[1], (int, str)):
-            return int(str(value[1]).split()[0])
-        value = value[0] if value else None
-    return int(getattr(value, "status_code", 200))
 
 
 def _check_function(function: object) -> None:

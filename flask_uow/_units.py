@@ -327,6 +327,15 @@ class Unit:
         """Seconds until the deadline, None without one."""
         return None if self.deadline is None else max(self.deadline - time.monotonic(), 0.001)
 
+    def start_over(self) -> None:
+        """Roll back what was done so far, and go on in a transaction of which nothing will be kept either."""
+        owner = self._owner
+        owner._end_strays()
+        owner._is_rollback_only = True
+        owner._undo(None)
+        with self._state.own_call():
+            owner._transaction = self.session.begin(nested=owner.parent is not None)
+
     def owns(self, transaction: SessionTransaction | None) -> bool:
         """Whether ``transaction`` is the one of this unit, or of the unit that it joined."""
         return transaction is not None and self._owner._transaction is transaction

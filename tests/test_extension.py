@@ -422,6 +422,7 @@ def test_a_factory_keeps_its_own_events_and_class(engine: sa.Engine) -> None:
     assert (before, after, late) == (["a"], ["a"], ["a"])
 
 
+@pytest.mark.filterwarnings("ignore:.UOW110.")
 def test_a_factory_serves_its_owner_as_before(engine: sa.Engine, database: Database) -> None:
     """Sessions that the owner makes of it by hand are under no guard, and no context takes them back."""
     factory = orm.sessionmaker(engine)

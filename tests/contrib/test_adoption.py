@@ -165,6 +165,7 @@ def test_writes_that_nobody_commits_are_named_before_the_owner_takes_the_session
     assert owned.checked_out() == 0
 
 
+@pytest.mark.filterwarnings("ignore:.UOW107.")
 def test_the_owner_takes_back_what_a_context_leaves(owned: Owned, without_collector: None) -> None:
     """After each request the connection is in the owner's pool, with and without a unit, and after an error."""
 

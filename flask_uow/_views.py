@@ -1,0 +1,59 @@
+"""What Flask knows of the current request: its view, by what label that goes, and the status of what it returned."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from flask import Request, request
+
+from ._state import AppState
+
+_current_request: Callable[[], Request] = request._get_current_object  # type: ignore[attr-defined]
+
+
+def find_request() -> Request | None:
+    """The current request, None outside of one."""
+    try:
+        return _current_request()
+    except RuntimeError:
+        return None
+
+
+def view_label(app_state: AppState, function: Callable[..., Any]) -> str | None:
+    """``POST /accounts/<id>`` if ``function`` is the current request's view, part of it, or its dispatch; else None."""
+    now = find_request()
+    if now is None or now.url_rule is None:
+        return None
+    key = (function, now.url_rule.endpoint, now.url_rule.rule, now.method)
+    if key not in app_state.view_labels:
+        parts = (*app_state.dispatches, *parts_of_view(app_state, now))
+        is_part = any(part is function for part in parts)
+        app_state.view_labels[key] = f"{now.method} {now.url_rule.rule}" if is_part else None
+    return app_state.view_labels[key]
+
+
+def parts_of_view(app_state: AppState, now: Request) -> Iterator[Any]:
+    """A request's view function, what it decorates, and its class's methods."""
+    if now.url_rule is not None:
+        yield from _parts(app_state.app.view_functions.get(now.url_rule.endpoint), now.method)
+
+
+def _parts(view: Any, method: str) -> Iterator[Any]:
+    while view is not None:
+        yield view
+        view_class = getattr(view, "view_class", None)
+        if view_class is not None:
+            names = [method.lower(), "get"] if method == "HEAD" else [method.lower()]
+            for name in (*names, "dispatch_request"):
+                yield from _parts(getattr(view_class, name, None), method)
+        view = getattr(view, "__wrapped__", None)
+
+
+def status_of_response(value: object) -> int:
+    """The HTTP status of what a view returned, before Flask makes a response of it."""
+    if isinstance(value, tuple):
+        if len(value) > 1 and isinstance(value[1], (int, str)):
+            return int(str(value[1]).split()[0])
+        value = value[0] if value else None
+    return int(getattr(value, "status_code", 200))
