@@ -19,7 +19,7 @@ from ._sessions import (
     Sessions,
     close_scope,
     current_context,
-    report_adopted,
+    release_adopted,
 )
 from ._settings import DEFAULT_BIND, read_settings
 from ._state import STATE_KEY, AppState, state_of_app
@@ -125,8 +125,8 @@ class UnitOfWork:
         def do_teardown_appcontext(*args: Any) -> None:
             context = current_context("The teardown")
             exception = args[-1] if args else None
-            if not self._owns_sessions and not isinstance(exception, BaseException):
-                report_adopted(scopes.of(context))
+            if not self._owns_sessions:
+                release_adopted(scopes.of(context), exception if isinstance(exception, BaseException) else None)
             try:
                 tear_down(*args)
             except BaseException as error:
@@ -188,8 +188,20 @@ def _factory(session_options: dict[str, Any]) -> sessionmaker_type[Session]:
     from sqlalchemy import orm
 
     base = session_options.pop("class_", orm.Session)
+    if not isinstance(base, type) or not issubclass(base, orm.Session):
+        raise ConfigurationError(
+            f"UnitOfWork(session_options={{'class_': {base!r}}}): expected a subclass of sqlalchemy.orm.Session."
+        )
     options = {"expire_on_commit": False} | session_options
-    return orm.sessionmaker(class_=guarded_class(base), **options)
+    factory = orm.sessionmaker(class_=guarded_class(base), **options)
+    try:
+        factory().close()
+    except TypeError as error:
+        raise ConfigurationError(
+            f"UnitOfWork(session_options={session_options!r}): {base.__qualname__} refused it ({error}).",
+            fix="Pass what sqlalchemy.orm.Session takes.",
+        ) from None
+    return factory
 
 
 def _check_arguments(session: object, sessionmaker: object, engine_options: object, session_options: object) -> None:

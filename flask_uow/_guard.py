@@ -14,7 +14,8 @@ from __future__ import annotations
 import threading
 import time
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
@@ -39,7 +40,7 @@ from ._rules import report_now, violation
 from ._state import STATUS_PROBE, Link, SessionState, link_of
 from ._statements import Kind, kind_of
 from ._units import state_that_holds
-from .exceptions import RuleViolationError, UnitFailedError
+from .exceptions import RuleViolationError, UnitFailedError, UnitOptionsError
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session, SessionTransaction
@@ -57,6 +58,7 @@ Execute = Callable[..., None]
 """A dialect's method that sends a statement."""
 
 _USE_FLUSH = "the outermost unit commits. Use session.flush() if you need the primary key now."
+_OF_SAVEPOINTS = ("SAVEPOINT ", "RELEASE ", "ROLLBACK TO ")
 _USE_NESTED = "the unit has begun the transaction. Use session.begin_nested() for a savepoint."
 
 
@@ -129,18 +131,42 @@ class GuardedSession(_Session):
             return
         if state.breach is not None and state.is_guarded:
             raise state.breach
-        state.is_flushing = True
-        try:
+        if state.is_stale:
+            state.expire_unmodified(self)
+        with _flushing(state):
             super().flush(objects)
-        except BaseException as error:
-            state.note_error(error)
-            raise
-        finally:
-            state.is_flushing = False
+
+    def bulk_save_objects(self, *args: Any, **kwargs: Any) -> None:
+        with _flushing(self._uow):
+            super().bulk_save_objects(*args, **kwargs)
+
+    def bulk_insert_mappings(self, *args: Any, **kwargs: Any) -> None:
+        with _flushing(self._uow):
+            super().bulk_insert_mappings(*args, **kwargs)
+
+    def bulk_update_mappings(self, *args: Any, **kwargs: Any) -> None:
+        with _flushing(self._uow):
+            super().bulk_update_mappings(*args, **kwargs)
 
     def _refuse_end(self, code: str, name: str) -> None:
         if self._uow is not None and self._uow.is_guarded:
             raise self._uow.refusal(code, call=f"session.{name}()", noun=name, reason=_USE_FLUSH)
+
+
+@contextmanager
+def _flushing(state: SessionState | None) -> Iterator[None]:
+    """SQLAlchemy sends what waits, and rolls back by itself if that fails."""
+    if state is None or state.is_flushing:
+        yield
+        return
+    state.is_flushing = True
+    try:
+        yield
+    except BaseException as error:
+        state.note_error(error)
+        raise
+    finally:
+        state.is_flushing = False
 
 
 _guarded_classes: weakref.WeakKeyDictionary[type[Session], type[Session]] = weakref.WeakKeyDictionary()
@@ -180,9 +206,11 @@ def _watch_sessions(cls: type[Session]) -> None:
 
 
 def _transaction_created(session: Session, transaction: SessionTransaction) -> None:
-    if transaction.parent is not None:
-        return
     state: SessionState | None = session._uow  # type: ignore[attr-defined]
+    if transaction.parent is not None:
+        if transaction.nested and state is not None:
+            state.wrote_at[transaction] = state.wrote
+        return
     if state is None or state.is_guarded:
         return  # the unit's own transaction was ended by hand, and what is known of that must stay
     if state.inserted:
@@ -191,32 +219,41 @@ def _transaction_created(session: Session, transaction: SessionTransaction) -> N
     if not state.is_own_call:
         state.begin_site = application_site()
     if state.is_own_session and session.identity_map:
-        _expire_unmodified(session)
-
-
-def _expire_unmodified(session: Session) -> None:
-    """A new transaction reads fresh rows; what was changed before it began must not be lost, and stays."""
-    for entity in list(session.identity_map.values()):
-        inspected = sa.inspect(entity)
-        if not inspected.modified:
-            session.expire(entity, inspected.mapper.attrs.keys() & inspected.dict.keys())
+        state.is_stale = True
+        if transaction.origin.name != "AUTOBEGIN":
+            state.expire_unmodified(session)
 
 
 def connection_begun(session: Session, transaction: SessionTransaction, connection: sa.Connection) -> None:
     """A session's transaction takes a connection: know it, and begin as the unit asks."""
     state: SessionState | None = session._uow  # type: ignore[attr-defined]
-    if state is None or transaction.nested:
+    if state is None:
         return
-    link = know_connection(state, connection, was_used=False)
-    if state.unit is None and state.committed_label is not None:
+    if transaction.nested:
+        if state.unit is not None:
+            state.unit.enlist(transaction, connection)
+        return
+    if state.is_stale and not state.is_flushing:
+        state.expire_unmodified(session)
+    link = know_connection(state, connection)
+    if state.unit is not None:
+        _refuse_autocommit(state.unit, connection)
+    elif state.committed_label is not None:
         notice_begin(state)
     if state.is_over:
         _name_leak(session, state)
-    if state.lock is None:
-        _begin(session, link)
-        return
-    with state.lock:
-        _begin(session, link)
+    link.is_lent = not transaction._connections[connection][-1]  # whether SQLAlchemy closes it when it is done
+    _begin(link)
+
+
+def _refuse_autocommit(unit: Unit, connection: sa.Connection) -> None:
+    if connection.get_execution_options().get("isolation_level") == "AUTOCOMMIT":
+        raise UnitOptionsError(
+            f"A connection in AUTOCOMMIT was asked for inside unit of work {unit.label!r}, which could not undo its "
+            "writes.",
+            unit.where,
+            "Use uow.engine.connect() with that option, outside the unit.",
+        )
 
 
 def _name_leak(session: Session, state: SessionState) -> None:
@@ -228,46 +265,52 @@ def _name_leak(session: Session, state: SessionState) -> None:
     report_now(state.app, state.rules, error)
 
 
-def _begin(session: Session, link: Link) -> None:
-    unit, connection = link.state.unit, link.connection
-    if connection.dialect.name == "sqlite":
-        _begin_on_sqlite(link, is_lent=session.bind is connection)
-    elif unit is not None and unit.remaining_s is not None:
-        _limit_statements(connection, unit.remaining_s)
+def _begin(link: Link) -> None:
+    begin = {"sqlite": _begin_on_sqlite, "postgresql": _begin_on_postgresql}.get(link.connection.dialect.name)
+    if begin is None:
+        return
+    if link.state.lock is None:
+        begin(link)
+    else:
+        with link.state.lock:
+            begin(link)
 
 
-def know_connection(state: SessionState, connection: sa.Connection, *, was_used: bool = True) -> Link:
-    """Tie a connection of a session's transaction to the session's state, and watch its engine.
-
-    :param was_used: whether statements may have been sent on it already.
-    """
+def know_connection(state: SessionState, connection: sa.Connection) -> Link:
+    """Tie a connection of a session's transaction to the session's state, and watch its engine."""
     if not hasattr(connection.dialect, STATUS_PROBE):
         watch_engine(connection.engine)
-    link = Link(state, connection, was_used=was_used)
+    link = Link(state, connection)
     state.links.append(link)
     return link
 
 
-def _begin_on_sqlite(link: Link, *, is_lent: bool) -> None:
-    """Send the BEGIN that Python's sqlite3 leaves out.
-
-    :param is_lent: whether the session was given the connection, maybe in a transaction of its lender's.
-    """
+def _begin_on_sqlite(link: Link) -> None:
+    """Send the BEGIN that Python's sqlite3 leaves out."""
     unit, driver = link.state.unit, link.dbapi_connection
-    if is_lent and driver.in_transaction:
-        pass
+    if driver.in_transaction and (link.is_lent or driver.isolation_level is not None):
+        link.is_lent = True  # a transaction of its lender's; an engine's own recipe for BEGIN leaves no isolation level
     elif unit is not None:
         begin_sqlite(driver, for_writing=not unit.read_only)
         if unit.read_only:
             refuse_writes(link.connection, refuse=True)
+            link.refuses_writes = True
     elif driver.isolation_level is not None:  # else the session's owner wants no transaction
         begin_sqlite(driver, for_writing=False)
     link.was_begun = driver.in_transaction
+    link.changes_before = driver.total_changes
 
 
-def _limit_statements(connection: sa.Connection, seconds: float) -> None:
-    if connection.dialect.name == "postgresql":
-        connection.exec_driver_sql(f"SET LOCAL statement_timeout = {max(1, round(seconds * 1000))}")
+def _begin_on_postgresql(link: Link) -> None:
+    """Tell the server what the unit asks of its transaction, and the driver had no way to say."""
+    unit, connection = link.state.unit, link.connection
+    if unit is None:
+        return
+    late_options = unit.late_options(connection)
+    if late_options is not None:
+        connection.exec_driver_sql(late_options)
+    if unit.remaining_s is not None:
+        connection.exec_driver_sql(f"SET LOCAL statement_timeout = {max(1, round(unit.remaining_s * 1000))}")
 
 
 def _about_to_commit(session: Session) -> None:
@@ -301,6 +344,7 @@ def _rolled_back(session: Session, transaction: SessionTransaction) -> None:
     state: SessionState | None = session._uow  # type: ignore[attr-defined]
     if state is not None and transaction.nested:
         state.error = None  # the savepoint's rollback has healed what it broke
+        state.wrote = state.wrote_at.pop(transaction, state.wrote)
 
 
 # ---- what engines tell
@@ -361,6 +405,8 @@ def _watched_rollback(rollback: End) -> End:
         if link is not None and time.monotonic() - link.idle_since > link.state.settings.max_idle_s:
             notice_idle(link, may_raise=False)
         rollback(connection)
+        if link is not None and link.refuses_writes:
+            link.accept_writes()
         if link is None or link.state.is_own_call or link.state.is_flushing or link.state.breach is not None:
             return
         if link.state.unit is not None:
@@ -392,6 +438,8 @@ def _watched_execute(execute: Execute) -> Execute:
                 _run_locked(link, execute, cursor, statement, *rest, **options)
         finally:
             link.idle_since = time.monotonic()
+            if not link.was_begun:
+                link.was_begun = link.status() not in (TransactionStatus.IDLE, TransactionStatus.UNKNOWN)
 
     return do_execute
 
@@ -423,7 +471,6 @@ def _note_statement(statement: str, context: Any) -> Link | None:
         _check_statement(link, state.unit, kind, statement)
     if time.monotonic() - link.idle_since > state.settings.max_idle_s:
         notice_idle(link)
-    link.was_used = True
     if kind is Kind.WRITE:
         state.wrote = True
         if state.unit is None and state.write_site is None:
@@ -453,6 +500,8 @@ def _check_statement(link: Link, unit: Unit, kind: Kind, statement: str) -> None
         ) from link.state.error
     if unit.deadline is not None:
         unit.check_deadline()
+    if unit.parent is not None and not statement.startswith(_OF_SAVEPOINTS):
+        unit.protect(link.connection)
     if kind is not Kind.READ and (kind is not Kind.WRITE or unit.read_only):
         raise _refused_statement(link.state, kind, statement)
 

@@ -29,10 +29,11 @@ class When(Enum):
 class Hooks:
     """The hooks of one savepoint or outermost unit, in the order in which they were added."""
 
-    __slots__ = ("_entries", "is_running")
+    __slots__ = ("_entries", "_passed", "is_running")
 
     def __init__(self) -> None:
         self._entries: list[tuple[When, Hook]] = []
+        self._passed = 0  # how many entries the run before the commit has gone past
         self.is_running = False
 
     def add(self, when: When, function: object) -> None:
@@ -54,10 +55,19 @@ class Hooks:
             if when in (When.AFTER_ROLLBACK, When.AT_END):
                 self._entries.append((When.AT_END, function))
 
-    def run_before_commit(self) -> None:
-        """Run the ``before_commit`` hooks, also those that they add; the first error ends it."""
-        for function in self._due(When.BEFORE_COMMIT):
-            function()
+    def run_before_commit(self) -> bool:
+        """Run the ``before_commit`` hooks that have not run yet, also those that they add; the first error ends it.
+
+        :return: whether there were any.
+        """
+        has_run = False
+        while self._passed < len(self._entries):
+            when, function = self._entries[self._passed]
+            self._passed += 1
+            if when is When.BEFORE_COMMIT:
+                has_run = True
+                function()
+        return has_run
 
     def run_after(self, when: When, app: Flask, label: str) -> list[Exception]:
         """Run what was added for this ending, also what the hooks add; every error is logged, none ends it.

@@ -43,15 +43,21 @@ def notice_commit(session: Session, state: SessionState) -> None:
     """UOW104: a commit by hand, outside a unit, of nothing."""
     if state.wrote or not state.rules.is_on("UOW104") or has_pending(session):
         return
-    if not any(map(_has_written_unseen, state.links)):
+    if not any(map(has_written_unseen, state.links)):
         notice(state, "UOW104")
 
 
-def _has_written_unseen(link: Link) -> bool:
-    """Whether the transaction may have written unseen: before it was met, by a raw cursor, or in a function."""
-    if link.has_past or link.status() is not TransactionStatus.IN_TRANSACTION:
-        return link.has_past
-    return transaction_id(link.connection) is not None
+def has_written_unseen(link: Link) -> bool:
+    """Whether the transaction has written unseen: before it was met, by a raw cursor, or in a function.
+
+    PostgreSQL is asked, a round trip; SQLite's driver counts the rows.
+    """
+    status = link.status()
+    if link.connection.dialect.name == "postgresql" and status is TransactionStatus.IN_TRANSACTION:
+        return transaction_id(link.connection) is not None
+    if link.connection.dialect.name == "sqlite" and not link.has_past and link.dbapi_connection is not None:
+        return bool(link.dbapi_connection.total_changes != link.changes_before)
+    return link.has_past and status is not TransactionStatus.IDLE
 
 
 def notice_merge(session: Session, state: SessionState, entity: object) -> None:

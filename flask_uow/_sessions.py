@@ -424,7 +424,8 @@ def _adopt(scope: Scope, app_state: AppState, session: Session) -> Session:
         scope.adopted.append(weakref.ref(session))
         if session.in_transaction():
             link = know_connection(state, session.connection())
-            link.was_used = link.was_begun = link.status() is not TransactionStatus.IDLE
+            link.has_past = True
+            link.was_begun = link.status() is not TransactionStatus.IDLE
     return session
 
 
@@ -485,11 +486,18 @@ def _close_of_another_thread(session: Session, exception: BaseException | None) 
         state.lock.release()
 
 
-def report_adopted(scope: Scope) -> None:
-    """Report lost writes in another library's sessions, before it takes them back."""
+def release_adopted(scope: Scope, exception: BaseException | None) -> None:
+    """Let another library take back its sessions, whatever unit was left open in them; report lost writes before.
+
+    :param exception: what ended the context; then lost writes are no surprise and UOW103 is not reported.
+    """
     for reference in scope.adopted:
         session = reference()
-        if session is not None:
+        state = state_of(session) if session is not None else None
+        if session is None or state is None:
+            continue
+        state.unit = None
+        if exception is None:
             report_lost_writes(session)
     scope.adopted = []
 

@@ -19,6 +19,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from ._hiding import without_passwords
+from ._options import ISOLATION_LEVELS
 from ._rules import MODES, RULES
 from .exceptions import ConfigurationError
 
@@ -158,9 +159,41 @@ def _options(key: str, value: object) -> dict[str, Any]:
         return {}
     if not isinstance(value, Mapping) or not all(isinstance(name, str) for name in value):
         raise wrong(key, value, "expected a dict of keyword arguments for create_engine")
-    if not isinstance(value.get("connect_args") or {}, Mapping):
-        raise wrong(f"{key}['connect_args']", value["connect_args"], "expected a dict")
+    for name, (expected, is_right) in _ENGINE_OPTIONS.items():
+        if value.get(name) is not None and not is_right(value[name]):
+            raise wrong(f"{key}[{name!r}]", value[name], expected)
+    if value.get("isolation_level") is not None:
+        _check_isolation(key, value["isolation_level"])
     return dict(value)
+
+
+_COUNT = ("expected a whole number", lambda value: type(value) is int)
+_SECONDS = ("expected a number of seconds", lambda value: type(value) in (int, float))
+_ENGINE_OPTIONS: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    # what create_engine takes as it is, and stumbles over at the first connection
+    "connect_args": ("expected a dict", lambda value: isinstance(value, Mapping)),
+    "creator": ("expected a function that returns a connection", callable),
+    "pool_size": _COUNT,
+    "max_overflow": _COUNT,
+    "pool_timeout": _SECONDS,
+    "pool_recycle": _SECONDS,
+}
+
+
+def _check_isolation(key: str, level: object) -> None:
+    """Refuse what no unit could run in.
+
+    :raises ConfigurationError: for ``AUTOCOMMIT``, and for what is no level.
+    """
+    if level == "AUTOCOMMIT":
+        raise wrong(
+            f"{key}['isolation_level']",
+            level,
+            "in AUTOCOMMIT each statement is committed by itself, and no unit could be undone",
+            fix="Drop it, and give the option to single connections: engine.connect().execution_options(...).",
+        )
+    if level not in ISOLATION_LEVELS:
+        raise wrong(f"{key}['isolation_level']", level, "expected one of " + ", ".join(ISOLATION_LEVELS))
 
 
 def _url(key: str, value: object) -> sa.URL:
@@ -201,6 +234,10 @@ def _check_dialect(key: str, url: sa.URL) -> None:
         dialect.import_dbapi()
     except ImportError as error:
         raise wrong(key, url, f"the driver cannot be imported ({error})", fix="Install the driver.") from None
+    try:
+        dialect().create_connect_args(url)
+    except sa.exc.ArgumentError as error:
+        raise wrong(key, url, f"the driver cannot read it ({str(error).splitlines()[0].rstrip('.')})") from None
 
 
 # ---- one check per UOW_ key: what it returns is the value to use

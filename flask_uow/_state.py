@@ -6,6 +6,7 @@ interrupt cut short cannot leave its depth behind for the thread's next request.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import threading
 from collections.abc import Callable
@@ -18,13 +19,14 @@ from flask import Flask
 from . import _fork
 from ._callsite import CallSite
 from ._drivers import TransactionStatus
+from ._engines import refuse_writes
 from ._outcome import LostCommit
 from ._rules import RuleBook, report, violation
 from ._settings import Settings
 from .exceptions import ConfigurationError, RuleViolationError, UnitOfWorkError
 
 if TYPE_CHECKING:
-    from sqlalchemy.orm import Session
+    from sqlalchemy.orm import Session, SessionTransaction
 
     from ._sessions import Sessions
     from ._units import Unit
@@ -85,6 +87,9 @@ class SessionState:
     :param is_own_session: whether this extension made the session, so that it may expire its objects.
     :ivar is_over: whether the context of the session has ended.
     :ivar lock: held while the session's thread talks to the server; None where no other thread takes the session back.
+    :ivar is_stale: whether objects of an earlier transaction are still to be expired.
+    :ivar wrote: whether this transaction has sent something that writes.
+    :ivar wrote_at: whether it had, when each of its savepoints was made.
     :ivar committed_label: the outermost unit that was committed last, None before.
     :ivar inserted: the objects that this transaction has inserted, as SQLAlchemy inspects them.
     :ivar committed: the identity keys of those that earlier transactions have inserted and committed.
@@ -107,6 +112,7 @@ class SessionState:
         "links",
         "lock",
         "is_own_session",
+        "is_stale",
         "rules",
         "lost_commit",
         "sent_commit",
@@ -114,6 +120,7 @@ class SessionState:
         "unit",
         "write_site",
         "wrote",
+        "wrote_at",
     )
 
     def __init__(self, app_state: AppState, *, is_own_session: bool) -> None:
@@ -126,6 +133,7 @@ class SessionState:
         self.is_flushing = False
         self.is_own_session = is_own_session
         self.is_over = False
+        self.is_stale = False
         self.lock: threading.RLock | None = None
         self.leaked: list[Session] = []
         self.committed_label: str | None = None
@@ -139,6 +147,7 @@ class SessionState:
         self.error: BaseException | None = None
         self.breach: RuleViolationError | None = None
         self.wrote = False
+        self.wrote_at: dict[SessionTransaction, bool] = {}
         self.begin_site: CallSite | None = None
         self.write_site: CallSite | None = None
         self.sent_commit = False
@@ -149,7 +158,22 @@ class SessionState:
         if self.links:
             for link in self.links:
                 link.cut()
+                if not link.connection.closed and not link.is_lent:
+                    link.give_back()
             self.links = []
+        if self.wrote_at:
+            self.wrote_at = {}  # its keys know their session
+
+    def expire_unmodified(self, session: Session) -> None:
+        """A new transaction reads fresh rows; what was changed before it began must not be lost, and stays.
+
+        Not where a change is what begins it: a child that is appended begins one before its parent counts as modified.
+        """
+        self.is_stale = False
+        for entity in list(session.identity_map.values()):
+            inspected = sa.inspect(entity)
+            if not inspected.modified:
+                session.expire(entity, inspected.mapper.attrs.keys() & inspected.dict.keys())
 
     def own_call(self) -> OwnCall:
         """Let the session's own methods pass the guard, for a ``with`` block."""
@@ -199,9 +223,7 @@ class SessionState:
         """Whether a COMMIT sent now would not commit what was done: the servers' own word, at no cost."""
         for link in self.links:
             status = link.status()
-            if status is TransactionStatus.IN_ERROR or status is None or link.was_lost:
-                return True
-            if status is TransactionStatus.IDLE and link.was_used:
+            if status is TransactionStatus.IN_ERROR or status is None or link.has_lost_transaction():
                 return True
         return False
 
@@ -210,17 +232,19 @@ class SessionState:
         return any(link.was_lost or link.status() is TransactionStatus.IN_ERROR for link in self.links)
 
     def has_ended_transaction(self) -> bool:
-        """Whether a server is in no transaction although statements were sent: somebody ended it by hand."""
-        return any(link.was_used and link.status() is TransactionStatus.IDLE for link in self.links)
+        """Whether a server is in no transaction although one was begun: somebody ended it by hand."""
+        return any(link.was_begun and link.status() is TransactionStatus.IDLE for link in self.links)
 
 
 class Link:
     """What ties a connection to the session whose transaction it carries.
 
     :ivar was_committed: whether its server has committed.
-    :ivar was_used: whether a statement was sent on it in this transaction.
+    :ivar is_lent: whether the session was given the connection, which is not its own to close.
+    :ivar refuses_writes: whether SQLite was told to refuse writes on it.
+    :ivar changes_before: how many rows it had changed in its life when the transaction began; SQLite counts them.
     :ivar idle_since: when the last statement was answered, in seconds of the monotonic clock; infinite before that.
-    :ivar was_begun: whether it was seen in its transaction when it was met; PostgreSQL begins with a statement.
+    :ivar was_begun: whether its server was seen in the transaction; PostgreSQL begins it with the first statement.
     :ivar was_lost: whether the transaction was seen to have ended unasked.
     :ivar has_past: whether the transaction was open already when it was met, so that it may have written unseen.
     """
@@ -228,24 +252,27 @@ class Link:
     __slots__ = (
         "_pooled",
         "_probe",
+        "changes_before",
         "connection",
         "has_past",
         "idle_since",
+        "is_lent",
+        "refuses_writes",
         "state",
         "was_begun",
         "was_committed",
         "was_lost",
-        "was_used",
     )
 
-    def __init__(self, state: SessionState, connection: sa.Connection, *, was_used: bool) -> None:
+    def __init__(self, state: SessionState, connection: sa.Connection) -> None:
         self.state = state
         self.connection = connection
-        self.was_used = self.has_past = was_used
+        self.has_past = self.is_lent = self.refuses_writes = False
         self.was_begun = self.was_committed = self.was_lost = False
+        self.changes_before = 0
         self.idle_since = math.inf
         self._pooled = connection.connection
-        self._probe: Callable[[Any], TransactionStatus] = connection.dialect._uow_probe  # type: ignore[attr-defined]
+        self._probe: Callable[[Any], TransactionStatus | None] = connection.dialect._uow_probe  # type: ignore[attr-defined]
         connection._uow = self._pooled._uow = self  # type: ignore[attr-defined]
 
     @property
@@ -260,6 +287,16 @@ class Link:
     def cut(self) -> None:
         """Untie the connection."""
         self.connection._uow = self._pooled._uow = None  # type: ignore[attr-defined]
+
+    def give_back(self) -> None:
+        """Close what its session has lost sight of; its driver may refuse, and the pool replaces it."""
+        with contextlib.suppress(Exception):
+            self.connection.close()
+
+    def accept_writes(self) -> None:
+        """Let SQLite take writes again."""
+        self.refuses_writes = False
+        refuse_writes(self.connection, refuse=False)
 
     def has_lost_transaction(self) -> bool:
         """Whether the transaction has ended unasked, so that what follows would be another one.

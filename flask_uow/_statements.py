@@ -43,6 +43,7 @@ _WRITING = frozenset(
     "REFRESH REINDEX IMPORT SECURITY".split()
 )
 _ROUTINES = frozenset(("TRIGGER", "FUNCTION", "PROCEDURE"))  # their bodies may hold semicolons, BEGIN and END
+_BEFORE_WHAT_IS_MADE = frozenset(("OR", "REPLACE", "TEMP", "TEMPORARY", "CONSTRAINT"))
 _CHANGES = frozenset((("INSERT", "INTO"), ("INSERT", "OR"), ("REPLACE", "INTO"), ("MERGE", "INTO"), ("DELETE", "FROM")))
 
 
@@ -55,7 +56,8 @@ def kind_of(statement: str, context: Any) -> Kind:
     if context is not None and context.compiled is not None and not context.is_text:
         if context.isinsert or context.isupdate or context.isdelete:
             return Kind.WRITE
-        return _kept_kind_of_one(statement) if len(statement) <= _LONGEST_KEPT else _kind_of_one(statement)
+        if not context.isddl:  # which holds texts
+            return _kept_kind_of_one(statement) if len(statement) <= _LONGEST_KEPT else _kind_of_one(statement)
     return _kept_kind_of_text(statement) if len(statement) <= _LONGEST_KEPT else _kind_of_text(statement)
 
 
@@ -86,9 +88,15 @@ def _statements(text: str) -> Iterator[list[str]]:
             words = []
             continue
         words.append(token)
-        if token in ("BEGIN", "CASE", "END") and words[0] == "CREATE" and not _ROUTINES.isdisjoint(words[:5]):
+        if token in ("BEGIN", "CASE", "END") and _is_routine(words):
             open_blocks = max(0, open_blocks + (-1 if token == "END" else 1))
     yield words
+
+
+def _is_routine(words: list[str]) -> bool:
+    """Whether a statement makes something that has a body; a table's column may be called ``function``."""
+    made = (word for word in words[1:6] if word not in _BEFORE_WHAT_IS_MADE)
+    return words[0] == "CREATE" and next(made, "") in _ROUTINES
 
 
 def _kind_of_words(words: Iterator[str]) -> Kind:

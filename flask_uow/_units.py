@@ -28,13 +28,12 @@ from enum import Enum
 from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
+from blinker import NamedSignal
 
 from . import _fork, signals
 from ._callsite import CallSite, defined_at
-from ._drivers import TransactionStatus
-from ._engines import refuse_writes
 from ._hooks import Hook, Hooks, When
-from ._notices import notice_length
+from ._notices import has_written_unseen, notice_length
 from ._options import ISOLATION_LEVELS, Relation, UnitOptions
 from ._outcome import LostCommit, Outcome, transaction_id
 from ._state import Link, SessionState, has_pending
@@ -116,6 +115,7 @@ class Unit:
 
     __slots__ = (
         "__weakref__",
+        "_enlisted",
         "_failure",
         "_hooks",
         "_is_in_doubt",
@@ -124,6 +124,7 @@ class Unit:
         "_options",
         "_state",
         "_transaction",
+        "_unended",
         "_around",
         "_began_at",
         "_place",
@@ -166,7 +167,9 @@ class Unit:
         self._place = place
         self._joined: Unit | None = None
         self._transaction: SessionTransaction | None = None
+        self._enlisted: set[sa.Connection] = set()
         self._failure: BaseException | None = None
+        self._unended: UnitFailedError | None = None
         self._is_in_doubt = False
         self._is_rollback_only = False
         self._hooks: Hooks | None = None
@@ -255,6 +258,8 @@ class Unit:
         if session.in_transaction():
             self._transaction = session.get_transaction()
             self.is_repeatable = not (state.wrote or has_pending(session))
+            if state.is_stale:
+                state.expire_unmodified(session)
         else:
             state.is_own_call = True
             try:
@@ -275,7 +280,7 @@ class Unit:
         self._around = _innermost.get(None)
         _innermost.set(self)
         if self._joined is None and signals.unit_began.receivers:
-            signals.unit_began.send(self._state.app, unit=self)
+            self._tell(signals.unit_began)
 
     def _check_options_inside(self, parent: Unit) -> None:
         if parent.read_only and not self.read_only:
@@ -336,6 +341,31 @@ class Unit:
         with self._state.own_call():
             owner._transaction = self.session.begin(nested=owner.parent is not None)
 
+    def late_options(self, connection: sa.Connection) -> str | None:
+        """What gives the unit's options to a second bind's PostgreSQL connection, which began without them."""
+        outermost = self
+        while outermost.parent is not None:
+            outermost = outermost.parent
+        options, given = outermost._options, connection.get_execution_options()
+        if not options.needs_connection or "isolation_level" in given or "postgresql_readonly" in given:
+            return None
+        level = f"ISOLATION LEVEL {options.isolation}" if options.isolation else ""
+        modes = [level, "READ ONLY" if options.read_only else "", "DEFERRABLE" if options.deferrable else ""]
+        return "SET TRANSACTION " + ", ".join(filter(None, modes))
+
+    def enlist(self, savepoint: SessionTransaction, connection: sa.Connection) -> None:
+        """Note that a savepoint was sent on a connection, if it is the unit's."""
+        if self.owns(savepoint):
+            self._owner._enlisted.add(connection)
+
+    def protect(self, connection: sa.Connection) -> None:
+        """Send the unit's savepoint on a connection that was taken before it, and speaks past the session now."""
+        owner = self._owner
+        if owner.parent is not None and connection not in owner._enlisted and not self._state.is_own_call:
+            owner._enlisted.add(connection)
+            if owner._holds_transaction():
+                self.session.connection(bind_arguments={"bind": connection})
+
     def owns(self, transaction: SessionTransaction | None) -> bool:
         """Whether ``transaction`` is the one of this unit, or of the unit that it joined."""
         return transaction is not None and self._owner._transaction is transaction
@@ -350,7 +380,7 @@ class Unit:
         """
         if not self.is_active or self._state.generation != _fork.generation:
             self._hooks = None  # in a forked child, they are the parent's to run
-            return exception
+            return exception or self._failure
         if self._state.unit is not self:
             self._end_strays()
         leaving = exception
@@ -371,8 +401,10 @@ class Unit:
 
     def _carry_out(self, exception: BaseException | None) -> BaseException | None:
         decision = self._decide(exception)
-        if decision is Ending.COMMIT and self._hooks is not None and self._is_outermost:
-            self._hooks.run_before_commit()
+        if decision is Ending.COMMIT and self._is_outermost:
+            self.session.flush()  # what a flush adds may have hooks too
+            while self._hooks is not None and self._hooks.run_before_commit():
+                self.session.flush()
             decision = self._decide(exception)
         if decision is Ending.COMMIT:
             if self._joined is None:
@@ -404,10 +436,20 @@ class Unit:
         return self._joined is None and self.parent is None
 
     def _end_strays(self) -> None:
-        """Undo units inside this one that were begun by hand and never ended."""
+        """Undo units inside this one that have not ended yet: generators that were left, or go on past it.
+
+        What they undo may be this unit's own work, done since they began; then this one has failed.
+        """
         while (stray := self._state.unit) is not None and stray is not self:
-            stray._undo(None)
+            error = self._not_committed(
+                f"unit of work {stray.label!r} inside it had not ended",
+                "End the inner unit first: a generator holds its with block open until it is read to its end.",
+            )
+            if stray._enlisted or stray._joined is not None or has_pending(self.session):
+                self._owner._unended = self._owner._unended or error
+            stray._undo(error)
             stray.is_active = False
+            stray._failure = error
             self._state.unit = stray.parent
 
     def _decide(self, exception: BaseException | None) -> Ending:
@@ -422,6 +464,7 @@ class Unit:
         owner, state = self._joined or self, self._state
         return (
             owner._failure is not None
+            or owner._unended is not None
             or state.breach is not None
             or not self.session.is_active
             or owner._transaction is None
@@ -443,17 +486,21 @@ class Unit:
         if state.breach is not None:
             return state.breach
         failure = self._owner._failure or state.error
+        if self._owner._unended is not None:
+            return self._owner._unended
         if failure is None and (state.has_ended_transaction() or not self._owner._holds_transaction()):
             reason = "its transaction was ended by hand"
         else:
             reason = "an error inside it was swallowed that had taken the transaction with it"
-        error = UnitFailedError(
-            f"Unit of work {self.label!r} was not committed: {reason}.",
-            self.where,
+        error = self._not_committed(
+            reason,
             "Let the exception leave the unit, or put what may fail into a nested unit: with transactional(): ...",
         )
         error.__cause__ = failure
         return error
+
+    def _not_committed(self, reason: str, fix: str) -> UnitFailedError:
+        return UnitFailedError(f"Unit of work {self.label!r} was not committed: {reason}.", self.where, fix)
 
     def _keep(self) -> None:
         """Make the work part of the database, or of what lies around."""
@@ -492,6 +539,14 @@ class Unit:
         elif self._holds_transaction() and self._state.breach is None:
             assert self._transaction is not None
             self._transaction.rollback()
+        else:
+            self._fail_around()
+
+    def _fail_around(self) -> None:
+        """A savepoint that was ended by hand cannot undo what came after it: the unit around it fails too."""
+        assert self.parent is not None
+        around = self.parent._owner
+        around._failure = around._failure or self._failed_error()
 
     def _commit(self) -> None:
         """Send COMMIT.
@@ -512,6 +567,9 @@ class Unit:
                 self._meet_lost_commit(error)
             raise
         except Exception:
+            if state.links and all(link.was_committed for link in state.links):
+                self.was_committed = True  # a listener's error comes too late to undo anything
+                self.session.close()
             raise
         except BaseException:
             self._is_in_doubt = state.sent_commit  # an interrupt says nothing of what the server did
@@ -556,9 +614,16 @@ class Unit:
             self._hand_on_hooks(self.parent._owner, self._hooks)
         if self.was_committed:
             if signals.unit_committed.receivers:
-                signals.unit_committed.send(self._state.app, unit=self)
+                self._tell(signals.unit_committed)
         elif signals.unit_rolled_back.receivers and not self._is_in_doubt:
-            signals.unit_rolled_back.send(self._state.app, unit=self, exception=leaving)
+            self._tell(signals.unit_rolled_back, exception=leaving)
+
+    def _tell(self, signal: NamedSignal, **details: Any) -> None:
+        """Send a signal; a receiver's error is logged, and changes nothing."""
+        try:
+            signal.send(self._state.app, unit=self, **details)
+        except Exception:
+            self._state.app.logger.exception("A receiver of %s failed for unit of work %r.", signal.name, self.label)
 
     def _hand_on_hooks(self, around: Unit, hooks: Hooks) -> None:
         if around._hooks is None:
@@ -593,7 +658,7 @@ def _meet_open_transaction(session: Session, state: SessionState, options: UnitO
     is_sqlite = any(link.connection.dialect.name == "sqlite" for link in state.links)
     if not is_sqlite and not options.needs_connection:
         return
-    has_writes = state.wrote or has_pending(session) or any(map(_may_have_written, state.links))
+    has_writes = state.wrote or has_pending(session) or any(map(has_written_unseen, state.links))
     if options.needs_connection:
         if has_writes:
             raise UnitOptionsError(
@@ -605,16 +670,6 @@ def _meet_open_transaction(session: Session, state: SessionState, options: UnitO
         return
     with state.own_call():
         session.rollback()
-
-
-def _may_have_written(link: Link) -> bool:
-    """Whether the transaction of another library's session holds writes from before it was met."""
-    if not link.has_past:
-        return False
-    status = link.status()
-    if link.connection.dialect.name != "postgresql" or status is not TransactionStatus.IN_TRANSACTION:
-        return status is not TransactionStatus.IDLE
-    return transaction_id(link.connection) is not None
 
 
 def _connect(session: Session, options: UnitOptions) -> None:
@@ -635,8 +690,8 @@ def _connect(session: Session, options: UnitOptions) -> None:
 
 def _lift_read_only(state: SessionState) -> None:
     for link in state.links:
-        if link.connection.dialect.name == "sqlite" and link.status() is not None:
-            refuse_writes(link.connection, refuse=False)
+        if link.refuses_writes and link.status() is not None:
+            link.accept_writes()
 
 
 def discard(links: list[Link]) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from flask import Request, request
+from werkzeug.exceptions import HTTPException
 
 from ._state import AppState
 
@@ -56,4 +57,6 @@ def status_of_response(value: object) -> int:
         if len(value) > 1 and isinstance(value[1], (int, str)):
             return int(str(value[1]).split()[0])
         value = value[0] if value else None
+    if isinstance(value, HTTPException):
+        value = value.get_response()
     return int(getattr(value, "status_code", 200))

@@ -124,14 +124,14 @@ def test_status_asks_nobody(driver: str, connection: Any, postgres: PostgreSQLDa
         run(connection, "SELECT 1")
 
     assert before is IN_TRANSACTION
-    assert probe(connection) is UNKNOWN
+    assert probe(connection) is None
 
 
 def test_status_of_a_closed_connection(driver: str, connection: Any) -> None:
-    """It is unknown, not an error."""
+    """It has none, and that is no error."""
     connection.close()
 
-    assert status_probe(driver)(connection) is UNKNOWN
+    assert status_probe(driver)(connection) is None
 
 
 def test_status_of_sqlite() -> None:

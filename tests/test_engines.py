@@ -252,6 +252,21 @@ def test_a_unit_over_two_databases_is_rolled_back_in_both(
     assert checked_out(bound_app) == 0
 
 
+@pytest.mark.parametrize("database", ["psycopg2", "psycopg"], indirect=True)
+def test_a_second_database_runs_with_the_units_options(bound_app: Flask, uow: UnitOfWork) -> None:
+    """Isolation and read-only are asked of each connection that the unit takes."""
+    second = {"mapper": ByClass}
+    with bound_app.app_context():
+        with transactional(isolation="SERIALIZABLE"):
+            isolation = uow.session.scalar(sa.text("SHOW transaction_isolation"), bind_arguments=second)
+        with transactional(read_only=True):
+            read_only = uow.session.scalar(sa.text("SHOW transaction_read_only"), bind_arguments=second)
+        with transactional():
+            usual = uow.session.scalar(sa.text("SHOW transaction_isolation"), bind_arguments=second)
+
+    assert (isolation, read_only, usual) == ("serializable", "on", "read committed")
+
+
 def test_the_binds_are_asked_for_by_name(bound_app: Flask, uow: UnitOfWork, second_database: Database) -> None:
     """``get_engine`` gives what the session uses for a bind; a text goes to the default one unless it is told."""
     with bound_app.app_context():

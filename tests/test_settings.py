@@ -91,6 +91,41 @@ WRONG: Mapping[str, tuple[Mapping[str, object], str, str]] = {
         "SQLALCHEMY_ENGINE_OPTIONS['connect_args']",
         ' = "password=***": expected a dict.',
     ),
+    "connect_args an empty list": (
+        engine_options({"connect_args": []}),
+        "SQLALCHEMY_ENGINE_OPTIONS['connect_args']",
+        " = []: expected a dict.",
+    ),
+    "creator a number": (
+        engine_options({"creator": 5}),
+        "SQLALCHEMY_ENGINE_OPTIONS['creator']",
+        " = 5: expected a function that returns a connection.",
+    ),
+    "pool_size a text": (
+        engine_options({"pool_size": "5"}),
+        "SQLALCHEMY_ENGINE_OPTIONS['pool_size']",
+        " = '5': expected a whole number.",
+    ),
+    "pool_timeout a text": (
+        engine_options({"pool_timeout": "5s"}),
+        "SQLALCHEMY_ENGINE_OPTIONS['pool_timeout']",
+        " = '5s': expected a number of seconds.",
+    ),
+    "engines that commit by themselves": (
+        engine_options({"isolation_level": "AUTOCOMMIT"}),
+        "SQLALCHEMY_ENGINE_OPTIONS['isolation_level']",
+        " = 'AUTOCOMMIT': in AUTOCOMMIT each statement is committed by itself, and no unit could be undone.",
+    ),
+    "isolation unknown": (
+        engine_options({"isolation_level": "SNAPSHOT"}),
+        "SQLALCHEMY_ENGINE_OPTIONS['isolation_level']",
+        " = 'SNAPSHOT': expected one of READ UNCOMMITTED, READ COMMITTED, REPEATABLE READ, SERIALIZABLE.",
+    ),
+    "a URL that the driver cannot read": (
+        database("sqlite://host/bank.db"),
+        "SQLALCHEMY_DATABASE_URI",
+        " = 'sqlite://host/bank.db': the driver cannot read it (Invalid SQLite URL: sqlite://host/bank.db).",
+    ),
     "binds a text": (binds("sqlite://"), "SQLALCHEMY_BINDS", " = 'sqlite://': expected a dict of name to URL"),
     "binds a list": (
         binds([f"{QUOTED}@host/bank"]),

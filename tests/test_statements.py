@@ -152,6 +152,8 @@ def test_what_stands_before_the_first_word_is_passed_over(text: str, expected: K
         ("CREATE TABLE t (x int); COMMIT", COMMIT),
         ('CREATE TABLE t ("begin" int, "end" int); COMMIT', COMMIT),
         ("CREATE TABLE t (begin int); COMMIT", COMMIT),
+        ("CREATE TEMP TABLE t (function int, begin int); COMMIT", COMMIT),
+        ("CREATE OR REPLACE FUNCTION f() RETURNS int BEGIN ATOMIC SELECT 1; END; COMMIT", COMMIT),
         ("DO $$ BEGIN PERFORM 1; END $$; COMMIT", COMMIT),
         ("ALTER TABLE t ADD y int; ROLLBACK", ROLLBACK),
     ],
@@ -348,6 +350,12 @@ class TestCompiled:
 
         assert "FOR UPDATE" in str(compiled)
         assert kind_of(str(compiled), self._context_of_select()) is READ
+
+    def test_text_of_ddl_is_read_whole(self) -> None:
+        """``DDL`` is compiled, and holds whatever was written into it."""
+        statement = sa.DDL("SELECT 1; COMMIT")  # type: ignore[no-untyped-call]
+
+        assert self._seen(lambda connection: connection.execute(statement)) == [COMMIT]
 
     @staticmethod
     def _seen(send: Callable[[sa.Connection], object]) -> list[Kind]:

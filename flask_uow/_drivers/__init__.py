@@ -13,7 +13,7 @@ from typing import Any
 
 
 class TransactionStatus(IntEnum):
-    """libpq's transaction status of a connection."""
+    """libpq's transaction status of a connection; ``UNKNOWN`` where the driver cannot tell."""
 
     IDLE = 0
     ACTIVE = 1
@@ -25,12 +25,12 @@ class TransactionStatus(IntEnum):
 LIBPQ_DRIVERS = ("psycopg2", "psycopg")
 
 
-def _psycopg2(dbapi_connection: Any) -> TransactionStatus:
-    return _STATUSES[dbapi_connection.get_transaction_status()]
+def _psycopg2(dbapi_connection: Any) -> TransactionStatus | None:
+    return _STATUSES.get(dbapi_connection.get_transaction_status())
 
 
-def _psycopg(dbapi_connection: Any) -> TransactionStatus:
-    return _STATUSES[dbapi_connection.pgconn.transaction_status]
+def _psycopg(dbapi_connection: Any) -> TransactionStatus | None:
+    return _STATUSES.get(dbapi_connection.pgconn.transaction_status)
 
 
 def _pysqlite(dbapi_connection: Any) -> TransactionStatus:
@@ -41,12 +41,18 @@ def _silent(dbapi_connection: Any) -> TransactionStatus:
     return TransactionStatus.UNKNOWN
 
 
-_STATUSES: dict[object, TransactionStatus] = {status.value: status for status in TransactionStatus}
-_PROBES = {"psycopg2": _psycopg2, "psycopg": _psycopg, "pysqlite": _pysqlite}
+_STATUSES: dict[object, TransactionStatus] = {status.value: status for status in list(TransactionStatus)[:-1]}
+_PROBES: dict[str, Callable[[Any], TransactionStatus | None]] = {
+    "psycopg2": _psycopg2,
+    "psycopg": _psycopg,
+    "pysqlite": _pysqlite,
+}
 
 
-def status_probe(driver: str) -> Callable[[Any], TransactionStatus]:
+def status_probe(driver: str) -> Callable[[Any], TransactionStatus | None]:
     """A function of a driver's connection that tells what its server said last, without asking it again.
+
+    It answers None for a connection that the driver knows to be broken.
 
     :param driver: SQLAlchemy's name of the driver, ``dialect.driver``; for one that cannot tell, the answer is always
         ``UNKNOWN``.

@@ -2,7 +2,7 @@
 
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -302,4 +302,22 @@ def test_a_third_partys_commit_becomes_a_flush_where_that_is_wanted(
         assert owned.session().scalars(sa.select(Item.name)).all() == ["a"]
         unit.set_rollback_only()
 
+    assert names(database) == []
+
+
+def test_a_unit_that_a_generator_left_open_ends_with_the_owners_context(owned: Owned, database: Database) -> None:
+    """The owner's teardown is no close by hand inside the unit."""
+
+    def rows() -> Generator[None]:
+        with transactional():
+            owned.session().add(Item(name="left open"))
+            owned.session().flush()
+            yield
+
+    with owned.app.app_context():
+        left = rows()
+        next(left)
+    left.close()
+
+    assert owned.checked_out() == 0
     assert names(database) == []

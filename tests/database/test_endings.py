@@ -319,6 +319,7 @@ ANSWERS: dict[str, tuple[Callable[[], object], int]] = {
     "response in a pair": (lambda: (Response("bad", 500), {"X": "1"}), 500),
     "dict": (lambda: {"fine": 1}, 200),
     "redirect": (lambda: flask.redirect("/"), 302),
+    "exception that is returned": (NotFound, 404),
 }
 
 

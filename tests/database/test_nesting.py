@@ -403,11 +403,24 @@ def test_one_object_serves_nested_blocks(bench: Bench) -> None:
     assert bench.committed() == ["row"]
 
 
-def test_units_that_were_never_ended_are_undone(bench: Bench) -> None:
-    """A block entered by hand inside another and forgotten is no part of it."""
+def test_a_unit_that_was_never_ended_fails_the_one_around_it(bench: Bench) -> None:
+    """What came after it began is undone with it, and may have been the outer unit's: that is said."""
+    with (
+        bench.app.app_context(),
+        pytest.raises(UnitFailedError, match="inside it had not ended"),
+        transactional(),
+    ):
+        bench.add("outer")
+        transactional().__enter__()
+        bench.add("outer or inner")
+
+    assert bench.committed() == []
+
+
+def test_a_unit_that_was_never_ended_and_held_nothing_is_forgotten(bench: Bench) -> None:
+    """There is nothing to lose with it."""
     with bench.app.app_context(), transactional():
         bench.add("outer")
         transactional().__enter__()
-        bench.add("forgotten")
 
     assert bench.committed() == ["outer"]

@@ -1,0 +1,360 @@
+"""What reaches past the session, the guard or the unit: nothing is lost by it in silence, and nothing kept by it."""
+
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+from flask import Flask
+from sqlalchemy import orm
+from sqlalchemy.orm import Session
+
+from flask_uow import UnitOfWork, current_unit, signals, transactional
+from flask_uow.exceptions import RuleViolationError, UnitFailedError, UnitOfWorkError, UnitOptionsError
+from tests.database.conftest import Bench, MakeBench
+from tests.models import Item, checked_out
+
+
+def raw_cursor(bench: Bench) -> Any:
+    """The driver's own cursor on the session's connection."""
+    return bench.session.connection().connection.cursor()
+
+
+def driver(bench: Bench) -> Any:
+    """The driver's own connection."""
+    return bench.session.connection().connection.dbapi_connection
+
+
+on_postgresql = pytest.mark.parametrize("database", ["psycopg2", "psycopg"], indirect=True)
+
+
+# ---- by the driver
+
+
+@on_postgresql
+def test_a_rollback_by_the_driver_is_noticed_by_the_next_statement(bench: Bench) -> None:
+    """What was written before it is lost, so what comes after it is refused."""
+    with bench.app.app_context():
+        with pytest.raises(UnitFailedError, match="transaction has ended"), transactional():
+            bench.add("before")
+            driver(bench).rollback()
+            bench.add("after")
+        with transactional():
+            bench.add("next")
+
+    assert bench.committed() == ["next"]
+
+
+def test_a_rollback_by_the_driver_at_the_end_is_noticed(bench: Bench) -> None:
+    """There is no statement after it, and nothing to commit."""
+    with bench.app.app_context(), pytest.raises(UnitFailedError), transactional():
+        bench.add("before")
+        driver(bench).rollback()
+
+    assert bench.committed() == []
+
+
+@on_postgresql
+def test_a_connection_that_dies_under_a_raw_cursor_fails_the_unit(bench: Bench) -> None:
+    """The driver knows that it is lost: COMMIT was never sent, and nothing of its outcome is in doubt."""
+    with bench.app.app_context(), pytest.raises(UnitFailedError), transactional():
+        bench.add("a")
+        bench.database.kill(bench.session.scalar(sa.text("SELECT pg_backend_pid()")) or 0)
+        with pytest.raises(Exception, match=r"terminat|closed|lost"):
+            raw_cursor(bench).execute("SELECT 1")
+
+    assert bench.committed() == []
+
+
+def test_a_raw_write_before_a_unit_is_adopted(bench: Bench) -> None:
+    """Although no statement of SQLAlchemy's tells of it."""
+    with bench.app.app_context():
+        raw_cursor(bench).execute("INSERT INTO item (name) VALUES ('raw')")
+        with transactional():
+            bench.add("unit")
+
+    assert bench.committed() == ["raw", "unit"]
+
+
+@on_postgresql
+def test_a_raw_write_before_a_unit_of_another_isolation_refuses_it(bench: Bench) -> None:
+    """It cannot be in the unit's transaction, and is not thrown away."""
+    with bench.app.app_context():
+        raw_cursor(bench).execute("INSERT INTO item (name) VALUES ('raw')")
+        with pytest.raises(UnitOptionsError, match="Writes came before"), transactional(isolation="SERIALIZABLE"):
+            pass
+        bench.session.commit()
+
+    assert bench.committed() == ["raw"]
+
+
+@on_postgresql
+def test_a_statement_that_never_left_the_client_ends_nothing(bench: Bench) -> None:
+    """Its parameters could not be sent, so the server never began a transaction that might have been lost."""
+    with bench.app.app_context(), transactional():
+        with pytest.raises(sa.exc.ProgrammingError):
+            bench.session.execute(sa.text("INSERT INTO item (name) VALUES (:name)"), {"name": object()})
+        bench.add("a")
+
+    assert bench.committed() == ["a"]
+
+
+# ---- by a connection that was taken before
+
+
+def test_a_savepoint_holds_what_an_older_connection_object_writes(bench: Bench) -> None:
+    """The connection was taken in the outer unit; its statements in the inner one are the inner one's."""
+    with bench.app.app_context(), transactional():
+        connection = bench.session.connection()
+        connection.execute(sa.insert(Item).values(name="outer"))
+        with pytest.raises(ValueError, match="no"), transactional():
+            connection.execute(sa.insert(Item).values(name="inner"))
+            raise ValueError("no")
+        with transactional():
+            connection.execute(sa.insert(Item).values(name="second inner"))
+
+    assert bench.committed() == ["outer", "second inner"]
+
+
+def test_a_savepoint_that_was_ended_by_hand_fails_the_unit_around(bench: Bench) -> None:
+    """What came after its end cannot be undone alone, so nothing is committed."""
+    with bench.app.app_context(), pytest.raises(UnitFailedError), transactional():
+        bench.add("outer")
+        with pytest.raises(UnitFailedError, match="ended by hand"), transactional():
+            bench.add("inner")
+            savepoint = bench.session.get_nested_transaction()
+            assert savepoint is not None
+            savepoint.rollback()
+            bench.add("after")
+
+    assert bench.committed() == []
+
+
+def test_a_connection_used_as_a_block_leaves_no_read_only_mode_behind(bench: Bench) -> None:
+    """``with session.connection():`` closes it, which a unit refuses; the next unit may write on it."""
+    with (
+        bench.app.app_context(),
+        pytest.raises(RuleViolationError, match="UOW102"),
+        transactional(read_only=True),
+        bench.session.connection() as connection,
+    ):
+        connection.execute(sa.select(Item))
+    with bench.app.app_context(), transactional():
+        bench.add("a")
+
+    assert bench.committed() == ["a"]
+
+
+def test_a_transaction_that_is_closed_past_the_session_gives_its_connection_back(bench: Bench) -> None:
+    """The session loses sight of it, and the pool would lose a place."""
+    with bench.app.app_context(), pytest.raises(UnitOfWorkError), transactional():
+        bench.add("a")
+        transaction = bench.session.get_transaction()
+        assert transaction is not None
+        with pytest.raises(RuleViolationError):
+            transaction.close()
+
+    assert checked_out(bench.app) == 0
+    assert bench.committed() == []
+
+
+def test_a_connection_that_commits_by_itself_is_refused(bench: Bench) -> None:
+    """A unit could not undo what it writes."""
+    options = {"isolation_level": "AUTOCOMMIT"}
+    with bench.app.app_context():
+        with pytest.raises(UnitOptionsError, match="AUTOCOMMIT"), transactional():
+            bench.session.connection(execution_options=options)
+        with bench.uow.engine.connect().execution_options(**options) as connection:
+            connection.execute(sa.insert(Item).values(name="outside"))
+
+    assert bench.committed() == ["outside"]
+
+
+def test_a_lent_connection_stays_in_its_lenders_transaction(bench: Bench) -> None:
+    """A test's fixture has begun on it: the unit is a part of that, and the lender's rollback undoes both."""
+    engine = sa.create_engine(bench.database.url)
+    factory = orm.sessionmaker(binds={}, join_transaction_mode="create_savepoint")
+    with engine.connect() as connection:
+        connection.begin()
+        connection.execute(sa.insert(Item).values(name="fixture"))
+        factory.configure(binds={Item: connection})
+        app = Flask("lent")
+        uow = UnitOfWork(app, sessionmaker=factory)
+        with app.app_context(), transactional():
+            uow.session.add(Item(name="unit"))
+        seen = sorted(connection.scalars(sa.select(Item.name)))
+        connection.rollback()
+    engine.dispose()
+
+    assert seen == ["fixture", "unit"]
+    assert bench.committed() == []
+
+
+# ---- by the session's older ways
+
+
+@pytest.mark.parametrize("way", ["insert", "save", "update"])
+def test_a_bulk_method_that_fails_says_why(bench: Bench, way: str) -> None:
+    """SQLAlchemy rolls back by itself in it; the error is the database's, and the unit has failed by it."""
+    with bench.app.app_context():
+        with pytest.raises(sa.exc.IntegrityError), transactional():
+            bench.add("a", "b")
+            first = bench.session.scalars(sa.select(Item.id).order_by(Item.id)).first()
+            if way == "insert":
+                bench.session.bulk_insert_mappings(Item, [{"name": "a"}])
+            elif way == "save":
+                bench.session.bulk_save_objects([Item(name="a")])
+            else:
+                bench.session.bulk_update_mappings(Item, [{"id": first, "name": "b"}])
+        with transactional():
+            bench.session.bulk_insert_mappings(Item, [{"name": "next"}])
+
+    assert bench.committed() == ["next"]
+
+
+def test_writes_in_a_savepoint_that_was_undone_are_no_lost_writes(bench: Bench) -> None:
+    """Nobody wanted them, so UOW103 does not speak of them."""
+    with warnings.catch_warnings(), bench.app.app_context():
+        warnings.simplefilter("error")
+        savepoint = bench.session.begin_nested()
+        bench.add("undone")
+        savepoint.rollback()
+
+
+# ---- by generators
+
+
+def blocks(bench: Bench, name: str) -> Iterator[None]:
+    """A generator that holds a unit open across its ``yield``."""
+    with transactional():
+        bench.add(f"{name} first")
+        yield
+        bench.add(f"{name} second")
+
+
+def test_generators_that_interleave_their_units_lose_nothing_in_silence(bench: Bench) -> None:
+    """The one that began first ends first, and takes the other's savepoint with it: both are told."""
+    with bench.app.app_context():
+        first, second = blocks(bench, "a"), blocks(bench, "b")
+        next(first)
+        next(second)
+        with pytest.raises(UnitFailedError, match="inside it had not ended"):
+            next(first, None)
+        with pytest.raises(UnitOfWorkError):
+            next(second, None)
+
+    assert bench.committed() == []
+
+
+# ---- by those who listen
+
+
+def boom(*args: object, **details: object) -> None:
+    raise LookupError("the receiver's own")
+
+
+def test_a_receiver_that_raises_changes_no_beginning(bench: Bench) -> None:
+    """It is logged; the unit goes on, and the next one is the outermost again."""
+    with signals.unit_began.connected_to(boom), bench.app.app_context():
+        with transactional():
+            bench.add("a")
+        with transactional() as unit:
+            assert unit.depth == 1
+
+    assert bench.committed() == ["a"]
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_receiver_that_raises_changes_no_end(bench: Bench, fails: bool) -> None:
+    """The hooks of the outcome run, and the error is the application's own."""
+    ran = []
+    with (
+        signals.unit_committed.connected_to(boom),
+        signals.unit_rolled_back.connected_to(boom),
+        bench.app.app_context(),
+    ):
+        try:
+            with transactional() as unit:
+                unit.after_commit(lambda: ran.append("commit"))
+                unit.after_rollback(lambda: ran.append("rollback"))
+                bench.add("a")
+                if fails:
+                    raise ValueError("no")
+        except ValueError:
+            ran.append("raised")
+
+    assert ran == (["rollback", "raised"] if fails else ["commit"])
+
+
+def test_a_listener_that_raises_after_the_commit_cannot_undo_it(bench: Bench) -> None:
+    """The rows are there, so the unit was committed; the error goes on."""
+    ran: list[str] = []
+
+    def listener(session: Session) -> None:
+        raise LookupError("the listener's own")
+
+    with bench.app.app_context():
+        sa.event.listen(bench.session, "after_commit", listener)
+        with pytest.raises(LookupError), transactional() as unit:
+            unit.after_commit(lambda: ran.append("commit"))
+            unit.after_rollback(lambda: ran.append("rollback"))
+            bench.add("a")
+
+    assert bench.committed() == ["a"]
+    assert ran == ["commit"]
+
+
+def test_a_hook_that_the_last_flush_adds_runs(bench: Bench) -> None:
+    """A listener of the mapper adds it while the unit is about to be committed."""
+    ran: list[str] = []
+
+    def listener(*args: object) -> None:
+        current_unit.before_commit(lambda: ran.append("before"))
+
+    sa.event.listen(Item, "after_insert", listener)
+    try:
+        with bench.app.app_context(), transactional():
+            bench.session.add(Item(name="a"))
+    finally:
+        sa.event.remove(Item, "after_insert", listener)
+
+    assert ran == ["before"]
+    assert bench.committed() == ["a"]
+
+
+# ---- objects of an earlier transaction
+
+
+def test_a_child_that_is_appended_after_a_commit_is_kept(make_bench: MakeBench) -> None:
+    """Loading the collection begins the transaction whose objects would be expired, the new child's parent too."""
+
+    class Base(orm.DeclarativeBase):
+        pass
+
+    class Parent(Base):
+        __tablename__ = "parent"
+        id: orm.Mapped[int] = orm.mapped_column(primary_key=True)
+        children: orm.Mapped[list["Child"]] = orm.relationship()
+
+    class Child(Base):
+        __tablename__ = "child"
+        id: orm.Mapped[int] = orm.mapped_column(primary_key=True)
+        parent_id: orm.Mapped[int | None] = orm.mapped_column(sa.ForeignKey("parent.id"))
+
+    Base.registry._class_registry.update(Child=Child)
+    bench = make_bench()
+    with bench.app.app_context():
+        session = bench.session
+        Base.metadata.create_all(session.connection())
+        parent = Parent(children=[Child()])
+        session.add(parent)
+        session.commit()
+        parent.children.append(Child())
+        session.commit()
+        found = session.scalars(sa.select(Child.parent_id)).all()
+        session.rollback()
+    bench.database.execute("DROP TABLE child")
+    bench.database.execute("DROP TABLE parent")
+
+    assert found == [1, 1]
