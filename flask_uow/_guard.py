@@ -16,6 +16,7 @@ import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
@@ -27,8 +28,8 @@ from ._callsite import application_site
 from ._drivers import TransactionStatus, status_probe
 from ._engines import begin_before_statement, begin_sqlite, refuse_writes
 from ._notices import (
+    MAX_INSERTS,
     note_end,
-    note_insert,
     notice,
     notice_begin,
     notice_commit,
@@ -133,8 +134,16 @@ class GuardedSession(_Session):
             raise state.breach
         if state.is_stale:
             state.expire_unmodified(self)
-        with _flushing(state):
+        if self._new and len(state.inserted) < MAX_INSERTS:
+            state.inserted.extend(self._new.values())
+        state.is_flushing = True
+        try:
             super().flush(objects)
+        except BaseException as error:
+            state.note_error(error)
+            raise
+        finally:
+            state.is_flushing = False
 
     def bulk_save_objects(self, *args: Any, **kwargs: Any) -> None:
         with _flushing(self._uow):
@@ -155,7 +164,7 @@ class GuardedSession(_Session):
 
 @contextmanager
 def _flushing(state: SessionState | None) -> Iterator[None]:
-    """SQLAlchemy sends what waits, and rolls back by itself if that fails."""
+    """SQLAlchemy sends many rows, and rolls back by itself if that fails."""
     if state is None or state.is_flushing:
         yield
         return
@@ -202,7 +211,6 @@ def _watch_sessions(cls: type[Session]) -> None:
     event.listen(cls, "after_begin", connection_begun)
     event.listen(cls, "before_commit", _about_to_commit)
     event.listen(cls, "after_soft_rollback", _rolled_back)
-    event.listen(cls, "pending_to_persistent", _inserted)
 
 
 def _transaction_created(session: Session, transaction: SessionTransaction) -> None:
@@ -233,27 +241,17 @@ def connection_begun(session: Session, transaction: SessionTransaction, connecti
         if state.unit is not None:
             state.unit.enlist(transaction, connection)
         return
-    if state.is_stale and not state.is_flushing:
+    if state.is_stale:
         state.expire_unmodified(session)
     link = know_connection(state, connection)
-    if state.unit is not None:
-        _refuse_autocommit(state.unit, connection)
-    elif state.committed_label is not None:
-        notice_begin(state)
-    if state.is_over:
-        _name_leak(session, state)
+    if state.unit is None:
+        _notice_begin(session, state)
     link.is_lent = not transaction._connections[connection][-1]  # whether SQLAlchemy closes it when it is done
-    _begin(link)
-
-
-def _refuse_autocommit(unit: Unit, connection: sa.Connection) -> None:
-    if connection.get_execution_options().get("isolation_level") == "AUTOCOMMIT":
-        raise UnitOptionsError(
-            f"A connection in AUTOCOMMIT was asked for inside unit of work {unit.label!r}, which could not undo its "
-            "writes.",
-            unit.where,
-            "Use uow.engine.connect() with that option, outside the unit.",
-        )
+    if state.lock is None:
+        _begin(link)
+        return
+    with state.lock:
+        _begin(link)
 
 
 def _name_leak(session: Session, state: SessionState) -> None:
@@ -265,15 +263,26 @@ def _name_leak(session: Session, state: SessionState) -> None:
     report_now(state.app, state.rules, error)
 
 
+def _notice_begin(session: Session, state: SessionState) -> None:
+    if state.committed_label is not None:
+        notice_begin(state)
+    if state.is_over:
+        _name_leak(session, state)
+
+
 def _begin(link: Link) -> None:
-    begin = {"sqlite": _begin_on_sqlite, "postgresql": _begin_on_postgresql}.get(link.connection.dialect.name)
-    if begin is None:
-        return
-    if link.state.lock is None:
-        begin(link)
-    else:
-        with link.state.lock:
-            begin(link)
+    name, unit = link.connection.dialect.name, link.state.unit
+    if unit is not None and link.connection.get_execution_options().get("isolation_level") == "AUTOCOMMIT":
+        raise UnitOptionsError(
+            f"A connection in AUTOCOMMIT was asked for inside unit of work {unit.label!r}, which could not undo its "
+            "writes.",
+            unit.where,
+            "Use uow.engine.connect() with that option, outside the unit.",
+        )
+    if name == "sqlite":
+        _begin_on_sqlite(link)
+    elif name == "postgresql" and unit is not None:
+        _set_options(link.connection, unit)
 
 
 def know_connection(state: SessionState, connection: sa.Connection) -> Link:
@@ -301,11 +310,8 @@ def _begin_on_sqlite(link: Link) -> None:
     link.changes_before = driver.total_changes
 
 
-def _begin_on_postgresql(link: Link) -> None:
+def _set_options(connection: sa.Connection, unit: Unit) -> None:
     """Tell the server what the unit asks of its transaction, and the driver had no way to say."""
-    unit, connection = link.state.unit, link.connection
-    if unit is None:
-        return
     late_options = unit.late_options(connection)
     if late_options is not None:
         connection.exec_driver_sql(late_options)
@@ -332,12 +338,6 @@ def _refuse_aborted(session: Session, state: SessionState) -> None:
         str(site) if site else None,
         "Call session.rollback() where the error is caught, or let @transactional do both.",
     ) from state.error
-
-
-def _inserted(session: Session, entity: object) -> None:
-    state: SessionState | None = session._uow  # type: ignore[attr-defined]
-    if state is not None:
-        note_insert(state, entity)
 
 
 def _rolled_back(session: Session, transaction: SessionTransaction) -> None:
@@ -370,33 +370,28 @@ def watch_engine(engine: sa.Engine) -> None:
 def _watched_commit(dialect: sa.Dialect, commit: End, rollback: End) -> End:
     def do_commit(connection: Any) -> None:
         link = link_of(connection)
-        if link is not None and link.state.is_guarded:
-            rollback(connection)  # so that nothing is committed by halves
-            raise _break(link.state, "UOW101", "commit")
         if link is None:
             commit(connection)
             return
-        if time.monotonic() - link.idle_since > link.state.settings.max_idle_s:
+        state = link.state
+        if state.unit is not None and not state.is_own_call:
+            rollback(connection)  # so that nothing is committed by halves
+            raise _break(state, "UOW101", "commit")
+        if time.monotonic() - link.idle_since > state.settings.max_idle_s:
             notice_idle(link)
-        link.state.sent_commit = True
+        state.sent_commit = True
+        run = commit if state.lock is None else partial(_run_locked, link, commit)
         try:
-            _send_commit(link, commit, connection)
+            run(connection)
             link.was_committed = True
         except dialect.loaded_dbapi.Error as error:
             if not dialect.is_disconnect(error, connection.dbapi_connection, None):
                 raise
-            if not link.state.survives_lost_commit(link.connection.engine):
+            if not state.survives_lost_commit(link.connection.engine):
                 raise
             connection.invalidate(error)  # the server has committed, and SQLAlchemy may go on as if it had said so
 
     return do_commit
-
-
-def _send_commit(link: Link, commit: End, connection: Any) -> None:
-    if link.state.lock is None:
-        commit(connection)
-    else:
-        _run_locked(link, commit, connection)
 
 
 def _watched_rollback(rollback: End) -> End:
@@ -492,7 +487,7 @@ def _meet_stranger(connection: sa.Connection) -> None:
 def _check_statement(link: Link, unit: Unit, kind: Kind, statement: str) -> None:
     if link.state.breach is not None:
         raise link.state.breach
-    if link.has_lost_transaction() and not link.state.is_own_call:
+    if link.was_begun and link.has_lost_transaction() and not link.state.is_own_call:
         raise UnitFailedError(
             f"Unit of work {unit.label!r} cannot go on: its transaction has ended, by an error inside it or by hand.",
             unit.where,

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 _OPEN = (TransactionStatus.IN_TRANSACTION, TransactionStatus.IN_ERROR)
 
 MAX_INSERTS = 1000
-"""How many inserted objects one context remembers for UOW106; a longer import is none that deletes what it wrote."""
+"""How many inserted objects are enough for UOW106; a longer import is none that deletes what it wrote."""
 
 
 def notice(state: SessionState, code: str, site: CallSite | None = None, **details: str) -> None:
@@ -68,16 +68,10 @@ def notice_merge(session: Session, state: SessionState, entity: object) -> None:
             notice(state, "UOW105", entity=_shown(inspected))
 
 
-def note_insert(state: SessionState, entity: object) -> None:
-    """Remember an object whose row was inserted, for UOW106."""
-    if len(state.inserted) < MAX_INSERTS:
-        state.inserted.append(sa.inspect(entity))
-
-
 def note_end(state: SessionState) -> None:
     """The transaction before has ended: what it inserted was committed, or is no more."""
     if state.sent_commit:
-        state.committed.update(inspected.key for inspected in state.inserted)
+        state.committed.update(sa.inspect(entity).key for entity in state.inserted)
     state.inserted = []
 
 

@@ -40,7 +40,16 @@ else:
     _AppContext = object
 
 _contexts: ContextVar[AppContext] = app_ctx.__wrapped__  # type: ignore[attr-defined]
-_thread = threading.local()
+
+
+class _Thread(threading.local):
+    """A thread's own mark; its number is reused, this is not."""
+
+    def __init__(self) -> None:
+        self.token = object()
+
+
+_thread = _Thread()
 
 
 class Scope:
@@ -62,7 +71,7 @@ class Scope:
 
     def slot(self) -> list[Session]:
         """The calling thread's sessions."""
-        key = self.home if _get_running_loop() is not None else _this_thread()
+        key = self.home if _get_running_loop() is not None else _thread.token
         slot = self.slots.get(key)
         return self.slots.setdefault(key, []) if slot is None else slot
 
@@ -71,15 +80,6 @@ class Scope:
         slots, self.slots = self.slots, {}
         adopted, self.adopted = self.adopted, []
         return slots, adopted
-
-
-def _this_thread() -> object:
-    """An object that is this thread's alone; a thread's number is reused, this is not."""
-    try:
-        return _thread.token
-    except AttributeError:
-        _thread.token = object()
-        return _thread.token
 
 
 def find_context() -> AppContext | None:
@@ -105,9 +105,9 @@ class NotingContext(_AppContext):
     def push(self) -> None:
         scope: Scope | None = getattr(self, "_uow_scope", None)
         if scope is None:
-            self._uow_scope = Scope(_this_thread())
+            self._uow_scope = Scope(_thread.token)
         else:
-            scope.home = _this_thread()
+            scope.home = _thread.token
             scope.is_over = False  # a client or a stream pushes a context again
         super().push()
 
@@ -154,7 +154,7 @@ class Scopes:
         try:
             return context._uow_scope  # type: ignore[attr-defined,no-any-return]
         except AttributeError:
-            scope = context._uow_scope = Scope(_this_thread())  # type: ignore[attr-defined]
+            scope = context._uow_scope = Scope(_thread.token)  # type: ignore[attr-defined]
             return scope
 
     def abandon(self) -> object:
@@ -444,7 +444,7 @@ def close_scope(scopes: Scopes, context: AppContext, exception: BaseException | 
     scope.is_over = True
     slots, scope.slots = scope.slots, {}
     for thread, slot in list(slots.items()):
-        is_foreign = thread is not scope.home and thread is not _this_thread()
+        is_foreign = thread is not scope.home and thread is not _thread.token
         while slot:
             session = slot.pop()
             if is_foreign:

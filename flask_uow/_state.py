@@ -91,7 +91,7 @@ class SessionState:
     :ivar wrote: whether this transaction has sent something that writes.
     :ivar wrote_at: whether it had, when each of its savepoints was made.
     :ivar committed_label: the outermost unit that was committed last, None before.
-    :ivar inserted: the objects that this transaction has inserted, as SQLAlchemy inspects them.
+    :ivar inserted: the objects that this transaction has inserted, but for those after very many, for UOW106.
     :ivar committed: the identity keys of those that earlier transactions have inserted and committed.
     :ivar leaked: where a session puts itself that goes on after its context, so that a later one takes it back.
     """
@@ -168,7 +168,10 @@ class SessionState:
         """A new transaction reads fresh rows; what was changed before it began must not be lost, and stays.
 
         Not where a change is what begins it: a child that is appended begins one before its parent counts as modified.
+        In a flush, what is sent is what was changed.
         """
+        if self.is_flushing:
+            return
         self.is_stale = False
         for entity in list(session.identity_map.values()):
             inspected = sa.inspect(entity)
@@ -223,7 +226,9 @@ class SessionState:
         """Whether a COMMIT sent now would not commit what was done: the servers' own word, at no cost."""
         for link in self.links:
             status = link.status()
-            if status is TransactionStatus.IN_ERROR or status is None or link.has_lost_transaction():
+            if link.was_lost or status is TransactionStatus.IN_ERROR or status is None:
+                return True
+            if status is TransactionStatus.IDLE and link.has_lost_transaction():
                 return True
         return False
 

@@ -218,7 +218,7 @@ class Boundary:
         self.wait_s: float | None = None
         self._is_committed = False
         session = self._outer = self._sessions.current(context)
-        state = guarded_state(session)
+        state: SessionState = session._uow  # type: ignore[attr-defined]
         active = state.unit
         if active is not None and not active.is_seen_by_task and asyncio._get_running_loop() is not None:
             raise state.refusal(
@@ -301,7 +301,7 @@ class Boundary:
             return
         if self.error is not None and self._may_retry(self.error):
             self._plan_retry(unit, self.error)
-        if self.wait_s is None:
+        if self.wait_s is None and (self.error is not None or unit.has_hooks):
             self._finish(unit)
 
     def _resume(self) -> None:

@@ -53,6 +53,9 @@ _innermost: ContextVar[Unit | None] = ContextVar("innermost")
 """The innermost unit as each task sees it: two tasks that interleave on one session see different ones."""
 
 
+_NONE: frozenset[sa.Connection] = frozenset()
+
+
 def _states_around() -> Iterator[SessionState]:
     """The sessions of the units that are active here, the innermost first; each as often as it has units."""
     unit = _innermost.get(None)
@@ -167,7 +170,7 @@ class Unit:
         self._place = place
         self._joined: Unit | None = None
         self._transaction: SessionTransaction | None = None
-        self._enlisted: set[sa.Connection] = set()
+        self._enlisted: frozenset[sa.Connection] = _NONE
         self._failure: BaseException | None = None
         self._unended: UnitFailedError | None = None
         self._is_in_doubt = False
@@ -356,13 +359,13 @@ class Unit:
     def enlist(self, savepoint: SessionTransaction, connection: sa.Connection) -> None:
         """Note that a savepoint was sent on a connection, if it is the unit's."""
         if self.owns(savepoint):
-            self._owner._enlisted.add(connection)
+            self._owner._enlisted |= {connection}
 
     def protect(self, connection: sa.Connection) -> None:
         """Send the unit's savepoint on a connection that was taken before it, and speaks past the session now."""
         owner = self._owner
         if owner.parent is not None and connection not in owner._enlisted and not self._state.is_own_call:
-            owner._enlisted.add(connection)
+            owner._enlisted |= {connection}
             if owner._holds_transaction():
                 self.session.connection(bind_arguments={"bind": connection})
 
@@ -394,17 +397,14 @@ class Unit:
         finally:
             self._deactivate()
             if self.parent is None and not self.was_committed:
-                self._check_length(may_raise=False)
+                self._notice_length(may_raise=False)
         if self._joined is None:
             self._announce(leaving)
         return leaving
 
     def _carry_out(self, exception: BaseException | None) -> BaseException | None:
         decision = self._decide(exception)
-        if decision is Ending.COMMIT and self._is_outermost:
-            self.session.flush()  # what a flush adds may have hooks too
-            while self._hooks is not None and self._hooks.run_before_commit():
-                self.session.flush()
+        if decision is Ending.COMMIT and self._joined is None and self.parent is None and self._prepare():
             decision = self._decide(exception)
         if decision is Ending.COMMIT:
             if self._joined is None:
@@ -412,7 +412,21 @@ class Unit:
             self.was_committed = True
         return self._failed_error() if decision is Ending.FAIL else exception
 
-    def _check_length(self, *, may_raise: bool) -> None:
+    def _prepare(self) -> bool:
+        """Send what waits, and run the hooks before the commit; what a flush adds may have hooks too.
+
+        :return: whether anything was done, which may have failed the unit.
+        """
+        session, was_idle = self.session, True
+        while True:
+            if not session._is_clean():
+                session.flush()
+                was_idle = False
+            if self._hooks is None or not self._hooks.run_before_commit():
+                return not was_idle
+            was_idle = False
+
+    def _notice_length(self, *, may_raise: bool) -> None:
         seconds = time.monotonic() - self._began_at
         if seconds > self._state.settings.max_unit_s:
             self._began_at = math.inf  # it is noticed once
@@ -430,10 +444,6 @@ class Unit:
     def _owner(self) -> Unit:
         """The savepoint or outermost unit whose fate this one shares: itself, or the one that it joined."""
         return self._joined or self
-
-    @property
-    def _is_outermost(self) -> bool:
-        return self._joined is None and self.parent is None
 
     def _end_strays(self) -> None:
         """Undo units inside this one that have not ended yet: generators that were left, or go on past it.
@@ -507,7 +517,8 @@ class Unit:
         if self.parent is None:
             if self.deadline is not None:
                 self.check_deadline()
-            self._check_length(may_raise=True)
+            if time.monotonic() - self._began_at > self._state.settings.max_unit_s:
+                self._notice_length(may_raise=True)
             self._commit()
             return
         assert self._transaction is not None
@@ -633,6 +644,11 @@ class Unit:
         else:
             around._hooks.take_undone(hooks)
         self._hooks = around._hooks
+
+    @property
+    def has_hooks(self) -> bool:
+        """Whether anything was added that is to run."""
+        return self._hooks is not None
 
     def run_after_hooks(self) -> list[Exception]:
         """Run the hooks of an outermost unit that has ended, when its connection is back in the pool.
