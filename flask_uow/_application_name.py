@@ -43,7 +43,15 @@ def name_prefix(app_name: str) -> str:
 
     :param app_name: the Flask app's name.
     """
-    return f"{PREFIX}:{_UNFIT.sub('?', app_name)[:_MAX_APP_BYTES]}:"
+    return f"{PREFIX}:{as_part(app_name)}:"
+
+
+def as_part(name: str) -> str:
+    """Make one part of a name, as long as an app's may be.
+
+    :param name: any text; what a server could not show becomes ``?``, and so does a colon.
+    """
+    return _UNFIT.sub("?", name)[:_MAX_APP_BYTES]
 
 
 def like_pattern(app_name: str) -> str:

@@ -103,6 +103,7 @@ def db_session_stats(
         sessions, blockers  pid, application_name, worker_pid, user,
                    database, client_address, state, wait_event, query,
                    transaction_age_seconds, state_age_seconds, blocked_by
+        prepared   name, role, age_seconds, bind, decided_by, xid, outcome
         summary    total; states: state, count, longest_seconds
         pools      bind, class_name, process_pid, size, checked_out,
                    checked_in, overflow, max_overflow, timeout_seconds
@@ -165,6 +166,10 @@ def _draw_database(database: stats.DatabaseSnapshot, console: Console) -> None:
         console.print(_text(f"\n{title}", _STYLES.get(group, "")), _session_table(group, sessions), sep="\n")
     if database.blockers:
         console.print(_text("\nnot of this app, but in its way", "bold magenta"), _blocker_table(database.blockers))
+    if database.prepared:
+        console.print(
+            _text(f"\nleft prepared ({len(database.prepared)})", "bold red"), _prepared_table(database.prepared)
+        )
     console.print(_text(f"\npools of this process ({os.getpid()}); other processes have their own", "bold"))
     console.print(_pool_table(database.pools))
     for note in database.notes:
@@ -238,6 +243,16 @@ def _blocker_table(blockers: Iterable[stats.ServerSession]) -> Table:
             _duration(session.transaction_age_seconds),
             _text(f"{session.state}{waiting}: {session.application_name or 'no name'}, role {session.user}"),
         )
+    return table
+
+
+def _prepared_table(prepared: Iterable[stats.PreparedTransaction]) -> Table:
+    table = _table("age", last="what ends it")
+    for each in prepared:
+        what = f"{each.command};  -- {each.decided_by!r} has {each.outcome} it"
+        if each.command is None:
+            what = f"{each.name}: {each.decided_by!r} has not decided ({each.outcome or 'not known'})"
+        table.add_row(_duration(each.age_seconds), _text(what))
     return table
 
 

@@ -192,6 +192,11 @@ def _factory(session_options: dict[str, Any]) -> sessionmaker_type[Session]:
         raise ConfigurationError(
             f"UnitOfWork(session_options={{'class_': {base!r}}}): expected a subclass of sqlalchemy.orm.Session."
         )
+    if session_options.get("twophase"):
+        raise ConfigurationError(
+            "UnitOfWork(session_options={'twophase': True}): the session would prepare where one database is enough.",
+            fix="Set app.config['UOW_TWO_PHASE'] = True.",
+        )
     options = {"expire_on_commit": False} | session_options
     factory = orm.sessionmaker(class_=guarded_class(base), **options)
     try:

@@ -15,8 +15,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from functools import partial
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
@@ -25,6 +24,7 @@ from sqlalchemy.engine import ExceptionContext
 
 from . import _fork, signals
 from ._callsite import application_site
+from ._commit import COMMIT, commit_in_order, in_order, run_locked, send_commit
 from ._drivers import TransactionStatus, status_probe
 from ._engines import begin_before_statement, begin_sqlite, refuse_writes
 from ._notices import (
@@ -40,6 +40,7 @@ from ._notices import (
 from ._rules import report_now, violation
 from ._state import STATUS_PROBE, Link, SessionState, link_of
 from ._statements import Kind, kind_of
+from ._two_phase import commit_by_two_phases
 from ._units import state_that_holds
 from .exceptions import RuleViolationError, UnitFailedError, UnitOptionsError
 
@@ -363,11 +364,12 @@ def watch_engine(engine: sa.Engine) -> None:
     event.listen(engine, "handle_error", _failed)
     for name in ("do_execute", "do_executemany", "do_execute_no_params"):
         setattr(dialect, name, _watched_execute(getattr(dialect, name)))
-    dialect.do_commit = _watched_commit(dialect, dialect.do_commit, dialect.do_rollback)  # type: ignore[method-assign,assignment]
+    setattr(dialect, COMMIT, dialect.do_commit)
+    dialect.do_commit = _watched_commit(dialect.do_commit, dialect.do_rollback)  # type: ignore[method-assign,assignment]
     dialect.do_rollback = _watched_rollback(dialect.do_rollback)  # type: ignore[method-assign,assignment]
 
 
-def _watched_commit(dialect: sa.Dialect, commit: End, rollback: End) -> End:
+def _watched_commit(commit: End, rollback: End) -> End:
     def do_commit(connection: Any) -> None:
         link = link_of(connection)
         if link is None:
@@ -379,19 +381,24 @@ def _watched_commit(dialect: sa.Dialect, commit: End, rollback: End) -> End:
             raise _break(state, "UOW101", "commit")
         if time.monotonic() - link.idle_since > state.settings.max_idle_s:
             notice_idle(link)
-        state.sent_commit = True
-        run = commit if state.lock is None else partial(_run_locked, link, commit)
-        try:
-            run(connection)
-            link.was_committed = True
-        except dialect.loaded_dbapi.Error as error:
-            if not dialect.is_disconnect(error, connection.dbapi_connection, None):
-                raise
-            if not state.survives_lost_commit(link.connection.engine):
-                raise
-            connection.invalidate(error)  # the server has committed, and SQLAlchemy may go on as if it had said so
+        if not link.was_committed:
+            _commit(link)
 
     return do_commit
+
+
+def _commit(link: Link) -> None:
+    """Commit a connection, and with the first of several all of them, in their order."""
+    state = link.state
+    links = in_order(state) if len(state.links) > 1 else []
+    if len(links) < 2 or link not in links:
+        send_commit(link)
+        return
+    with state.lock or nullcontext():
+        if state.settings.two_phase:
+            commit_by_two_phases(state, links)
+        else:
+            commit_in_order(links)
 
 
 def _watched_rollback(rollback: End) -> End:
@@ -430,25 +437,13 @@ def _watched_execute(execute: Execute) -> Execute:
             if link.state.lock is None:
                 execute(cursor, statement, *rest, **options)
             else:
-                _run_locked(link, execute, cursor, statement, *rest, **options)
+                run_locked(link, execute, cursor, statement, *rest, **options)
         finally:
             link.idle_since = time.monotonic()
             if not link.was_begun:
                 link.was_begun = link.status() not in (TransactionStatus.IDLE, TransactionStatus.UNKNOWN)
 
     return do_execute
-
-
-def _run_locked(link: Link, function: Callable[..., object], *arguments: Any, **options: Any) -> None:
-    """Run what speaks to the server while no other thread can take the connection back.
-
-    :raises RuleViolationError: if the connection was taken back before.
-    """
-    assert link.state.lock is not None
-    with link.state.lock:
-        if link.status() is None:
-            raise link.state.refusal("UOW202", what="it was closed with its context, and its thread still used it")
-        function(*arguments, **options)
 
 
 def _note_statement(statement: str, context: Any) -> Link | None:

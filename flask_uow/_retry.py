@@ -10,6 +10,8 @@ import random
 
 from sqlalchemy.exc import DBAPIError
 
+from ._drivers import sqlstate
+
 RETRYABLE_STATES = frozenset({"40001", "40P01"})
 BASE_DELAY_S = 0.02
 MAX_DELAY_S = 1.0
@@ -22,11 +24,6 @@ def is_retryable(error: BaseException) -> bool:
     if sqlstate(error) in RETRYABLE_STATES:
         return True
     return getattr(error.orig, "sqlite_errorname", None) == "SQLITE_BUSY" and error.statement == "BEGIN IMMEDIATE"
-
-
-def sqlstate(error: DBAPIError) -> str | None:
-    """The server's five-letter code: psycopg 3 calls it ``sqlstate``, psycopg2 ``pgcode``."""
-    return getattr(error.orig, "sqlstate", None) or getattr(error.orig, "pgcode", None)
 
 
 def delay_s(attempt: int) -> float:

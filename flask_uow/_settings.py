@@ -57,6 +57,7 @@ class Settings:
     :param rollback_on_status: the status from which a returned response rolls back; None for never.
     :param retries: attempts after the first.
     :param atomic_requests: whether requests are units as a whole, or the HTTP methods of those that are.
+    :param two_phase: whether a unit over several databases is committed in all or none.
     :param max_unit_s: seconds that a unit may take; no bound where rule UOW108 is off.
     :param max_idle_s: seconds that a transaction may wait for the next statement; no bound where rule UOW109 is off.
     """
@@ -67,6 +68,7 @@ class Settings:
     rollback_on_status: int | Callable[[int], bool] | None = None
     retries: int = 0
     atomic_requests: bool | frozenset[str] = False
+    two_phase: bool = False
     max_unit_s: float = math.inf
     max_idle_s: float = math.inf
 
@@ -83,14 +85,16 @@ def read_settings(
     """
     _refuse_unknown(config)
     values = {key: check(key, config[key]) for key, check in _CHECKS.items() if config.get(key) is not None}
+    binds = _binds(config, dict(engine_options or {})) if owns_engines else {}
     modes = values.get("UOW_RULES") or _rule_modes("UOW_RULES", "warn")
     return Settings(
-        binds=_binds(config, dict(engine_options or {})) if owns_engines else {},
+        binds=binds,
         commit_inside_unit=values.get("UOW_COMMIT_INSIDE_UNIT", "error"),
         rule_modes=modes,
         rollback_on_status=values.get("UOW_ROLLBACK_ON_STATUS"),
         retries=values.get("UOW_RETRIES", 0),
         atomic_requests=values.get("UOW_ATOMIC_REQUESTS", False),
+        two_phase=_two_phase(values.get("UOW_TWO_PHASE", False), binds),
         max_unit_s=math.inf if modes["UOW108"] == "off" else values.get("UOW_MAX_UNIT_SECONDS", 5.0),
         max_idle_s=math.inf if modes["UOW109"] == "off" else values.get("UOW_MAX_IDLE_SECONDS", 1.0),
     )
@@ -134,6 +138,18 @@ def _binds(config: Mapping[str, Any], defaults: dict[str, Any]) -> dict[str, Bin
     for name, value in named.items():
         binds[_bind_name(name)] = _bind(f"{BINDS}[{name!r}]", value, defaults)
     return binds
+
+
+def _two_phase(is_wanted: bool, binds: dict[str, Bind]) -> bool:
+    for bind in binds.values():
+        if is_wanted and bind.url.get_backend_name() != "postgresql":
+            raise wrong(
+                "UOW_TWO_PHASE",
+                is_wanted,
+                f"{bind.key} is no PostgreSQL database, which alone can prepare a transaction",
+                fix="Leave the key out.",
+            )
+    return is_wanted
 
 
 def _bind_name(name: object) -> str:
@@ -325,10 +341,10 @@ _CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "UOW_ROLLBACK_ON_STATUS": _status,
     "UOW_RETRIES": _retries,
     "UOW_ATOMIC_REQUESTS": _methods,
+    "UOW_TWO_PHASE": _boolean,
     # Switched on, these would promise what this version does not do.
     "UOW_READER_URI": _off,
     "UOW_READ_YOUR_WRITES": _off,
-    "UOW_TWO_PHASE": _off,
     # Checked already, so that a configuration written today stays right; they change no outcome.
     "UOW_RIDE": _boolean,
     "UOW_LABEL_SERVER": _boolean,

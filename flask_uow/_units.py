@@ -35,11 +35,12 @@ from ._callsite import CallSite, defined_at
 from ._hooks import Hook, Hooks, When
 from ._notices import has_written_unseen, notice_length
 from ._options import ISOLATION_LEVELS, Relation, UnitOptions
-from ._outcome import LostCommit, Outcome, transaction_id
+from ._outcome import LostCommit, Mark, Outcome
 from ._state import Link, SessionState, has_pending
 from .exceptions import (
     CommitOutcomeUnknownError,
     NoActiveUnitError,
+    PartialCommitError,
     UnitFailedError,
     UnitOptionsError,
     UnitTimeoutError,
@@ -568,25 +569,31 @@ class Unit:
         if self.read_only:
             _lift_read_only(state)
         if self._options.confirm_commit:
-            state.lost_commit = LostCommit(self._transaction_ids())
+            state.lost_commit = LostCommit(self._marks())
         state.is_own_call = True
         try:
             self.session.commit()
-        except sa.exc.DBAPIError as error:
-            self.is_repeatable = self.is_repeatable and not any(link.was_committed for link in state.links)
-            if state.sent_commit and error.connection_invalidated:
-                self._meet_lost_commit(error)
-            raise
-        except Exception:
-            if state.links and all(link.was_committed for link in state.links):
-                self.was_committed = True  # a listener's error comes too late to undo anything
-                self.session.close()
-            raise
-        except BaseException:
-            self._is_in_doubt = state.sent_commit  # an interrupt says nothing of what the server did
+        except BaseException as error:
+            self._judge_failed_commit(error)
             raise
         finally:
             state.is_own_call = False
+
+    def _judge_failed_commit(self, error: BaseException) -> None:
+        """Note what is known of the outcome.
+
+        :raises CommitOutcomeUnknownError: in place of an error that tells nothing of it.
+        """
+        state = self._state
+        if isinstance(error, sa.exc.DBAPIError):
+            if state.sent_commit and error.connection_invalidated:
+                self._meet_lost_commit(error)
+        elif isinstance(error, (PartialCommitError, CommitOutcomeUnknownError)) or not isinstance(error, Exception):
+            self._is_in_doubt = state.sent_commit  # an interrupt says nothing of what the server did
+            self.is_repeatable = False
+        elif state.links and all(link.was_committed for link in state.links):
+            self.was_committed = True  # a listener's error comes too late to undo anything
+            self.session.close()
 
     def _meet_lost_commit(self, error: sa.exc.DBAPIError) -> None:
         """A COMMIT lost its connection, and is not known to have happened.
@@ -607,16 +614,15 @@ class Unit:
             lost.xid if lost else None,
         ) from error
 
-    def _transaction_ids(self) -> dict[sa.Engine, str | None]:
-        """The servers' names of what is about to be committed; None for what wrote nothing.
+    def _marks(self) -> dict[sa.Engine, Mark | None]:
+        """By what the servers know what is about to be committed; None for what wrote nothing.
 
         What only read in a unit that might have written is not asked for, and stays in doubt.
         """
-        self.session.flush()
         links = [link for link in self._state.links if link.connection.dialect.name == "postgresql"]
         if self.read_only:
             return {link.connection.engine: None for link in links}
-        return {link.connection.engine: transaction_id(link.connection) for link in links} if self._state.wrote else {}
+        return {link.connection.engine: Mark.of(link.connection) for link in links} if self._state.wrote else {}
 
     # ---- after the end
 

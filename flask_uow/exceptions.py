@@ -11,6 +11,7 @@ __all__ = [
     "CommitOutcomeUnknownError",
     "ConfigurationError",
     "NoActiveUnitError",
+    "PartialCommitError",
     "RuleViolationError",
     "RuleWarning",
     "UnitActiveError",
@@ -75,6 +76,30 @@ class UnitFailedError(UnitOfWorkError):
 
     ``__cause__`` is the error that took the transaction with it, where SQLAlchemy saw that error.
     """
+
+
+class PartialCommitError(UnitFailedError):
+    """A unit over several databases was committed in some of them, and then one failed.
+
+    :param committed: the binds that have committed.
+    :param lost: those in which it was rolled back.
+    :param unknown: those of which nobody could say.
+    """
+
+    def __init__(
+        self,
+        what: str,
+        where: str | None = None,
+        fix: str | None = None,
+        committed: tuple[str, ...] = (),
+        lost: tuple[str, ...] = (),
+        unknown: tuple[str, ...] = (),
+    ) -> None:
+        super().__init__(what, where, fix)
+        self.args = (what, where, fix, committed, lost, unknown)
+        self.committed = committed
+        self.lost = lost
+        self.unknown = unknown
 
 
 class UnitTimeoutError(UnitOfWorkError):

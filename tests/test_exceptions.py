@@ -11,6 +11,7 @@ from flask_uow.exceptions import (
     CommitOutcomeUnknownError,
     ConfigurationError,
     NoActiveUnitError,
+    PartialCommitError,
     RuleViolationError,
     RuleWarning,
     UnitActiveError,
@@ -29,6 +30,7 @@ PLAIN = (
     UnitActiveError,
     UnitOptionsError,
     UnitFailedError,
+    PartialCommitError,
     UnitTimeoutError,
 )
 WITH_CODE = (RuleViolationError, RuleWarning)
@@ -40,6 +42,7 @@ EXAMPLES = (
     CommitOutcomeUnknownError(WHAT, WHERE, FIX, "4711"),
     CommitOutcomeUnknownError(WHAT, fix=FIX, xid="4711"),
     CommitOutcomeUnknownError(WHAT),
+    PartialCommitError(WHAT, WHERE, FIX, ("default",), ("audit",), ("archive",)),
     *(cls("UOW103", WHAT, WHERE, FIX) for cls in WITH_CODE),
     *(cls("UOW103", WHAT, fix=FIX) for cls in WITH_CODE),
     *(cls("UOW103", WHAT) for cls in WITH_CODE),
@@ -59,6 +62,7 @@ def test_hierarchy() -> None:
         "UnitActiveError": {"UnitOfWorkError"},
         "UnitOptionsError": {"UnitOfWorkError"},
         "UnitFailedError": {"UnitOfWorkError"},
+        "PartialCommitError": {"UnitFailedError"},
         "UnitTimeoutError": {"UnitOfWorkError"},
         "CommitOutcomeUnknownError": {"UnitOfWorkError"},
         "RuleViolationError": {"UnitOfWorkError"},

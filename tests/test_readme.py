@@ -49,7 +49,7 @@ OTHER_VALUES: dict[str, object] = {
     "UOW_RULES": "off",
     "UOW_ROLLBACK_ON_STATUS": 400,
     "UOW_RETRIES": 2,
-    "UOW_READER_URI": "sqlite:///reader.sqlite",
+    "UOW_READER_URI": "postgresql://reader/readme",
     "UOW_READ_YOUR_WRITES": "time",
     "UOW_ATOMIC_REQUESTS": True,
     "UOW_TWO_PHASE": True,
@@ -511,7 +511,7 @@ def _relation(propagation: str, active: str | None) -> str:
 
 
 def _settings(**config: object) -> Settings:
-    return read_settings({"SQLALCHEMY_DATABASE_URI": "sqlite:///readme.sqlite", **config}, owns_engines=True)
+    return read_settings({"SQLALCHEMY_DATABASE_URI": "postgresql://host/readme", **config}, owns_engines=True)
 
 
 def _effect(key: str) -> str:

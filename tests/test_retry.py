@@ -10,8 +10,9 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError, IntegrityError, OperationalError
 
+from flask_uow._drivers import sqlstate
 from flask_uow._engines import begin_sqlite
-from flask_uow._retry import BASE_DELAY_S, MAX_DELAY_S, delay_s, is_retryable, sqlstate
+from flask_uow._retry import BASE_DELAY_S, MAX_DELAY_S, delay_s, is_retryable
 from tests.databases import Database
 
 DEADLINE_S = 20.0

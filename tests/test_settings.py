@@ -220,7 +220,12 @@ WRONG: Mapping[str, tuple[Mapping[str, object], str, str]] = {
         "UOW_ATOMIC_REQUESTS",
         " = ['POST', ['GET']]: ['GET'] is no HTTP method",
     ),
-    "two-phase": (key("UOW_TWO_PHASE", 1), "UOW_TWO_PHASE", " = 1: this version cannot do that yet."),
+    "two-phase": (key("UOW_TWO_PHASE", 1), "UOW_TWO_PHASE", " = 1: expected True or False."),
+    "two-phase on SQLite": (
+        key("UOW_TWO_PHASE", True),
+        "UOW_TWO_PHASE",
+        " = True: SQLALCHEMY_DATABASE_URI is no PostgreSQL database, which alone can prepare a transaction.",
+    ),
     "ride a text": (key("UOW_RIDE", "no"), "UOW_RIDE", " = 'no': expected True or False."),
     "label a number": (key("UOW_LABEL_SERVER", 0), "UOW_LABEL_SERVER", " = 0: expected True or False."),
     "unit seconds 0": (

@@ -23,6 +23,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 SETTINGS = {
     "fsync": "off",
@@ -46,12 +47,13 @@ class ServerError(Exception):
 
 
 @contextlib.contextmanager
-def throwaway_server() -> Iterator[str]:
+def throwaway_server(*, standby_of: str = "") -> Iterator[str]:
     """Start a server, yield the URL of its superuser, and end it.
 
+    :param standby_of: the URL of a throwaway server that it is to follow, until it is promoted.
     :raises ServerError: if its programs are missing or do not run.
     """
-    command = [sys.executable, "-I", "-S", __file__, str(_find_programs())]
+    command = [sys.executable, "-I", "-S", __file__, str(_find_programs()), standby_of]
     guardian = subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True
     )
@@ -97,13 +99,13 @@ def _read_answer(line: str) -> str:
 # From here on, what the guardian does.
 
 
-def _guard(programs: Path) -> int:
+def _guard(programs: Path, primary: str) -> int:
     # Blocked until the server runs, so that no signal cuts a start or an ending short.
     signal.pthread_sigmask(signal.SIG_BLOCK, ENDINGS)
     threading.Thread(target=_await_end_of_input, daemon=True).start()
     with tempfile.TemporaryDirectory(prefix="uow-postgresql-") as name:
         try:
-            with _running(programs, Path(name)) as url:
+            with _running(programs, Path(name), primary) as url:
                 _say(url=url)
                 signal.sigwait(ENDINGS)
         except (ServerError, OSError, KeyError) as error:
@@ -122,7 +124,7 @@ def _say(**answer: str) -> None:
 
 
 @contextlib.contextmanager
-def _running(programs: Path, folder: Path) -> Iterator[str]:
+def _running(programs: Path, folder: Path, primary: str) -> Iterator[str]:
     account = _find_account()
     if account:
         programs = _copy_programs(programs, folder)
@@ -134,8 +136,12 @@ def _running(programs: Path, folder: Path) -> Iterator[str]:
         "stdin": subprocess.DEVNULL,
         "start_new_session": True,
     }
-    password = secrets.token_hex(16)
-    _make_cluster(programs, folder, password, how)
+    password = urlsplit(primary).password or secrets.token_hex(16)
+    if primary:
+        options = ["--write-recovery-conf", "--checkpoint=fast", "--no-sync"]
+        _make(programs / "pg_basebackup", [f"--dbname={primary}", f"--pgdata={folder / 'data'}", *options], how)
+    else:
+        _make_cluster(programs, folder, password, how)
     server, port = _start_on_free_port(programs, folder, how)
     try:
         yield f"postgresql://{USER}:{password}@127.0.0.1:{port}/postgres"
@@ -175,17 +181,18 @@ def _make_cluster(programs: Path, folder: Path, password: str, how: dict[str, An
     # One iteration: the password is random, and a test connects often.
     options = ["--auth=scram-sha-256", "--set=scram_iterations=1", "--encoding=UTF8", "--no-locale", "--no-sync"]
     where = [f"--username={USER}", f"--pwfile={password_file}", str(folder / "data")]
+    try:
+        _make(programs / "initdb", [*options, *where], how)
+    finally:
+        password_file.unlink()
+
+
+def _make(program: Path, options: list[str], how: dict[str, Any]) -> None:
     done = subprocess.run(
-        [programs / "initdb", *options, *where],
-        **how,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        check=False,
+        [program, *options], **how, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
     )
-    password_file.unlink()
     if done.returncode:
-        raise ServerError(f"initdb failed:\n{done.stdout.strip()}")
+        raise ServerError(f"{program.name} failed:\n{done.stdout.strip()}")
 
 
 def _start_on_free_port(programs: Path, folder: Path, how: dict[str, Any]) -> tuple[subprocess.Popen[bytes], int]:
@@ -231,4 +238,4 @@ def _stop(server: subprocess.Popen[bytes]) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(_guard(Path(sys.argv[1])))
+    sys.exit(_guard(Path(sys.argv[1]), sys.argv[2]))

@@ -1,6 +1,6 @@
-"""What only the driver knows: the server's transaction status, and whether a pooled connection is still alive.
+"""What only the driver knows: the server's transaction status, an error's code, whether a pooled connection is alive.
 
-Both answers are free: libpq keeps the status of the last reply, and an idle socket that is readable has been closed
+The answers are free: libpq keeps the status of the last reply, and an idle socket that is readable has been closed
 by its server. A driver that this package does not know answers None, and SQLAlchemy's own checks remain.
 """
 
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import select
 from collections.abc import Callable
+from contextlib import closing
 from enum import IntEnum
 from typing import Any
 
@@ -77,3 +78,40 @@ def is_readable_while_idle(dbapi_connection: Any) -> bool:
     poll = select.poll()
     poll.register(file_descriptor, select.POLLIN | select.POLLPRI | getattr(select, "POLLRDHUP", 0))
     return bool(poll.poll(0))
+
+
+def sqlstate(error: BaseException) -> str | None:
+    """The server's five-letter code for an error of a driver, or of SQLAlchemy about one.
+
+    psycopg 3 calls it ``sqlstate``, psycopg2 ``pgcode``.
+    """
+    original = getattr(error, "orig", error)
+    return getattr(original, "sqlstate", None) or getattr(original, "pgcode", None)
+
+
+def run_alone(dbapi_connection: Any, statement: str) -> None:
+    """Run what a server refuses in a transaction, on a connection that is in none.
+
+    :param dbapi_connection: a psycopg2 or psycopg connection.
+    """
+    was_automatic = dbapi_connection.autocommit
+    dbapi_connection.autocommit = True
+    try:
+        with closing(dbapi_connection.cursor()) as cursor:
+            cursor.execute(statement)
+    finally:
+        if not dbapi_connection.closed:
+            dbapi_connection.autocommit = was_automatic
+
+
+def run_after_prepare(driver: str, dbapi_connection: Any, statement: str) -> None:
+    """Run what a server refuses in a transaction, right after PREPARE TRANSACTION has taken that away.
+
+    :param driver: SQLAlchemy's name of the driver.
+    """
+    if driver != "psycopg2":
+        run_alone(dbapi_connection, statement)
+        return
+    with closing(dbapi_connection.cursor()) as cursor:  # for psycopg2 the transaction goes on, so it sends no BEGIN
+        cursor.execute(statement)
+        cursor.execute("BEGIN")  # what it believes, so that its ROLLBACK has something to roll back

@@ -13,15 +13,16 @@ import contextvars
 import dataclasses
 import threading
 import typing as t
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import Future
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from sqlalchemy import Connection, Engine, Row, TextClause, create_engine, text
 
 from .._application_name import is_own_name, like_pattern, name_prefix, worker_pid
+from .._two_phase import PreparedName
 from ._query_line import query_line
-from ._values import DatabaseSnapshot, ServerSession, Summary
+from ._values import DatabaseSnapshot, PreparedTransaction, ServerSession, Summary
 
 READER_NAME = "flask_uow db-session-stats"
 _STATEMENT_TIMEOUT_S = 5.0
@@ -65,6 +66,7 @@ def _ask(database: DatabaseSnapshot, engine: Engine, app_name: str) -> DatabaseS
         connection.execute(_question("limits"), _limits())
         names = {"pattern": like_pattern(app_name), "own_name": own_name, "reader_name": READER_NAME}
         rows = connection.execute(_question("sessions"), names).all()
+        prepared = connection.execute(_question("prepared"), {"pattern": like_pattern(app_name)}).all()
     sessions = tuple(_server_session(row) for row in rows if row.is_own)
     return dataclasses.replace(
         database,
@@ -72,6 +74,7 @@ def _ask(database: DatabaseSnapshot, engine: Engine, app_name: str) -> DatabaseS
         found_by=_found_by(app_name, server),
         sessions=sessions,
         blockers=tuple(_server_session(row) for row in rows if not row.is_own),
+        prepared=tuple(_prepared(prepared)),
         summary=Summary.of(sessions),
         notes=(*database.notes, *_notes(sessions, server)),
     )
@@ -113,6 +116,38 @@ def _server_session(row: Row[t.Any]) -> ServerSession:
         query=None if row.query is None else query_line(row.query),
         blocked_by=tuple(dict.fromkeys(row.blocked_by or ())),
     )
+
+
+def _prepared(rows: Iterable[Row[t.Any]]) -> Iterator[PreparedTransaction]:
+    for row in rows:
+        name = PreparedName.read(row.name)
+        if name is not None:
+            yield PreparedTransaction(
+                name=row.name,
+                role=row.role,
+                age_seconds=_age(row.age_seconds),
+                bind=name.bind,
+                decided_by=name.decider,
+                xid=name.xid,
+            )
+
+
+def outcome_of(engine: Engine, xid: str) -> str | None:
+    """What a server says of a transaction: ``committed``, ``aborted`` or ``in progress``; None if it cannot say.
+
+    :param engine: one of the app's engines; its pool is not touched.
+    :param xid: the transaction's id.
+    """
+
+    def ask() -> str | None:
+        with _own_connection(engine) as connection:
+            connection.execute(_question("limits"), _limits())
+            status: str | None = connection.scalar(_question("outcome"), {"xid": xid})
+            return status
+
+    with suppress(Exception):  # it is said elsewhere that the database cannot be read
+        return _in_time(ask, _DEADLINE_S)
+    return None
 
 
 def _age(seconds: float | None) -> float | None:

@@ -16,10 +16,11 @@ from flask.globals import app_ctx
 from sqlalchemy import URL, Engine
 from sqlalchemy.exc import SQLAlchemyError
 
+from .._application_name import as_part
 from .._hiding import error_line, shown_url
 from ..exceptions import ConfigurationError, UnitOfWorkError
 from ._pools import pool_snapshot
-from ._postgresql import with_sessions
+from ._postgresql import outcome_of, with_sessions
 from ._sqlite import sqlite_database
 from ._values import DatabaseSnapshot, Snapshot
 
@@ -44,8 +45,9 @@ def snapshot(app: Flask | None = None) -> Snapshot:
     is_current = has_app_context() and app_ctx.app is app
     with nullcontext() if is_current else app.app_context():
         engines = _engines(app)
-        databases = tuple(_database(group, app.name) for group in _by_database(engines))
-    return Snapshot(app=app.name, taken_at=datetime.now(UTC), databases=databases)
+        databases = [_database(group, app.name) for group in _by_database(engines)]
+        databases = [_with_outcomes(database, engines) for database in databases]
+    return Snapshot(app=app.name, taken_at=datetime.now(UTC), databases=tuple(databases))
 
 
 def _engines(app: Flask) -> Mapping[str, Engine]:
@@ -90,6 +92,18 @@ def _database(engines: Mapping[str, Engine], app_name: str) -> DatabaseSnapshot:
         return _read(database, engine, app_name)
     except Exception as error:  # noqa: BLE001 (of a driver, a creator or an event of the app's own: reported)
         return dataclasses.replace(database, error=error_line(error, engine.url))
+
+
+def _with_outcomes(database: DatabaseSnapshot, engines: Mapping[str, Engine]) -> DatabaseSnapshot:
+    """Ask for each prepared part the database that decides over it."""
+    by_part = {as_part(bind): engine for bind, engine in engines.items()}
+    prepared = tuple(
+        dataclasses.replace(each, outcome=outcome_of(by_part[each.decided_by], each.xid))
+        if each.decided_by in by_part
+        else each
+        for each in database.prepared
+    )
+    return dataclasses.replace(database, prepared=prepared)
 
 
 def _read(database: DatabaseSnapshot, engine: Engine, app_name: str) -> DatabaseSnapshot:

@@ -91,6 +91,32 @@ class ServerSession:
 
 
 @dataclasses.dataclass(frozen=True)
+class PreparedTransaction:
+    """A part of a unit over several databases that was prepared and has not been ended (``UOW_TWO_PHASE``).
+
+    It is there for some milliseconds of every such unit. One that stays holds its locks until somebody ends it.
+    """
+
+    name: str
+    role: str
+    age_seconds: float | None
+    bind: str
+    decided_by: str
+    """The bind whose commit decides."""
+    xid: str
+    """The id of the transaction there."""
+    outcome: str | None = None
+    """What its server says of that: ``committed``, ``aborted`` or ``in progress``; None if it cannot say."""
+
+    @property
+    def command(self) -> str | None:
+        """What ends it, None as long as nobody knows how."""
+        verb = {"committed": "COMMIT", "aborted": "ROLLBACK"}.get(self.outcome or "")
+        name = self.name.replace("'", "''")
+        return f"{verb} PREPARED '{name}'" if verb else None
+
+
+@dataclasses.dataclass(frozen=True)
 class StateCount:
     """How many sessions are in one group, and for how long at most."""
 
@@ -174,6 +200,8 @@ class DatabaseSnapshot:
     sessions: tuple[ServerSession, ...] = ()
     blockers: tuple[ServerSession, ...] = ()
     """Sessions that are not this app's, but which one of its sessions waits for, directly or not."""
+    prepared: tuple[PreparedTransaction, ...] = ()
+    """What units over several databases have left prepared here."""
     summary: Summary = Summary(0, ())
     """Counts all of the app's sessions, also where :attr:`sessions` is filtered."""
     sqlite: SQLiteDatabase | None = None

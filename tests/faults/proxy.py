@@ -4,8 +4,8 @@ It is this file run as a process of its own: a driver that holds the GIL while i
 answering. It takes orders as lines of JSON on its standard input, answers each on its standard output, and ends when
 the input does.
 
-A request is what the client waits for: a simple query, or messages up to a Sync. Nothing but the COMMITs of the
-clients is ever tampered with.
+A request is what the client waits for: a simple query, or messages up to a Sync. Nothing is tampered with but COMMIT,
+or what a test names in its place.
 """
 
 import asyncio
@@ -26,7 +26,7 @@ REPLY_TIMEOUT_S = 10.0
 ENCRYPTION_REQUESTS = frozenset((80877103, 80877104))
 # Messages of the extended protocol that are nothing before the Sync behind them.
 BATCHED = b"PBDEC"
-COMMIT = re.compile(r"(?:^|;)\s*COMMIT\s*;?\s*$", re.IGNORECASE)
+COMMIT = r"(?:^|;)\s*COMMIT\s*;?\s*$"
 
 
 class Cut(StrEnum):
@@ -48,13 +48,14 @@ class Proxy:
         self._one_at_a_time = threading.Lock()
         self.port = int(self._read()["port"])
 
-    def cut(self, cut: Cut, *, times: int = 1, refuse: bool = False) -> None:
+    def cut(self, cut: Cut, *, times: int = 1, refuse: bool = False, statement: str = COMMIT) -> None:
         """Lose the connection of the next COMMIT.
 
         :param times: how many of the next ones.
+        :param statement: what is lost in its place, as a regular expression.
         :param refuse: whether every connection that comes after the cut is refused, until :meth:`reset`.
         """
-        self._ask(do="cut", where=cut, times=times, refuse=refuse)
+        self._ask(do="cut", where=cut, times=times, refuse=refuse, statement=statement)
 
     def hold(self) -> None:
         """Keep the server's reply to the next COMMIT until :meth:`release`."""
@@ -124,6 +125,7 @@ class _Orders:
 
     def forget(self) -> None:
         self.cuts: list[Cut] = []
+        self.statement = re.compile(COMMIT, re.IGNORECASE)
         self.refuses_after_cut = False
         self.refuses = False
         self.holds = False
@@ -136,6 +138,7 @@ class _Orders:
             case "cut":
                 self.cuts = [Cut(order["where"])] * order["times"]
                 self.refuses_after_cut = order["refuse"]
+                self.statement = re.compile(order["statement"], re.IGNORECASE)
             case "hold":
                 self.holds = True
             case "wait":
@@ -222,7 +225,7 @@ class _Conversation:
             request = self._request(kind, body)
             if request is not None:
                 self._orders.requests.append(request)
-                if COMMIT.search(request) and await self._lose(waiting):
+                if self._orders.statement.search(request) and await self._lose(waiting):
                     return
             self._server.writer.write(waiting)
             await self._server.writer.drain()

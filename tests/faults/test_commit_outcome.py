@@ -2,6 +2,7 @@
 
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from types import FrameType
@@ -11,11 +12,13 @@ import pytest
 import sqlalchemy as sa
 from flask import Flask
 
-from flask_uow import Unit, _outcome, current_unit, signals, transactional
+from flask_uow import Unit, UnitOfWork, _outcome, current_unit, signals, transactional
 from flask_uow.exceptions import CommitOutcomeUnknownError
 from tests.database.conftest import Bench, MakeBench
-from tests.faults.proxy import Cut, Proxy
-from tests.models import Item
+from tests.databases import Database, PostgreSQLDatabase
+from tests.faults.proxy import LISTEN, Cut, Proxy, run_proxy
+from tests.models import Item, make_app, names
+from tests.throwaway_server import throwaway_server
 
 pytestmark = pytest.mark.parametrize("database", ["psycopg2", "psycopg"], indirect=True)
 
@@ -325,11 +328,11 @@ def test_a_server_that_comes_back_in_time_is_heard(
     asked: list[str] = []
     ask = _outcome._ask
 
-    def ask_and_come_back(engine: sa.Engine, xid: str) -> _outcome.Outcome:
-        asked.append(xid)
+    def ask_and_come_back(engine: sa.Engine, mark: _outcome.Mark) -> _outcome.Outcome:
+        asked.append(mark.xid)
         if len(asked) == 3:
             proxy.reset()
-        return ask(engine, xid)
+        return ask(engine, mark)
 
     monkeypatch.setattr(_outcome, "_ask", ask_and_come_back)
     proxy.cut(Cut.REPLY, refuse=True)
@@ -338,6 +341,47 @@ def test_a_server_that_comes_back_in_time_is_heard(
 
     assert len(asked) == 3
     assert proxied_bench.committed() == ["written"]
+
+
+@pytest.mark.usefixtures("soon_given_up")
+def test_a_standby_that_was_promoted_since_is_not_believed(database: Database) -> None:
+    """It has never heard of the transaction, and has given its id to one of its own, which it committed."""
+    with throwaway_server() as primary, throwaway_server(standby_of=primary) as standby, ExitStack() as ending:
+        first, second = sa.make_url(primary), sa.make_url(standby)
+        proxy = ending.enter_context(run_proxy(str(first.host), int(first.port or 0)))
+        hosts = (f"{LISTEN}:{proxy.port}", f"{LISTEN}:{second.port}")
+        url = first.set(host="", port=None, drivername=f"postgresql+{database.backend}")
+        url = url.update_query_dict({"host": hosts, "target_session_attrs": "read-write"})
+        on_primary = PostgreSQLDatabase(first, database.backend)
+        on_standby = PostgreSQLDatabase(second, database.backend)
+        bench = Bench(app := make_app(on_primary, uow := UnitOfWork(), SQLALCHEMY_DATABASE_URI=url), uow, on_primary)
+        _await(lambda: on_standby.rows("SELECT to_regclass('item') IS NOT NULL") == [(True,)])
+
+        with app.app_context(), pytest.raises(CommitOutcomeUnknownError) as caught, transactional(confirm_commit=True):
+            bench.add("written")
+            ((xid,),) = bench.session.execute(sa.text("SELECT pg_current_xact_id()::text::bigint")).all()
+            on_standby.execute("ALTER SYSTEM SET primary_conninfo = ''")
+            on_standby.execute("SELECT pg_reload_conf()")
+            _await(lambda: not on_standby.rows("SELECT FROM pg_stat_wal_receiver"))
+            on_standby.execute("SELECT pg_promote()")
+            while on_standby.rows("SELECT pg_current_xact_id()::text::bigint")[0][0] < xid:
+                pass
+            proxy.cut(Cut.AFTER, refuse=True)
+
+        assert caught.value.xid == str(xid)
+        assert bench.committed() == ["written"]
+        assert on_standby.rows(f"SELECT pg_xact_status('{xid}')") == [("committed",)]
+        assert names(on_standby) == []
+        with app.app_context():
+            uow.engine.dispose()
+
+
+def _await(question: Callable[[], bool]) -> None:
+    """Ask again and again until the answer is yes."""
+    end = time.monotonic() + DEADLINE_S
+    while not question():
+        assert time.monotonic() < end
+        time.sleep(0.01)
 
 
 def test_an_outcome_that_is_unknown_is_an_error_to_answer(proxied_bench: Bench, proxy: Proxy, heard: Heard) -> None:
