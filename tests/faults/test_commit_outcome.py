@@ -349,7 +349,7 @@ def test_a_standby_that_was_promoted_since_is_not_believed(database: Database) -
     with throwaway_server() as primary, throwaway_server(standby_of=primary) as standby, ExitStack() as ending:
         first, second = sa.make_url(primary), sa.make_url(standby)
         proxy = ending.enter_context(run_proxy(str(first.host), int(first.port or 0)))
-        hosts = (f"{LISTEN}:{proxy.port}", f"{LISTEN}:{second.port}")
+        hosts = (f"{LISTEN}:{second.port}", f"{LISTEN}:{proxy.port}")  # the first one that takes writes
         url = first.set(host="", port=None, drivername=f"postgresql+{database.backend}")
         url = url.update_query_dict({"host": hosts, "target_session_attrs": "read-write"})
         on_primary = PostgreSQLDatabase(first, database.backend)
@@ -366,7 +366,7 @@ def test_a_standby_that_was_promoted_since_is_not_believed(database: Database) -
             on_standby.execute("SELECT pg_promote()")
             while on_standby.rows("SELECT pg_current_xact_id()::text::bigint")[0][0] < xid:
                 pass
-            proxy.cut(Cut.AFTER, refuse=True)
+            proxy.cut(Cut.AFTER)
 
         assert caught.value.xid == str(xid)
         assert bench.committed() == ["written"]
