@@ -11,6 +11,7 @@ Rules UOW101, UOW102 and UOW111 (SIP-99B: the unit of work alone commits).
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 import weakref
@@ -25,8 +26,9 @@ from sqlalchemy.engine import ExceptionContext
 from . import _fork, signals
 from ._callsite import application_site
 from ._commit import COMMIT, commit_in_order, in_order, run_locked, send_commit
-from ._drivers import TransactionStatus, status_probe
+from ._drivers import TransactionStatus, sqlstate, status_probe
 from ._engines import begin_before_statement, begin_sqlite, refuse_writes
+from ._gevent import warn_of_what_blocks
 from ._notices import (
     MAX_INSERTS,
     note_end,
@@ -58,6 +60,14 @@ End = Callable[[Any], None]
 
 Execute = Callable[..., None]
 """A dialect's method that sends a statement."""
+
+_QUERY_CANCELED = "57014"
+_LIMIT = sa.text(
+    "SELECT set_config(name, CAST(CAST(least("
+    "nullif(extract(epoch FROM CAST(current_setting(name) AS interval)) * 1000, 0), :ms) AS bigint) AS text), true) "
+    "FROM (VALUES ('statement_timeout'), ('idle_in_transaction_session_timeout')) AS limits (name)"
+)
+"""Limits the rest of a transaction, unless its role or database has a lower limit already."""
 
 _USE_FLUSH = "the outermost unit commits. Use session.flush() if you need the primary key now."
 _OF_SAVEPOINTS = ("SAVEPOINT ", "RELEASE ", "ROLLBACK TO ")
@@ -317,7 +327,7 @@ def _set_options(connection: sa.Connection, unit: Unit) -> None:
     if late_options is not None:
         connection.exec_driver_sql(late_options)
     if unit.remaining_s is not None:
-        connection.exec_driver_sql(f"SET LOCAL statement_timeout = {max(1, round(unit.remaining_s * 1000))}")
+        connection.execute(_LIMIT, {"ms": math.ceil(unit.remaining_s * 1000)})
 
 
 def _about_to_commit(session: Session) -> None:
@@ -361,6 +371,7 @@ def watch_engine(engine: sa.Engine) -> None:
     if hasattr(dialect, STATUS_PROBE):
         return
     setattr(dialect, STATUS_PROBE, status_probe(dialect.driver))
+    warn_of_what_blocks(dialect.driver)
     event.listen(engine, "handle_error", _failed)
     for name in ("do_execute", "do_executemany", "do_execute_no_params"):
         setattr(dialect, name, _watched_execute(getattr(dialect, name)))
@@ -511,3 +522,6 @@ def _failed(context: ExceptionContext) -> None:
     link.state.check_process()
     if context.is_disconnect or link.has_lost_transaction() or link.status() is TransactionStatus.IN_ERROR:
         link.state.note_error(context.sqlalchemy_exception or context.original_exception)
+    unit = link.state.unit
+    if unit is not None and unit.deadline is not None and sqlstate(context.original_exception) == _QUERY_CANCELED:
+        unit.check_deadline()  # the server has ended the statement for it

@@ -17,6 +17,7 @@ LAYERS = (
     "_callsite",
     "_application_name",
     "_fork",
+    "_gevent",
     "_statements",
     "_rules",
     "_hiding",

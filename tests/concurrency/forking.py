@@ -7,6 +7,7 @@ children's exit statuses as JSON; what the parent has committed is in the databa
 import contextlib
 import gc
 import json
+import multiprocessing
 import os
 import sys
 import traceback
@@ -155,6 +156,19 @@ def in_a_block(name: str, part: ChildsPart) -> int:
     return status
 
 
+def in_a_unit_by_multiprocessing(name: str, part: ChildsPart) -> int:
+    """Let ``multiprocessing`` fork inside a unit; its child leaves past the finalizers."""
+    with transactional() as unit:
+        parents_backends.add(unit.session.scalar(BACKEND))
+        unit.session.add(Item(name=name))
+        unit.session.flush()
+        process = multiprocessing.get_context("fork").Process(target=part, args=(unit.session,))
+        process.start()
+        process.join()
+        assert process.exitcode is not None
+        return process.exitcode
+
+
 def with_a_connection(name: str, part: ChildsPart) -> int:
     """Fork with a connection of the engine checked out by hand, and a session that has nothing to do with it."""
     with uow.engine.begin() as connection:
@@ -165,7 +179,8 @@ def with_a_connection(name: str, part: ChildsPart) -> int:
 
 
 PLACES: dict[str, Callable[[str, ChildsPart], int]] = {
-    place.__name__: place for place in (in_a_unit, in_a_savepoint, in_a_block, with_a_connection)
+    place.__name__: place
+    for place in (in_a_unit, in_a_unit_by_multiprocessing, in_a_savepoint, in_a_block, with_a_connection)
 }
 
 

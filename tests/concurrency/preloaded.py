@@ -4,7 +4,7 @@ import os
 from typing import Any
 
 import sqlalchemy as sa
-from flask import Flask
+from flask import Flask, request
 
 from flask_uow import UnitOfWork, transactional
 from tests.models import Item
@@ -24,6 +24,7 @@ masters_backend = uow.session.scalar(BACKEND)
 @app.get("/<name>")
 @transactional
 def view(name: str) -> dict[str, Any]:
-    """Add a row, and say who did it where."""
+    """Add a row, wait as long as is asked for, and say who did it where."""
     uow.session.add(Item(name=name))
+    uow.session.execute(sa.text("SELECT pg_sleep(:nap)"), {"nap": request.args.get("nap", 0.0, float)})
     return {"worker": os.getpid(), "backend": uow.session.scalar(BACKEND), "master": masters_backend}

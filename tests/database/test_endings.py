@@ -1,6 +1,7 @@
 """How a unit ends: contract by contract, read on a second connection, on every database."""
 
 import itertools
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -739,15 +740,47 @@ def test_a_deadline_is_checked_before_each_statement(bench: Bench) -> None:
     assert bench.committed() == ["next"]
 
 
+on_postgresql = pytest.mark.parametrize("database", ["psycopg2", "psycopg"], indirect=True)
+
+
+@on_postgresql
 def test_a_deadline_ends_a_statement_on_the_server(bench: Bench) -> None:
     """PostgreSQL cancels what runs too long, and the next unit has no limit."""
-    if not bench.database.is_postgresql:
-        return  # no server that could cancel a statement
     with bench.app.app_context():
-        with pytest.raises(sa.exc.OperationalError, match="statement timeout"), transactional(timeout=0.2):
+        with pytest.raises(UnitTimeoutError, match="deadline") as caught, transactional(timeout=0.2):
             bench.run_sql("SELECT pg_sleep(20)")
         with transactional():
             assert bench.session.scalar(sa.text("SHOW statement_timeout")) == "0"
+            assert bench.session.scalar(sa.text("SHOW idle_in_transaction_session_timeout")) == "0"
+
+    assert "statement timeout" in str(caught.value.__cause__)
+
+
+@on_postgresql
+def test_a_deadline_loosens_no_limit_that_is_there(bench: Bench) -> None:
+    """A role's own limit stays where it is lower, and its error is the database's."""
+    with bench.app.app_context():
+        with transactional():
+            bench.run_sql("SET SESSION statement_timeout = '50ms'")
+        with pytest.raises(sa.exc.OperationalError, match="statement timeout"), transactional(timeout=60):
+            assert bench.session.scalar(sa.text("SHOW statement_timeout")) == "50ms"
+            assert bench.session.scalar(sa.text("SHOW idle_in_transaction_session_timeout")) == "1min"
+            bench.run_sql("SELECT pg_sleep(20)")
+        bench.uow.engine.dispose()
+
+
+@on_postgresql
+def test_a_deadline_frees_the_locks_of_a_unit_that_does_nothing(bench: Bench) -> None:
+    """The server ends its session, so that others can go on while the unit still hangs."""
+    with bench.app.app_context(), pytest.raises(UnitTimeoutError), transactional(timeout=0.2):
+        bench.add("locked")
+        pid = bench.session.scalar(sa.text("SELECT pg_backend_pid()"))
+        end = time.monotonic() + 10
+        while bench.database.rows(f"SELECT FROM pg_stat_activity WHERE pid = {pid}"):
+            assert time.monotonic() < end
+            time.sleep(0.02)
+
+    assert bench.committed() == []
 
 
 def test_an_ended_unit_says_so(bench: Bench) -> None:

@@ -138,7 +138,7 @@ def test_a_timeout(proxied_bench: Bench, proxy: Proxy) -> None:
     with proxied_bench.app.app_context(), transactional(timeout=60):
         proxied_bench.add("item")
 
-    assert proxy.words() == ["BEGIN", "SET", "INSERT", "COMMIT"]
+    assert proxy.words() == ["BEGIN", "SELECT", "INSERT", "COMMIT"]
 
 
 def test_confirm_commit(proxied_bench: Bench, proxy: Proxy) -> None:
