@@ -228,7 +228,7 @@ def _transaction_created(session: Session, transaction: SessionTransaction) -> N
     state: SessionState | None = session._uow  # type: ignore[attr-defined]
     if transaction.parent is not None:
         if transaction.nested and state is not None:
-            state.wrote_at[transaction] = state.wrote
+            transaction._uow_wrote = state.wrote  # type: ignore[attr-defined]
         return
     if state is None or state.is_guarded:
         return  # the unit's own transaction was ended by hand, and what is known of that must stay
@@ -355,7 +355,7 @@ def _rolled_back(session: Session, transaction: SessionTransaction) -> None:
     state: SessionState | None = session._uow  # type: ignore[attr-defined]
     if state is not None and transaction.nested:
         state.error = None  # the savepoint's rollback has healed what it broke
-        state.wrote = state.wrote_at.pop(transaction, state.wrote)
+        state.wrote = getattr(transaction, "_uow_wrote", state.wrote)
 
 
 # ---- what engines tell

@@ -26,7 +26,7 @@ from ._settings import Settings
 from .exceptions import ConfigurationError, RuleViolationError, UnitOfWorkError
 
 if TYPE_CHECKING:
-    from sqlalchemy.orm import Session, SessionTransaction
+    from sqlalchemy.orm import Session
 
     from ._sessions import Sessions
     from ._units import Unit
@@ -89,7 +89,6 @@ class SessionState:
     :ivar lock: held while the session's thread talks to the server; None where no other thread takes the session back.
     :ivar is_stale: whether objects of an earlier transaction are still to be expired.
     :ivar wrote: whether this transaction has sent something that writes.
-    :ivar wrote_at: whether it had, when each of its savepoints was made.
     :ivar committed_label: the outermost unit that was committed last, None before.
     :ivar inserted: the objects that this transaction has inserted, but for those after very many, for UOW106.
     :ivar committed: the identity keys of those that earlier transactions have inserted and committed.
@@ -120,7 +119,6 @@ class SessionState:
         "unit",
         "write_site",
         "wrote",
-        "wrote_at",
     )
 
     def __init__(self, app_state: AppState, *, is_own_session: bool) -> None:
@@ -147,7 +145,6 @@ class SessionState:
         self.error: BaseException | None = None
         self.breach: RuleViolationError | None = None
         self.wrote = False
-        self.wrote_at: dict[SessionTransaction, bool] = {}
         self.begin_site: CallSite | None = None
         self.write_site: CallSite | None = None
         self.sent_commit = False
@@ -161,8 +158,6 @@ class SessionState:
                 if not link.connection.closed and not link.is_lent:
                     link.give_back()
             self.links = []
-        if self.wrote_at:
-            self.wrote_at = {}  # its keys know their session
 
     def expire_unmodified(self, session: Session) -> None:
         """A new transaction reads fresh rows; what was changed before it began must not be lost, and stays.

@@ -4,6 +4,7 @@ A mistake is a function that does the wrong thing on purpose. It runs in an app 
 only found when a context ends is found before the page is written. None of them leaves anything in the database.
 """
 
+import asyncio
 import inspect
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -231,3 +232,26 @@ def use_the_session_in_a_plain_thread() -> None:
 
     with ThreadPoolExecutor(max_workers=1) as pool:
         pool.submit(count_customers).result()
+
+
+@mistake("UOW202", "leaks")
+def keep_a_session() -> None:
+    """A function keeps the session of a context that has ended, and goes on: nobody gives its connection back."""
+    with current_app.app_context():
+        session = uow.session()
+    session.scalars(select(Customer)).first()
+
+
+@mistake("UOW203", "scoped sessions")
+def interleave_two_tasks() -> None:
+    """Two tasks of an async view begin a unit each, in one session: each would commit what is the other's."""
+
+    async def read_a_customer() -> None:
+        with transactional():
+            uow.session.scalars(select(Customer)).first()
+            await asyncio.sleep(0)
+
+    async def view() -> None:
+        await asyncio.gather(read_a_customer(), read_a_customer())
+
+    asyncio.run(view())

@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import pytest
 import sqlalchemy as sa
 from flask import Flask
 from flask_sqlalchemy import SQLAlchemy
@@ -113,17 +112,6 @@ def ratios(url: str, say: Callable[[str], object]) -> tuple[float, float]:
         f"Flask-SQLAlchemy {peer * 1e6:.0f} us (ours over it {ours / peer:.3f})"
     )
     return ours / hand, ours / peer
-
-
-@pytest.fixture
-def say(capsys: pytest.CaptureFixture[str]) -> Callable[[str], object]:
-    """Print past pytest's capture."""
-
-    def to_terminal(text: str) -> None:
-        with capsys.disabled():
-            print(text)  # noqa: T201  # a benchmark's result is what it prints
-
-    return to_terminal
 
 
 def test_cpu_on_sqlite_in_memory(say: Callable[[str], object]) -> None:

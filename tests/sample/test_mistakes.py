@@ -23,6 +23,8 @@ EXPECTED = [
     ("take-a-second-connection", "UOW110", False),
     ("write-in-a-read-only-unit", "UOW111", True),
     ("use-the-session-in-a-plain-thread", "UOW201", True),
+    ("keep-a-session", "UOW202", False),
+    ("interleave-two-tasks", "UOW203", True),
 ]
 
 
