@@ -9,6 +9,7 @@ PYTEST := $(PY) -m pytest
 PYTHON ?=
 PORT ?= 5000
 CUSTOMERS ?= 20
+PROGRAMS ?= 10000
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
@@ -58,6 +59,10 @@ test-browser: $(VENV)/dev.stamp ## Run the sample's tests in a headless Chromium
 	@CHROMIUM="$${CHROMIUM:-$$(command -v chromium || command -v chromium-browser || command -v google-chrome)}"; \
 	if [ -z "$$CHROMIUM" ]; then echo "No Chromium was found. Name one: make test-browser CHROMIUM=/path/to/chromium" >&2; exit 1; fi; \
 	CHROMIUM="$$CHROMIUM" $(PYTEST) -m browser
+
+.PHONY: test-programs
+test-programs: $(VENV)/dev.stamp ## Run 10,000 random programs of units against the model, other ones each time (PROGRAMS=)
+	@UOW_TEST_PROGRAMS=$$(( ($(PROGRAMS) + 2) / 3 )) $(PYTEST) tests/database/test_programs.py -o timeout=3600 -o faulthandler_timeout=0
 
 .PHONY: test-oldest
 test-oldest: ## Run the tests with the oldest Flask and SQLAlchemy that are supported
