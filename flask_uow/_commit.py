@@ -12,12 +12,25 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from ._outcome import Outcome
+from ._outcome import LostCommit, Mark, Outcome
 from ._state import STATE_KEY, AppState, Link, SessionState
 from .exceptions import PartialCommitError
 
 COMMIT = "_uow_commit"
 """Where a dialect that is watched has its own way to commit."""
+
+
+def learn_marks(state: SessionState) -> None:
+    """Learn by what the servers will know what is about to be committed, if the unit wants to know its outcome.
+
+    What only read in a unit that might have written is not asked for, and stays in doubt.
+    """
+    assert state.unit is not None
+    links = [link for link in state.links if link.connection.dialect.name == "postgresql"]
+    if state.unit.read_only:
+        state.lost_commit = LostCommit(dict.fromkeys([link.connection.engine for link in links]))
+    elif state.wrote:
+        state.lost_commit = LostCommit({link.connection.engine: Mark.of(link.connection) for link in links})
 
 
 def send_commit(link: Link) -> None:

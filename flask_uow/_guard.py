@@ -25,7 +25,7 @@ from sqlalchemy.engine import ExceptionContext
 
 from . import _fork, signals
 from ._callsite import application_site
-from ._commit import COMMIT, commit_in_order, in_order, run_locked, send_commit
+from ._commit import COMMIT, commit_in_order, in_order, learn_marks, run_locked, send_commit
 from ._drivers import TransactionStatus, sqlstate, status_probe
 from ._engines import begin_before_statement, begin_sqlite, refuse_writes
 from ._gevent import warn_of_what_blocks
@@ -155,6 +155,8 @@ class GuardedSession(_Session):
             raise
         finally:
             state.is_flushing = False
+        if state.committing is not None:
+            state.committing.run_late_hooks()
 
     def bulk_save_objects(self, *args: Any, **kwargs: Any) -> None:
         with _flushing(self._uow):
@@ -401,6 +403,8 @@ def _watched_commit(commit: End, rollback: End) -> End:
 def _commit(link: Link) -> None:
     """Commit a connection, and with the first of several all of them, in their order."""
     state = link.state
+    if state.confirms and state.lost_commit is None:
+        learn_marks(state)
     links = in_order(state) if len(state.links) > 1 else []
     if len(links) < 2 or link not in links:
         send_commit(link)

@@ -90,6 +90,8 @@ class SessionState:
     :ivar is_stale: whether objects of an earlier transaction are still to be expired.
     :ivar wrote: whether this transaction has sent something that writes.
     :ivar committed_label: the outermost unit that was committed last, None before.
+    :ivar committing: the unit whose COMMIT is being sent.
+    :ivar confirms: whether the servers are to be asked if that is lost.
     :ivar inserted: the objects that this transaction has inserted, but for those after very many, for UOW106.
     :ivar committed: the identity keys of those that earlier transactions have inserted and committed.
     :ivar leaked: where a session puts itself that goes on after its context, so that a later one takes it back.
@@ -101,6 +103,8 @@ class SessionState:
         "breach",
         "committed",
         "committed_label",
+        "committing",
+        "confirms",
         "error",
         "generation",
         "inserted",
@@ -135,6 +139,7 @@ class SessionState:
         self.lock: threading.RLock | None = None
         self.leaked: list[Session] = []
         self.committed_label: str | None = None
+        self.committing: Unit | None = None
         self.inserted: list[Any] = []
         self.committed: set[Any] = set()
         self.begin_transaction()
@@ -148,6 +153,7 @@ class SessionState:
         self.begin_site: CallSite | None = None
         self.write_site: CallSite | None = None
         self.sent_commit = False
+        self.confirms = False
         self.lost_commit: LostCommit | None = None  # who is to be asked when a COMMIT loses its connection
 
     def forget_connections(self) -> None:

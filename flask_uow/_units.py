@@ -35,7 +35,7 @@ from ._callsite import CallSite, defined_at
 from ._hooks import Hook, Hooks, When
 from ._notices import has_written_unseen, notice_length
 from ._options import ISOLATION_LEVELS, Relation, UnitOptions
-from ._outcome import LostCommit, Mark, Outcome
+from ._outcome import Outcome
 from ._state import Link, SessionState, has_pending
 from .exceptions import (
     CommitOutcomeUnknownError,
@@ -405,7 +405,8 @@ class Unit:
 
     def _carry_out(self, exception: BaseException | None) -> BaseException | None:
         decision = self._decide(exception)
-        if decision is Ending.COMMIT and self._joined is None and self.parent is None and self._prepare():
+        if decision is Ending.COMMIT and self._joined is None and self.parent is None and self._hooks is not None:
+            self._hooks.run_before_commit()
             decision = self._decide(exception)
         if decision is Ending.COMMIT:
             if self._joined is None:
@@ -413,19 +414,13 @@ class Unit:
             self.was_committed = True
         return self._failed_error() if decision is Ending.FAIL else exception
 
-    def _prepare(self) -> bool:
-        """Send what waits, and run the hooks before the commit; what a flush adds may have hooks too.
+    def run_late_hooks(self) -> None:
+        """Run the hooks before the commit that the flush of the commit itself has added.
 
-        :return: whether anything was done, which may have failed the unit.
+        :raises UnitFailedError: if one has swallowed an error that took the transaction with it.
         """
-        session, was_idle = self.session, True
-        while True:
-            if not session._is_clean():
-                session.flush()
-                was_idle = False
-            if self._hooks is None or not self._hooks.run_before_commit():
-                return not was_idle
-            was_idle = False
+        if self._hooks is not None and self._hooks.run_before_commit() and self._is_failed():
+            raise self._failed_error()
 
     def _notice_length(self, *, may_raise: bool) -> None:
         seconds = time.monotonic() - self._began_at
@@ -568,8 +563,8 @@ class Unit:
         state = self._state
         if self.read_only:
             _lift_read_only(state)
-        if self._options.confirm_commit:
-            state.lost_commit = LostCommit(self._marks())
+        state.confirms = self._options.confirm_commit
+        state.committing = self
         state.is_own_call = True
         try:
             self.session.commit()
@@ -578,6 +573,7 @@ class Unit:
             raise
         finally:
             state.is_own_call = False
+            state.committing = None
 
     def _judge_failed_commit(self, error: BaseException) -> None:
         """Note what is known of the outcome.
@@ -613,16 +609,6 @@ class Unit:
             "Look whether the work is there before you repeat it; confirm_commit=True asks the server.",
             lost.xid if lost else None,
         ) from error
-
-    def _marks(self) -> dict[sa.Engine, Mark | None]:
-        """By what the servers know what is about to be committed; None for what wrote nothing.
-
-        What only read in a unit that might have written is not asked for, and stays in doubt.
-        """
-        links = [link for link in self._state.links if link.connection.dialect.name == "postgresql"]
-        if self.read_only:
-            return {link.connection.engine: None for link in links}
-        return {link.connection.engine: Mark.of(link.connection) for link in links} if self._state.wrote else {}
 
     # ---- after the end
 

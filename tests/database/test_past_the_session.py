@@ -1,7 +1,8 @@
 """What reaches past the session, the guard or the unit: nothing is lost by it in silence, and nothing kept by it."""
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -305,22 +306,84 @@ def test_a_listener_that_raises_after_the_commit_cannot_undo_it(bench: Bench) ->
     assert ran == ["commit"]
 
 
-def test_a_hook_that_the_last_flush_adds_runs(bench: Bench) -> None:
-    """A listener of the mapper adds it while the unit is about to be committed."""
-    ran: list[str] = []
+@pytest.fixture
+def at_each_insert() -> Iterator[list[Callable[[], object]]]:
+    """Hooks that a listener of the mapper adds, one for each row that is inserted, while there are any."""
+    hooks: list[Callable[[], object]] = []
 
     def listener(*args: object) -> None:
-        current_unit.before_commit(lambda: ran.append("before"))
+        if hooks:
+            current_unit.before_commit(hooks.pop(0))
 
     sa.event.listen(Item, "after_insert", listener)
-    try:
-        with bench.app.app_context(), transactional():
-            bench.session.add(Item(name="a"))
-    finally:
-        sa.event.remove(Item, "after_insert", listener)
+    yield hooks
+    sa.event.remove(Item, "after_insert", listener)
 
-    assert ran == ["before"]
-    assert bench.committed() == ["a"]
+
+def test_a_hook_that_the_last_flush_adds_runs(bench: Bench, at_each_insert: list[Callable[[], object]]) -> None:
+    """It may write, read, and add more of its kind, by the flush that follows."""
+    seen: list[int | None] = []
+
+    def count() -> None:
+        seen.append(bench.session.scalar(sa.select(sa.func.count(Item.id))))
+
+    at_each_insert += [lambda: bench.session.add(Item(name="by the first")), count]
+    with bench.app.app_context(), transactional():
+        bench.session.add(Item(name="a"))
+
+    assert seen == [2]
+    assert bench.committed() == ["a", "by the first"]
+
+
+def test_a_hook_of_the_last_flush_that_raises_undoes_the_unit(
+    bench: Bench, at_each_insert: list[Callable[[], object]]
+) -> None:
+    """Nothing was committed yet."""
+
+    def refuse() -> None:
+        raise LookupError("no")
+
+    at_each_insert.append(refuse)
+    with bench.app.app_context():
+        with pytest.raises(LookupError, match="no"), transactional():
+            bench.session.add(Item(name="a"))
+        with transactional():
+            bench.session.add(Item(name="next"))
+
+    assert bench.committed() == ["next"]
+
+
+@on_postgresql
+def test_a_hook_of_the_last_flush_that_swallows_an_error_fails_the_unit(
+    bench: Bench, at_each_insert: list[Callable[[], object]]
+) -> None:
+    """COMMIT would be a silent rollback."""
+
+    def swallow() -> None:
+        with suppress(sa.exc.DBAPIError):
+            bench.run_sql("SELECT 1/0")
+
+    at_each_insert.append(swallow)
+    with bench.app.app_context(), pytest.raises(UnitFailedError), transactional():
+        bench.session.add(Item(name="a"))
+
+    assert bench.committed() == []
+
+
+def test_a_listener_before_the_commit_sees_what_is_new(bench: Bench) -> None:
+    """As it does when the commit is by hand: a search index is fed so."""
+    seen: list[str] = []
+
+    def listener(session: Session) -> None:
+        seen.extend(entity.name for entity in session.new)
+
+    with bench.app.app_context():
+        sa.event.listen(bench.session, "before_commit", listener)
+        with transactional() as unit:
+            bench.session.add(Item(name="a"))
+            unit.before_commit(lambda: bench.session.add(Item(name="by the hook")))
+
+    assert sorted(seen) == ["a", "by the hook"]
 
 
 # ---- objects of an earlier transaction
