@@ -18,6 +18,7 @@ from typing import NamedTuple
 import blinker
 import click
 import flask
+import jinja2
 import sqlalchemy
 import werkzeug
 
@@ -26,9 +27,13 @@ def _folder(module_file: str | None) -> str:
     return os.path.dirname(module_file or "") + os.sep
 
 
+_BESIDE_FLASK = ("flask_sqlalchemy" + os.sep, "flask_sqlalchemy_lite" + os.sep)
+"""Libraries that an app may have, and that call sessions for it."""
+
 _LIBRARIES = (
     _folder(__file__),
-    *(_folder(module.__file__) for module in (sqlalchemy, flask, werkzeug, blinker, click)),
+    *(_folder(module.__file__) for module in (sqlalchemy, flask, werkzeug, blinker, click, jinja2)),
+    *(os.path.join(os.path.dirname(_folder(flask.__file__)[:-1]), name) for name in _BESIDE_FLASK),
     _folder(os.__file__) + "concurrent" + os.sep,
     _folder(os.__file__) + "asyncio" + os.sep,
     contextlib.__file__,

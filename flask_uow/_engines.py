@@ -143,12 +143,17 @@ def _needs_begin(engine: sa.Engine, user_options: dict[str, Any]) -> bool:
     return engine.dialect.driver == "pysqlite" and "autocommit" not in (user_options.get("connect_args") or {})
 
 
-def begin_before_statement(connection: sa.Connection) -> None:
-    """Begin what a connection that is no session's has not begun yet; not if it is in ``AUTOCOMMIT``."""
-    if hasattr(connection.dialect, _BEGINS):
-        driver = _driver(connection)
-        if not driver.in_transaction and driver.isolation_level is not None:
-            driver.execute("BEGIN")
+def begins_by_statement(connection: sa.Connection) -> bool:
+    """Whether a SQLite connection has not begun its transaction, and is in no ``AUTOCOMMIT``."""
+    if not hasattr(connection.dialect, _BEGINS):
+        return False
+    driver = _driver(connection)
+    return not driver.in_transaction and driver.isolation_level is not None
+
+
+def begin_before_write(connection: sa.Connection) -> None:
+    """Begin what has only read so far; a transaction that began with a read could not wait for the write lock."""
+    _driver(connection).execute("BEGIN")
 
 
 def begin_sqlite(driver: sqlite3.Connection, *, for_writing: bool) -> None:

@@ -11,7 +11,6 @@ Rules UOW101, UOW102 and UOW111 (SIP-99B: the unit of work alone commits).
 
 from __future__ import annotations
 
-import math
 import threading
 import time
 import weakref
@@ -27,8 +26,9 @@ from . import _fork, signals
 from ._callsite import application_site
 from ._commit import COMMIT, commit_in_order, in_order, learn_marks, run_locked, send_commit
 from ._drivers import TransactionStatus, sqlstate, status_probe
-from ._engines import begin_before_statement, begin_sqlite, refuse_writes
+from ._engines import begin_before_write, begin_sqlite, begins_by_statement, refuse_writes
 from ._gevent import warn_of_what_blocks
+from ._limits import limit_again, limit_time
 from ._notices import (
     MAX_INSERTS,
     note_end,
@@ -40,7 +40,7 @@ from ._notices import (
     notice_merge,
 )
 from ._rules import report_now, violation
-from ._state import STATUS_PROBE, Link, SessionState, link_of
+from ._state import STATUS_PROBE, Begins, Link, SessionState, link_of
 from ._statements import Kind, kind_of
 from ._two_phase import commit_by_two_phases
 from ._units import state_that_holds
@@ -62,13 +62,6 @@ Execute = Callable[..., None]
 """A dialect's method that sends a statement."""
 
 _QUERY_CANCELED = "57014"
-_LIMIT = sa.text(
-    "SELECT set_config(name, CAST(CAST(least("
-    "nullif(extract(epoch FROM CAST(current_setting(name) AS interval)) * 1000, 0), :ms) AS bigint) AS text), true) "
-    "FROM (VALUES ('statement_timeout'), ('idle_in_transaction_session_timeout')) AS limits (name)"
-)
-"""Limits the rest of a transaction, unless its role or database has a lower limit already."""
-
 _USE_FLUSH = "the outermost unit commits. Use session.flush() if you need the primary key now."
 _OF_SAVEPOINTS = ("SAVEPOINT ", "RELEASE ", "ROLLBACK TO ")
 _USE_NESTED = "the unit has begun the transaction. Use session.begin_nested() for a savepoint."
@@ -295,7 +288,7 @@ def _begin(link: Link) -> None:
     if name == "sqlite":
         _begin_on_sqlite(link)
     elif name == "postgresql" and unit is not None:
-        _set_options(link.connection, unit)
+        _set_options(link, unit)
 
 
 def know_connection(state: SessionState, connection: sa.Connection) -> Link:
@@ -318,18 +311,18 @@ def _begin_on_sqlite(link: Link) -> None:
             refuse_writes(link.connection, refuse=True)
             link.refuses_writes = True
     elif driver.isolation_level is not None:  # else the session's owner wants no transaction
-        begin_sqlite(driver, for_writing=False)
+        link.begins = Begins.BEFORE_WRITE
     link.was_begun = driver.in_transaction
     link.changes_before = driver.total_changes
 
 
-def _set_options(connection: sa.Connection, unit: Unit) -> None:
+def _set_options(link: Link, unit: Unit) -> None:
     """Tell the server what the unit asks of its transaction, and the driver had no way to say."""
-    late_options = unit.late_options(connection)
+    late_options = unit.late_options(link.connection)
     if late_options is not None:
-        connection.exec_driver_sql(late_options)
+        link.connection.exec_driver_sql(late_options)
     if unit.remaining_s is not None:
-        connection.execute(_LIMIT, {"ms": math.ceil(unit.remaining_s * 1000)})
+        limit_time(link, unit.remaining_s)
 
 
 def _about_to_commit(session: Session) -> None:
@@ -464,28 +457,62 @@ def _watched_execute(execute: Execute) -> Execute:
 def _note_statement(statement: str, context: Any) -> Link | None:
     link = link_of(context.root_connection)
     if link is None:
-        if context.root_connection.closed:
-            raise sa.exc.ResourceClosedError("This connection was taken back by another thread.")
-        _meet_stranger(context.root_connection)
+        _meet_stranger(context.root_connection, statement, context)
         return None
     state = link.state
     if state.generation != _fork.generation:
         state.check_process()
+    if statement.startswith(_OF_SAVEPOINTS):
+        return _note_savepoint(link)
     kind = kind_of(statement, context)
+    if link.begins is not Begins.NEVER:
+        _begin_late(link, kind)
     if state.unit is not None:
         _check_statement(link, state.unit, kind, statement)
     if time.monotonic() - link.idle_since > state.settings.max_idle_s:
         notice_idle(link)
     if kind is Kind.WRITE:
-        state.wrote = True
-        if state.unit is None and state.write_site is None:
-            state.write_site = application_site()
+        _note_write(state)
     return link
 
 
-def _meet_stranger(connection: sa.Connection) -> None:
+def _note_write(state: SessionState) -> None:
+    state.wrote = True
+    if state.unit is None and state.write_site is None:
+        state.write_site = application_site()
+
+
+def _note_savepoint(link: Link) -> Link:
+    """What makes, keeps or undoes a savepoint is never refused for being late: what it undoes must be undone."""
+    state = link.state
+    if state.breach is not None and state.unit is not None:
+        raise state.breach
+    if link.begins is not Begins.NEVER:
+        _begin_late(link, Kind.BEGIN)
+    if time.monotonic() - link.idle_since > state.settings.max_idle_s:
+        notice_idle(link, may_raise=False)
+    return link
+
+
+def _begin_late(link: Link, kind: Kind) -> None:
+    """Begin on SQLite what was not begun with the session's transaction."""
+    if link.begins is Begins.BEFORE_WRITE and kind is Kind.READ:
+        return
+    is_now, link.begins = link.begins is Begins.NOW, Begins.NEVER
+    if is_now:
+        begin_sqlite(link.dbapi_connection, for_writing=True)
+    elif begins_by_statement(link.connection):
+        begin_before_write(link.connection)
+
+
+def _meet_stranger(connection: sa.Connection, statement: str, context: Any) -> None:
     """A connection that is no session's under guard sends a statement."""
-    begin_before_statement(connection)
+    if connection.closed:
+        raise sa.exc.ResourceClosedError("This connection was taken back by another thread.")
+    if begins_by_statement(connection) and (
+        statement.startswith(_OF_SAVEPOINTS) or kind_of(statement, context) is not Kind.READ
+    ):
+        begin_before_write(connection)
     state = state_that_holds(connection.engine.pool)
     if state is None or state.unit is None or state.is_own_call or hasattr(connection, "_uow"):
         return
@@ -505,7 +532,8 @@ def _check_statement(link: Link, unit: Unit, kind: Kind, statement: str) -> None
         ) from link.state.error
     if unit.deadline is not None:
         unit.check_deadline()
-    if unit.parent is not None and not statement.startswith(_OF_SAVEPOINTS):
+        limit_again(link, unit.remaining_s or 0.0)
+    if unit.parent is not None:
         unit.protect(link.connection)
     if kind is not Kind.READ and (kind is not Kind.WRITE or unit.read_only):
         raise _refused_statement(link.state, kind, statement)

@@ -9,11 +9,15 @@ The rules are the examples and the "best practices" of SIP-99A.
 from __future__ import annotations
 
 import math
+import sys
 import time
+from collections.abc import Callable
+from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
-from flask import has_request_context
+from flask import Flask, has_request_context, request
+from sqlalchemy.orm import InstanceState
 
 from ._callsite import CallSite
 from ._drivers import TransactionStatus
@@ -24,6 +28,9 @@ from ._state import Link, SessionState, has_pending
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
 
+_PREPROCESS = Flask.preprocess_request.__code__
+_DISPATCH = Flask.dispatch_request.__code__
+_current_request: Callable[[], object] = request._get_current_object  # type: ignore[attr-defined]
 _OPEN = (TransactionStatus.IN_TRANSACTION, TransactionStatus.IN_ERROR)
 
 MAX_INSERTS = 1000
@@ -63,30 +70,58 @@ def has_written_unseen(link: Link) -> bool:
 def notice_merge(session: Session, state: SessionState, entity: object) -> None:
     """UOW105: merging what is persistent here already."""
     if state.rules.is_on("UOW105"):
-        inspected: Any = sa.inspect(entity)
-        if inspected.persistent and inspected.session is session:
+        inspected: Any = sa.inspect(entity, raiseerr=False)
+        if isinstance(inspected, InstanceState) and inspected.persistent and inspected.session is session:
             notice(state, "UOW105", entity=_shown(inspected))
 
 
 def note_end(state: SessionState) -> None:
     """The transaction before has ended: what it inserted was committed, or is no more."""
     if state.sent_commit:
-        state.committed.update(sa.inspect(entity).key for entity in state.inserted)
+        inspected = [sa.inspect(entity) for entity in state.inserted]
+        if len(state.committed) > MAX_INSERTS:
+            state.committed.clear()  # a context that lives so long is no request
+        state.committed.update(each.key for each in inspected if each.key is not None and not each.was_deleted)
     state.inserted = []
 
 
 def notice_delete(state: SessionState, entity: object) -> None:
     """UOW106: deleting a row that this context has inserted and committed."""
     if state.committed and state.rules.is_on("UOW106"):
-        inspected: Any = sa.inspect(entity)
-        if inspected.key in state.committed:
+        inspected: Any = sa.inspect(entity, raiseerr=False)
+        if isinstance(inspected, InstanceState) and inspected.key in state.committed:
             notice(state, "UOW106", entity=_shown(inspected))
 
 
+def note_committed(state: SessionState, label: str, *, is_view: bool) -> None:
+    """Remember the outermost unit that a request's view has committed, for UOW107.
+
+    One that ended before the view began, a user's last visit that is noted say, is none after which the view reads on.
+
+    :param is_view: whether the view itself is the unit.
+    """
+    if not state.rules.is_on("UOW107") or not has_request_context():
+        return
+    if is_view or not _is_before_view():
+        state.committed_label = label
+        state.committed_request = _current_request()
+
+
+def _is_before_view() -> bool:
+    """Whether a ``before_request`` function runs, as the innermost of what Flask has called."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        if frame.f_code is _PREPROCESS or frame.f_code is _DISPATCH:
+            return frame.f_code is _PREPROCESS
+        frame = frame.f_back
+    return False
+
+
 def notice_begin(state: SessionState) -> None:
-    """UOW107: a request reads on after its unit was committed."""
-    if state.committed_label is not None and state.rules.is_on("UOW107") and has_request_context():
-        notice(state, "UOW107", label=state.committed_label)
+    """UOW107: a request reads on after its view's unit was committed."""
+    label = state.committed_label
+    if label is not None and has_request_context() and _current_request() is state.committed_request:
+        notice(state, "UOW107", label=label)
 
 
 def notice_length(state: SessionState, label: str, site: CallSite | None, seconds: float, *, may_raise: bool) -> None:

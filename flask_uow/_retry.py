@@ -19,11 +19,13 @@ MAX_DELAY_S = 1.0
 
 def is_retryable(error: BaseException) -> bool:
     """Whether a unit that ended in ``error`` may be run once more on a clean session."""
-    if not isinstance(error, DBAPIError):
-        return False
     if sqlstate(error) in RETRYABLE_STATES:
-        return True
-    return getattr(error.orig, "sqlite_errorname", None) == "SQLITE_BUSY" and error.statement == "BEGIN IMMEDIATE"
+        return True  # SQLAlchemy's error, or the driver's own where its cursor was used
+    return (
+        isinstance(error, DBAPIError)
+        and getattr(error.orig, "sqlite_errorname", None) == "SQLITE_BUSY"
+        and error.statement == "BEGIN IMMEDIATE"
+    )
 
 
 def delay_s(attempt: int) -> float:

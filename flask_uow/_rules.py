@@ -62,7 +62,7 @@ RULES = {
         Rule(
             "UOW104",
             "session.commit() was called with nothing new, changed, deleted or written to commit.",
-            "Delete the commit: what was only read ends with its context.",
+            "Commit only where something has changed: what was only read ends with its context.",
             "SIP-99A",
         ),
         Rule(
@@ -111,7 +111,7 @@ RULES = {
         Rule(
             "UOW201",
             "{what} was used outside an app context.",
-            "Push one: with app.app_context(): ...; in a thread, inside the thread's function.",
+            "Push one: with app.app_context(): ...; in a thread inside its function, on a command by @with_appcontext.",
             "scoped sessions",
             is_fatal=True,
         ),

@@ -226,9 +226,15 @@ class OwnSessions:
         self._put(scope, slot, session)
 
     def clear(self) -> None:
-        """Forget the current session."""
-        if self.has():
-            self.scopes.of(current_context("uow.session")).slot().pop()
+        """Forget the current session; what it stands in for does not become the current one by that."""
+        if not self.has():
+            return
+        context = current_context("uow.session")
+        scope = self.scopes.of(context)
+        slot = scope.slot()
+        slot.pop()
+        if slot:
+            self._put(scope, slot, self._make(context.app))
 
     def replace(self, context: AppContext, outer: Session) -> Session:
         scope = self.scopes.of(context)
@@ -238,8 +244,12 @@ class OwnSessions:
 
     def restore(self, context: AppContext, outer: Session, inner: Session) -> None:
         for slot in list(self.scopes.of(context).slots.values()):
-            if inner in slot:
-                slot.remove(inner)
+            if outer in slot:
+                place = slot.index(outer) + 1
+                left = [session for session in slot[place:] if session is not inner]
+                del slot[place:]
+                for session in left:
+                    close_session(session)
         close_session(inner)
 
     @staticmethod
@@ -507,6 +517,8 @@ def report_lost_writes(session: Session) -> None:
     state = state_of(session)
     if state is None or state.is_inherited or not session.in_transaction():
         return
+    if state.error is not None or not session.is_active:
+        return  # an error has taken them, and was raised
     lost = []
     if state.wrote:
         lost.append("statements that wrote were sent")

@@ -9,8 +9,10 @@ from __future__ import annotations
 import contextlib
 import math
 import threading
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from enum import Enum
 from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
@@ -42,7 +44,7 @@ class AppState:
     :param engines: its engines by name; empty where another library owns them.
     :param sessions: how its sessions are reached.
     :param dispatches: what serves a whole request as a unit; empty where requests are none.
-    :param view_labels: the label of each view that was called, by view, rule and method.
+    :param view_labels: the label of each function that was called as a unit in a request, by endpoint, rule and method.
     """
 
     app: Flask
@@ -51,7 +53,9 @@ class AppState:
     engines: dict[str, sa.Engine]
     sessions: Sessions
     dispatches: tuple[Callable[..., Any], ...] = ()
-    view_labels: dict[tuple[object, str, str, str], str | None] = field(default_factory=dict)
+    view_labels: weakref.WeakKeyDictionary[Any, dict[tuple[str, str, str], str | None]] = field(
+        default_factory=weakref.WeakKeyDictionary
+    )
 
 
 STATE_KEY = "uow_state"
@@ -89,7 +93,8 @@ class SessionState:
     :ivar lock: held while the session's thread talks to the server; None where no other thread takes the session back.
     :ivar is_stale: whether objects of an earlier transaction are still to be expired.
     :ivar wrote: whether this transaction has sent something that writes.
-    :ivar committed_label: the outermost unit that was committed last, None before.
+    :ivar committed_label: the outermost unit that was committed last in a request's view, None before.
+    :ivar committed_request: that request.
     :ivar committing: the unit whose COMMIT is being sent.
     :ivar confirms: whether the servers are to be asked if that is lost.
     :ivar inserted: the objects that this transaction has inserted, but for those after very many, for UOW106.
@@ -103,6 +108,7 @@ class SessionState:
         "breach",
         "committed",
         "committed_label",
+        "committed_request",
         "committing",
         "confirms",
         "error",
@@ -139,6 +145,7 @@ class SessionState:
         self.lock: threading.RLock | None = None
         self.leaked: list[Session] = []
         self.committed_label: str | None = None
+        self.committed_request: object = None
         self.committing: Unit | None = None
         self.inserted: list[Any] = []
         self.committed: set[Any] = set()
@@ -242,13 +249,23 @@ class SessionState:
         return any(link.was_begun and link.status() is TransactionStatus.IDLE for link in self.links)
 
 
+class Begins(Enum):
+    """When a SQLite connection's transaction is still to be begun."""
+
+    NEVER = "it has been, or begins without us"
+    BEFORE_WRITE = "before what is no read"
+    NOW = "before the next statement, to write"
+
+
 class Link:
     """What ties a connection to the session whose transaction it carries.
 
     :ivar was_committed: whether its server has committed.
     :ivar is_lent: whether the session was given the connection, which is not its own to close.
     :ivar refuses_writes: whether SQLite was told to refuse writes on it.
+    :ivar begins: when SQLite's transaction is still to be begun.
     :ivar changes_before: how many rows it had changed in its life when the transaction began; SQLite counts them.
+    :ivar limit_s: what its server was told last of how long the transaction may still last, in seconds.
     :ivar idle_since: when the last statement was answered, in seconds of the monotonic clock; infinite before that.
     :ivar was_begun: whether its server was seen in the transaction; PostgreSQL begins it with the first statement.
     :ivar was_lost: whether the transaction was seen to have ended unasked.
@@ -258,10 +275,12 @@ class Link:
     __slots__ = (
         "_pooled",
         "_probe",
+        "begins",
         "changes_before",
         "connection",
         "has_past",
         "idle_since",
+        "limit_s",
         "is_lent",
         "refuses_writes",
         "state",
@@ -275,7 +294,9 @@ class Link:
         self.connection = connection
         self.has_past = self.is_lent = self.refuses_writes = False
         self.was_begun = self.was_committed = self.was_lost = False
+        self.begins = Begins.NEVER
         self.changes_before = 0
+        self.limit_s: float | None = None
         self.idle_since = math.inf
         self._pooled = connection.connection
         self._probe: Callable[[Any], TransactionStatus | None] = connection.dialect._uow_probe  # type: ignore[attr-defined]

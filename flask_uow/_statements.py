@@ -40,7 +40,7 @@ _TOKEN = re.compile(
 )
 _WRITING = frozenset(
     "INSERT UPDATE DELETE MERGE REPLACE CREATE ALTER DROP TRUNCATE COPY CALL DO GRANT REVOKE COMMENT "
-    "REFRESH REINDEX IMPORT SECURITY".split()
+    "REFRESH REINDEX IMPORT SECURITY NOTIFY".split()
 )
 _ROUTINES = frozenset(("TRIGGER", "FUNCTION", "PROCEDURE"))  # their bodies may hold semicolons, BEGIN and END
 _BEFORE_WHAT_IS_MADE = frozenset(("OR", "REPLACE", "TEMP", "TEMPORARY", "CONSTRAINT"))
@@ -104,6 +104,8 @@ def _kind_of_words(words: Iterator[str]) -> Kind:
     first, second = next(words, ""), next(words, "")
     if first in _WRITING:
         return Kind.WRITE
+    if first == "SELECT":
+        return Kind.WRITE if second == "INTO" or "INTO" in words else Kind.READ
     if first in ("WITH", "EXPLAIN"):
         return _kind_of_inner(first, [second, *words])
     if first in ("COMMIT", "END") or (first, second) == ("PREPARE", "TRANSACTION"):

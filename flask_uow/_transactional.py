@@ -245,11 +245,12 @@ class Boundary:
         if self._attempt > 1 or self._retries:
             self._forget_lost_attempt(session)
         place = self._place
-        if isinstance(place, CallSite):
-            label = self._options.label or place.code.co_qualname
-        else:
-            label = self._options.label or view_label(self._app_state, place) or place.__qualname__
+        of_view = None if isinstance(place, CallSite) else view_label(self._app_state, place)
+        label = self._options.label or of_view
+        if label is None:
+            label = place.code.co_qualname if isinstance(place, CallSite) else place.__qualname__
         unit = Unit(session, state, self._options, label, place, self._attempt, self._deadline)
+        unit.is_view = of_view is not None
         try:
             unit.begin(how)
         except BaseException:

@@ -78,8 +78,9 @@ def commit_by_two_phases(state: SessionState, links: list[Link]) -> None:
         _carry_out(writers, names)
     for link in links:
         if marks[link] is None:
-            with suppress(link.connection.dialect.loaded_dbapi.Error):  # it has nothing to lose
+            with suppress(link.connection.dialect.loaded_dbapi.Error):
                 send_commit(link)
+            link.was_committed = True  # it had nothing to lose
 
 
 def _mark(link: Link) -> Mark | None:
@@ -94,9 +95,9 @@ def _mark(link: Link) -> Mark | None:
 
 
 def _names(decider: Link, xid: str, others: list[Link]) -> Iterator[tuple[Link, PreparedName]]:
-    prefix, token = name_prefix(decider.state.app.name), secrets.token_hex(4)
+    prefix, by = name_prefix(decider.state.app.name), as_part(bind_name(decider))
     for link in others:
-        yield link, PreparedName(prefix, as_part(bind_name(decider)), xid, as_part(bind_name(link)), token)
+        yield link, PreparedName(prefix, by, xid, as_part(bind_name(link)), secrets.token_hex(4))
 
 
 def _decide(state: SessionState, decider: Link, mark: Mark, names: dict[Link, PreparedName]) -> None:

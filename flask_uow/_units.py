@@ -33,10 +33,11 @@ from blinker import NamedSignal
 from . import _fork, signals
 from ._callsite import CallSite, defined_at
 from ._hooks import Hook, Hooks, When
-from ._notices import has_written_unseen, notice_length
+from ._limits import limit_time
+from ._notices import has_written_unseen, note_committed, notice_length
 from ._options import ISOLATION_LEVELS, Relation, UnitOptions
 from ._outcome import Outcome
-from ._state import Link, SessionState, has_pending
+from ._state import Begins, Link, SessionState, has_pending
 from .exceptions import (
     CommitOutcomeUnknownError,
     NoActiveUnitError,
@@ -113,13 +114,14 @@ class Unit:
     :ivar is_known_aborted: whether the server said that a COMMIT that lost its connection did not happen.
     :ivar is_repeatable: whether another attempt would do all of its work, and none twice: not if writes came before it,
         nor if one of several databases has committed.
+    :ivar is_view: whether it is the current request's view, or its dispatch.
     :ivar deadline: until when it may send statements, in seconds of the monotonic clock; None without a timeout.
     :ivar parent: the unit around it on the same session, or None.
     """
 
     __slots__ = (
         "__weakref__",
-        "_enlisted",
+        "_has_savepoint",
         "_failure",
         "_hooks",
         "_is_in_doubt",
@@ -129,6 +131,7 @@ class Unit:
         "_state",
         "_transaction",
         "_unended",
+        "_unprotected",
         "_around",
         "_began_at",
         "_place",
@@ -138,6 +141,7 @@ class Unit:
         "is_active",
         "is_known_aborted",
         "is_repeatable",
+        "is_view",
         "label",
         "parent",
         "read_only",
@@ -166,12 +170,14 @@ class Unit:
         self.was_committed = False
         self.is_known_aborted = False
         self.is_repeatable = True
+        self.is_view = False
         self._state = state
         self._options = options
         self._place = place
         self._joined: Unit | None = None
         self._transaction: SessionTransaction | None = None
-        self._enlisted: frozenset[sa.Connection] = _NONE
+        self._unprotected: frozenset[sa.Connection] = _NONE
+        self._has_savepoint = False
         self._failure: BaseException | None = None
         self._unended: UnitFailedError | None = None
         self._is_in_doubt = False
@@ -250,12 +256,15 @@ class Unit:
         if how is Relation.JOIN:
             self._joined = self.parent._owner
             self._activate()
+            self._limit(self._state.links)
             return
         self._transaction = self.session.begin_nested()
+        self._unprotected = frozenset(link.connection for link in self._state.links)
         self._activate()
+        self._limit(self._state.links)
 
     def _begin_outermost(self) -> None:
-        if self._state.links:
+        if self._state.links or (self._options.needs_connection and self.session.in_transaction()):
             _meet_open_transaction(self.session, self._state, self._options)
         session, state = self.session, self._state
         self._began_at = time.monotonic()
@@ -271,6 +280,7 @@ class Unit:
             finally:
                 state.is_own_call = False
         self._activate()
+        self._limit(state.links)
         if self._options.needs_connection and not state.links:
             try:
                 _connect(self.session, self._options)
@@ -298,6 +308,11 @@ class Unit:
                 f"Unit of work {self.label!r} asks for {wanted}, and {parent.label!r} around it runs with less.",
                 fix=f"Give isolation={wanted!r} to the outermost unit, or propagation='requires_new' to this one.",
             )
+        if self._options.deferrable and not outermost_of(parent)._options.deferrable:
+            raise UnitOptionsError(
+                f"Unit of work {self.label!r} is deferrable, and {parent.label!r} around it is not.",
+                fix="Give deferrable=True to the outermost unit, or propagation='requires_new' to this one.",
+            )
         if self.read_only and not parent.read_only:
             self.session.flush()
         if parent.deadline is not None:
@@ -317,7 +332,10 @@ class Unit:
     @property
     def is_seen_by_task(self) -> bool:
         """Whether the code that runs now is inside this unit, and not another task beside the one that is."""
-        return _innermost.get(None) is self
+        unit = _innermost.get(None)
+        while unit is not None and not unit.is_active:
+            unit = unit._around
+        return unit is self
 
     def check_deadline(self) -> None:
         """Refuse a statement that comes after ``timeout``.
@@ -336,6 +354,18 @@ class Unit:
         """Seconds until the deadline, None without one."""
         return None if self.deadline is None else max(self.deadline - time.monotonic(), 0.001)
 
+    def _limit(self, links: list[Link]) -> None:
+        """Let the servers end what runs past the deadline, on connections that were taken before the unit."""
+        if self._options.timeout is not None:
+            for link in links:
+                limit_time(link, self.remaining_s)
+
+    def _lift_limit(self) -> None:
+        """Give the time back to the unit around."""
+        if self.parent is not None and not self.parent._is_failed():
+            for link in self._state.links:
+                limit_time(link, self.parent.remaining_s)
+
     def start_over(self) -> None:
         """Roll back what was done so far, and go on in a transaction of which nothing will be kept either."""
         owner = self._owner
@@ -347,26 +377,27 @@ class Unit:
 
     def late_options(self, connection: sa.Connection) -> str | None:
         """What gives the unit's options to a second bind's PostgreSQL connection, which began without them."""
-        outermost = self
-        while outermost.parent is not None:
-            outermost = outermost.parent
-        options, given = outermost._options, connection.get_execution_options()
-        if not options.needs_connection or "isolation_level" in given or "postgresql_readonly" in given:
-            return None
-        level = f"ISOLATION LEVEL {options.isolation}" if options.isolation else ""
-        modes = [level, "READ ONLY" if options.read_only else "", "DEFERRABLE" if options.deferrable else ""]
-        return "SET TRANSACTION " + ", ".join(filter(None, modes))
+        options, given = outermost_of(self)._options, connection.get_execution_options()
+        modes = []
+        if options.isolation and given.get("isolation_level") != options.isolation:
+            modes.append(f"ISOLATION LEVEL {options.isolation}")
+        if options.read_only and not given.get("postgresql_readonly"):
+            modes.append("READ ONLY")
+        if options.deferrable and not given.get("postgresql_deferrable"):
+            modes.append("DEFERRABLE")
+        return f"SET TRANSACTION {', '.join(modes)}" if modes else None
 
     def enlist(self, savepoint: SessionTransaction, connection: sa.Connection) -> None:
         """Note that a savepoint was sent on a connection, if it is the unit's."""
         if self.owns(savepoint):
-            self._owner._enlisted |= {connection}
+            self._owner._has_savepoint = True
+            self._owner._unprotected -= {connection}
 
     def protect(self, connection: sa.Connection) -> None:
         """Send the unit's savepoint on a connection that was taken before it, and speaks past the session now."""
         owner = self._owner
-        if owner.parent is not None and connection not in owner._enlisted and not self._state.is_own_call:
-            owner._enlisted |= {connection}
+        if connection in owner._unprotected and not self._state.is_own_call:
+            owner._unprotected -= {connection}
             if owner._holds_transaction():
                 self.session.connection(bind_arguments={"bind": connection})
 
@@ -399,11 +430,15 @@ class Unit:
             self._deactivate()
             if self.parent is None and not self.was_committed:
                 self._notice_length(may_raise=False)
+        if self._options.timeout is not None:
+            self._lift_limit()
         if self._joined is None:
             self._announce(leaving)
         return leaving
 
     def _carry_out(self, exception: BaseException | None) -> BaseException | None:
+        if self._joined is not None and self.read_only and exception is None:
+            self.session.flush()  # what was added in it is refused in it
         decision = self._decide(exception)
         if decision is Ending.COMMIT and self._joined is None and self.parent is None and self._hooks is not None:
             self._hooks.run_before_commit()
@@ -431,9 +466,12 @@ class Unit:
     def _deactivate(self) -> None:
         self.is_active = False
         self._state.unit = self.parent
-        _innermost.set(self._around)
+        if _innermost.get(None) is self:
+            _innermost.set(self._around)
         if self.parent is None:
-            self._state.committed_label = self.label if self.was_committed else None
+            self._state.committed_label = None
+            if self.was_committed and self._state.links:
+                note_committed(self._state, self.label, is_view=self.is_view)
             self._state.forget_connections()
 
     @property
@@ -451,7 +489,7 @@ class Unit:
                 f"unit of work {stray.label!r} inside it had not ended",
                 "End the inner unit first: a generator holds its with block open until it is read to its end.",
             )
-            if stray._enlisted or stray._joined is not None or has_pending(self.session):
+            if stray._has_savepoint or stray._joined is not None or has_pending(self.session):
                 self._owner._unended = self._owner._unended or error
             stray._undo(error)
             stray.is_active = False
@@ -581,15 +619,15 @@ class Unit:
         :raises CommitOutcomeUnknownError: in place of an error that tells nothing of it.
         """
         state = self._state
-        if isinstance(error, sa.exc.DBAPIError):
+        if isinstance(error, Exception) and state.links and all(link.was_committed for link in state.links):
+            self.was_committed = True  # a listener's error comes too late to undo anything
+            self.session.close()
+        elif isinstance(error, sa.exc.DBAPIError):
             if state.sent_commit and error.connection_invalidated:
                 self._meet_lost_commit(error)
         elif isinstance(error, (PartialCommitError, CommitOutcomeUnknownError)) or not isinstance(error, Exception):
             self._is_in_doubt = state.sent_commit  # an interrupt says nothing of what the server did
             self.is_repeatable = False
-        elif state.links and all(link.was_committed for link in state.links):
-            self.was_committed = True  # a listener's error comes too late to undo anything
-            self.session.close()
 
     def _meet_lost_commit(self, error: sa.exc.DBAPIError) -> None:
         """A COMMIT lost its connection, and is not known to have happened.
@@ -663,26 +701,31 @@ def _meet_open_transaction(session: Session, state: SessionState, options: UnitO
     """
     if not session.in_transaction():
         return
-    is_sqlite = any(link.connection.dialect.name == "sqlite" for link in state.links)
-    if not is_sqlite and not options.needs_connection:
+    of_sqlite = [link for link in state.links if link.connection.dialect.name == "sqlite" and not link.is_lent]
+    if not of_sqlite and not options.needs_connection:
         return
-    has_writes = state.wrote or has_pending(session) or any(map(has_written_unseen, state.links))
+    has_written = state.wrote or any(map(has_written_unseen, state.links))
     if options.needs_connection:
-        if has_writes:
+        if has_written or has_pending(session):
             raise UnitOptionsError(
                 "Writes came before this unit of work, in a transaction that has not the options the unit asks for.",
                 str(state.write_site) if state.write_site else None,
                 "Put those writes into the unit, or commit them before it.",
             )
-    elif has_writes:
-        return
-    with state.own_call():
-        session.rollback()
+        with state.own_call():
+            session.rollback()
+    elif not has_written and not session.in_nested_transaction():
+        for link in of_sqlite:
+            link.begins = Begins.NOW  # what was read may have changed before the unit has the write lock
+        state.expire_unmodified(session)
 
 
 def _connect(session: Session, options: UnitOptions) -> None:
     """Take the connection with the unit's options; the driver sends them with BEGIN."""
-    dialect = session.get_bind().dialect
+    try:
+        dialect = session.get_bind().dialect
+    except sa.exc.UnboundExecutionError:
+        return  # each database hears of them when the unit first speaks to it
     if dialect.name == "sqlite":
         return  # its transactions are serializable, and read-only is switched on where one begins
     wanted: dict[str, object] = {}
@@ -719,10 +762,23 @@ def _strength(level: str) -> int:
 
 
 def _isolation_of(session: Session, unit: Unit) -> str:
-    """The isolation of the transaction around; a server's default is taken for PostgreSQL's, READ COMMITTED."""
-    if session.get_bind().dialect.name == "sqlite":
+    """The isolation of the transaction around: what it asked for, what its engine does, or PostgreSQL's default."""
+    asked_for = outermost_of(unit)._options.isolation
+    if asked_for is not None:
+        return asked_for
+    try:
+        engine = session.get_bind().engine
+    except sa.exc.UnboundExecutionError:
+        return "READ COMMITTED"
+    if engine.dialect.name == "sqlite":
         return "SERIALIZABLE"
-    outermost = unit
-    while outermost.parent is not None:
-        outermost = outermost.parent
-    return outermost._options.isolation or "READ COMMITTED"
+    by_server = getattr(engine.dialect, "default_isolation_level", None)
+    level = getattr(engine.dialect, "_on_connect_isolation_level", None) or by_server
+    return level if level in _STRENGTH else "READ COMMITTED"
+
+
+def outermost_of(unit: Unit) -> Unit:
+    """The unit that owns the transaction."""
+    while unit.parent is not None:
+        unit = unit.parent
+    return unit

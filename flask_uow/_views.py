@@ -24,14 +24,19 @@ def find_request() -> Request | None:
 def view_label(app_state: AppState, function: Callable[..., Any]) -> str | None:
     """``POST /accounts/<id>`` if ``function`` is the current request's view, part of it, or its dispatch; else None."""
     now = find_request()
-    if now is None or now.url_rule is None:
+    if now is None:
         return None
-    key = (function, now.url_rule.endpoint, now.url_rule.rule, now.method)
-    if key not in app_state.view_labels:
+    if now.url_rule is None:
+        return f"{now.method} without a view" if function in app_state.dispatches else None
+    labels = app_state.view_labels.get(function)
+    if labels is None:
+        labels = app_state.view_labels[function] = {}
+    key = (now.url_rule.endpoint, now.url_rule.rule, now.method)
+    if key not in labels:
         parts = (*app_state.dispatches, *parts_of_view(app_state, now))
         is_part = any(part is function for part in parts)
-        app_state.view_labels[key] = f"{now.method} {now.url_rule.rule}" if is_part else None
-    return app_state.view_labels[key]
+        labels[key] = f"{now.method} {now.url_rule.rule}" if is_part else None
+    return labels[key]
 
 
 def parts_of_view(app_state: AppState, now: Request) -> Iterator[Any]:

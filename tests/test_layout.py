@@ -29,6 +29,7 @@ LAYERS = (
     "_body",
     "_outcome",
     "_state",
+    "_limits",
     "_commit",
     "_two_phase",
     "_notices",

@@ -341,7 +341,7 @@ def test_idling_before_the_end_counts(make_bench: MakeBench, ending: str) -> Non
 
     with noticed(bench) as seen, bench.app.app_context():
         if ending == "teardown":
-            bench.session.scalars(sa.select(Item)).all()
+            bench.run_sql("DELETE FROM item")  # on SQLite, what only reads outside a unit is in no transaction
             time.sleep(TOO_LONG_S)
         else:
             with transactional(label="the unit") as unit:

@@ -1,0 +1,44 @@
+"""A unit's deadline, as PostgreSQL keeps it: no statement runs past it, and no session idles past it.
+
+The server counts from each statement's start, so it is told again when a statement comes so late that it would count
+twice what is left. Limits that the role or the database has already stay, where they are lower.
+"""
+
+from __future__ import annotations
+
+import math
+from contextlib import closing
+
+from ._state import Link
+
+_LIMIT = (
+    "SELECT set_config(name, CAST(CAST(least("
+    "nullif(extract(epoch FROM CAST(current_setting(name) AS interval)) * 1000, 0), {ms}) AS bigint) AS text), true) "
+    "FROM (VALUES ('statement_timeout'), ('idle_in_transaction_session_timeout')) AS limits (name)"
+)
+_LIFT = ("SET LOCAL statement_timeout TO DEFAULT", "SET LOCAL idle_in_transaction_session_timeout TO DEFAULT")
+
+
+def limit_time(link: Link, remaining_s: float | None) -> None:
+    """Tell a connection's server how long the rest of the transaction may last; other databases cannot be told.
+
+    :param remaining_s: seconds, None for as long as it likes.
+    """
+    if link.connection.dialect.name != "postgresql" or link.dbapi_connection is None:
+        return
+    statements: list[str] = []
+    if link.limit_s is not None and (remaining_s is None or remaining_s > link.limit_s):
+        statements += _LIFT
+    if remaining_s is not None:
+        statements.append(_LIMIT.format(ms=math.ceil(remaining_s * 1000)))
+    with closing(link.dbapi_connection.cursor()) as cursor:
+        for statement in statements:
+            cursor.execute(statement)
+    link.limit_s = remaining_s
+    link.was_begun = link.was_begun or bool(statements)
+
+
+def limit_again(link: Link, remaining_s: float) -> None:
+    """The same before a statement, if the server would let it run for twice as long as the unit has left."""
+    if link.limit_s is not None and link.limit_s > 2 * remaining_s:
+        limit_time(link, remaining_s)
