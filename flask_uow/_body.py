@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 from flask import Request
@@ -13,12 +14,19 @@ class Body:
     :param request: the request, None outside of one.
     """
 
-    __slots__ = ("_positions", "_request", "_was_streamed")
+    __slots__ = ("_had_form", "_positions", "_request", "_stream")
 
     def __init__(self, request: Request | None) -> None:
         self._request = request
-        self._was_streamed = request is None or _is_streamed(request)
-        self._positions = {id(file): file.stream.tell() for file in _files(request)}
+        self._positions: dict[int, int] = {}
+        self._stream: _CountedStream | None = None
+        if request is None:
+            return
+        self._had_form = "form" in vars(request)
+        self._stream = _counted(request)
+        for file in _files(request):
+            with contextlib.suppress(ValueError, OSError):  # a closed one, which the unit cannot have read
+                self._positions[id(file)] = file.stream.tell()
 
     def rewind(self) -> bool:
         """Let uploaded files be read from where the unit met them; JSON and forms Flask keeps itself.
@@ -28,20 +36,64 @@ class Body:
         if self._request is None:
             return True
         for file in _files(self._request):
-            file.stream.seek(self._positions.get(id(file), 0))
-        return self._was_streamed or not _is_streamed(self._request)
+            try:
+                file.stream.seek(self._positions.get(id(file), 0))
+            except (ValueError, OSError):
+                return False
+        return self._stream is None or not self._stream.taken or self._was_kept(self._request)
+
+    def _was_kept(self, request: Request) -> bool:
+        """Whether Flask has kept the bytes that were taken off the stream: as data, or as a form that it has parsed."""
+        was_parsed = not self._had_form and "form" in vars(request) and request.want_form_data_parsed
+        return was_parsed or hasattr(request, "_cached_data")
 
 
-def _is_streamed(request: Request) -> bool:
-    """Whether bytes were taken off the stream that Flask has not kept."""
+class _CountedStream:
+    """A request's stream that counts what is taken off it."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+        self.taken = 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def __iter__(self) -> Any:
+        for line in self._stream:
+            self.taken += len(line)
+            yield line
+
+    def _take(self, data: Any) -> Any:
+        self.taken += len(data) if isinstance(data, bytes) else int(data or 0)
+        return data
+
+    def read(self, *size: Any) -> Any:
+        return self._take(self._stream.read(*size))
+
+    def readline(self, *size: Any) -> Any:
+        return self._take(self._stream.readline(*size))
+
+    def readinto(self, buffer: Any) -> Any:
+        return self._take(self._stream.readinto(buffer))
+
+    def readlines(self, *hint: Any) -> Any:
+        lines = self._stream.readlines(*hint)
+        self.taken += sum(map(len, lines))
+        return lines
+
+
+def _counted(request: Request) -> _CountedStream:
+    """Put the counting in the stream's place, where Flask and the app look for it."""
     touched = vars(request)
-    if "stream" not in touched or "form" in touched or hasattr(request, "_cached_data"):
-        return False
-    return request.content_length != 0 and (
-        request.content_length is not None or "wsgi.input_terminated" in touched["environ"]
-    )
+    if "stream" in touched:
+        stream = _CountedStream(touched["stream"])
+        touched["stream"] = stream
+    else:
+        stream = _CountedStream(request.environ["wsgi.input"])
+        request.environ["wsgi.input"] = stream
+    return stream
 
 
-def _files(request: Request | None) -> list[Any]:
-    files = vars(request).get("files") if request is not None else None
+def _files(request: Request) -> list[Any]:
+    files = vars(request).get("files")
     return [file for _, file in files.items(multi=True)] if files else []

@@ -111,7 +111,8 @@ RULES = {
         Rule(
             "UOW201",
             "{what} was used outside an app context.",
-            "Push one: with app.app_context(): ...; in a thread inside its function, on a command by @with_appcontext.",
+            "Push one: with app.app_context(): ...; in a thread, inside the thread's function; on a command, "
+            "@with_appcontext.",
             "scoped sessions",
             is_fatal=True,
         ),

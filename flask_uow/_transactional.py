@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Callable
 from functools import wraps
-from types import TracebackType
+from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, TypeVar, Unpack, cast, overload
 
 from sqlalchemy import QueuePool
@@ -24,9 +24,10 @@ from werkzeug.local import LocalProxy
 from . import signals
 from ._body import Body
 from ._callsite import CallSite, application_site
+from ._notices import has_written_unseen
 from ._options import Propagation, Relation, UnitOptions, is_vetoed, relation
 from ._retry import delay_s, is_retryable
-from ._sessions import Sessions, current_context, find_context
+from ._sessions import Sessions, current_context, find_context, report_lost_writes
 from ._state import STATE_KEY, AppState, SessionState, state_of, state_of_app
 from ._units import Unit, connections_held
 from ._views import find_request, status_of_response, view_label
@@ -72,7 +73,7 @@ class Transactional:
     def __init__(self, options: dict[str, Any], sessions: Sessions | None = None) -> None:
         self._options = UnitOptions.checked(options)
         self._bound_to = sessions
-        self._entered: list[tuple[int, Boundary]] = []
+        self._entered: list[tuple[tuple[str, int], Boundary]] = []
 
     def __call__(self, function: F) -> F:
         """Make each call of ``function`` one unit of work.
@@ -141,13 +142,13 @@ class Transactional:
         frame = sys._getframe(1)
         boundary = Boundary(self._options, self._bound_to, CallSite(frame.f_code, frame.f_lineno))
         boundary.enter()
-        self._entered.append((threading.get_ident(), boundary))
+        self._entered.append((_owner_of_block(frame), boundary))
         return boundary.unit or current_unit
 
     def __exit__(
         self, exc_type: type[BaseException] | None, exception: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        boundary = self._leave_last()
+        boundary = self._leave_last(sys._getframe(1))
         boundary.leave(exception)
         if boundary.error is not exception:
             boundary.answer()
@@ -160,11 +161,18 @@ class Transactional:
                     fix=f"Drop {name}, or put the block into a function and decorate that.",
                 )
 
-    def _leave_last(self) -> Boundary:
-        """The block that was entered last in this thread: one object may serve several threads."""
-        thread = threading.get_ident()
-        mine = [position for position, (entered_in, _) in enumerate(self._entered) if entered_in == thread]
+    def _leave_last(self, frame: FrameType) -> Boundary:
+        """The block that was entered last by this generator or thread: one object may serve several."""
+        owner = _owner_of_block(frame)
+        mine = [position for position, (entered_by, _) in enumerate(self._entered) if entered_by == owner]
         return self._entered.pop(mine[-1] if mine else -1)[1]
+
+
+def _owner_of_block(frame: FrameType) -> tuple[str, int]:
+    """Who is inside a block: a generator or coroutine, which others may interleave with, or else the thread."""
+    if frame.f_code.co_flags & (inspect.CO_GENERATOR | inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR):
+        return "frame", id(frame)  # which lives as long as the block
+    return "thread", threading.get_ident()
 
 
 class Boundary:
@@ -242,8 +250,10 @@ class Boundary:
             state = guarded_state(session)
             if how is Relation.SUSPEND:
                 return
+        is_repeatable = True
         if self._attempt > 1 or self._retries:
             self._forget_lost_attempt(session)
+            is_repeatable = not any(map(has_written_unseen, state.links))
         place = self._place
         of_view = None if isinstance(place, CallSite) else view_label(self._app_state, place)
         label = self._options.label or of_view
@@ -256,6 +266,7 @@ class Boundary:
         except BaseException:
             self._resume()
             raise
+        unit.is_repeatable = unit.is_repeatable and is_repeatable
         self.unit = unit
 
     def _forget_lost_attempt(self, session: Session) -> None:
@@ -307,6 +318,8 @@ class Boundary:
 
     def _resume(self) -> None:
         if self._inner is not None:
+            if self.unit is None and self.error is None:
+                report_lost_writes(self._inner)
             self._sessions.restore(self._context, self._outer, self._inner)
             self._inner = None
 
@@ -334,7 +347,7 @@ class Boundary:
             self.error.__cause__ = error
             return
         self.wait_s = wait_s
-        signals.unit_retried.send(self._app_state.app, unit=unit, exception=error, delay_s=wait_s)
+        unit.tell(signals.unit_retried, exception=error, delay_s=wait_s)
 
     def _finish(self, unit: Unit) -> None:
         if self.error is not None and self._attempt > 1:

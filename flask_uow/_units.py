@@ -294,7 +294,7 @@ class Unit:
         self._around = _innermost.get(None)
         _innermost.set(self)
         if self._joined is None and signals.unit_began.receivers:
-            self._tell(signals.unit_began)
+            self.tell(signals.unit_began)
 
     def _check_options_inside(self, parent: Unit) -> None:
         if parent.read_only and not self.read_only:
@@ -413,9 +413,9 @@ class Unit:
         :param exception: what the body raised, None if it returned.
         :return: what is to be raised: ``exception`` again, another error, or None.
         """
-        if not self.is_active or self._state.generation != _fork.generation:
+        if not self.is_active or self._state.generation != _fork.generation or self._state.is_over:
             self._hooks = None  # in a forked child, they are the parent's to run
-            return exception or self._failure
+            return exception or self._failure or self._outlived_error()
         if self._state.unit is not self:
             self._end_strays()
         leaving = exception
@@ -435,6 +435,14 @@ class Unit:
         if self._joined is None:
             self._announce(leaving)
         return leaving
+
+    def _outlived_error(self) -> BaseException | None:
+        if not self.is_active or not self._state.is_over:
+            return None
+        self.is_active = False
+        return self._not_committed(
+            "its session was closed before it ended", "End the unit before its context, or the unit around it."
+        )
 
     def _carry_out(self, exception: BaseException | None) -> BaseException | None:
         if self._joined is not None and self.read_only and exception is None:
@@ -655,11 +663,11 @@ class Unit:
             self._hand_on_hooks(self.parent._owner, self._hooks)
         if self.was_committed:
             if signals.unit_committed.receivers:
-                self._tell(signals.unit_committed)
+                self.tell(signals.unit_committed)
         elif signals.unit_rolled_back.receivers and not self._is_in_doubt:
-            self._tell(signals.unit_rolled_back, exception=leaving)
+            self.tell(signals.unit_rolled_back, exception=leaving)
 
-    def _tell(self, signal: NamedSignal, **details: Any) -> None:
+    def tell(self, signal: NamedSignal, **details: Any) -> None:
         """Send a signal; a receiver's error is logged, and changes nothing."""
         try:
             signal.send(self._state.app, unit=self, **details)

@@ -121,7 +121,8 @@ def test_violation_blames_the_current_line(monkeypatch: pytest.MonkeyPatch) -> N
     assert str(error) == (
         "[UOW201] uow.session was used outside an app context.\n"
         f"  where: tests/test_rules.py:{line} in test_violation_blames_the_current_line\n"
-        "  fix:   Push one: with app.app_context(): ...; in a thread, inside the thread's function."
+        "  fix:   Push one: with app.app_context(): ...; in a thread, inside the thread's function; "
+        "on a command, @with_appcontext."
     )
 
 

@@ -189,7 +189,7 @@ def test_a_thread_is_closed_with_the_context_that_it_works_under(
             assert has_written.wait(DEADLINE_S)
         assert checked_out(app) == 0
         context_has_ended.set()
-        with pytest.raises(UnitFailedError, match=r"was not committed: its transaction was ended by hand"):
+        with pytest.raises(UnitFailedError, match=r"was not committed: its session was closed before it ended"):
             result.result(DEADLINE_S)
 
     assert names(database) == []
