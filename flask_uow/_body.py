@@ -18,26 +18,29 @@ class Body:
 
     def __init__(self, request: Request | None) -> None:
         self._request = request
-        self._positions: dict[int, int] = {}
+        self._positions: dict[int, int | None] = {}
         self._stream: _CountedStream | None = None
         if request is None:
             return
         self._had_form = "form" in vars(request)
         self._stream = _counted(request)
         for file in _files(request):
-            with contextlib.suppress(ValueError, OSError):  # a closed one, which the unit cannot have read
+            self._positions[id(file)] = None  # a closed one, which the unit cannot have read
+            with contextlib.suppress(ValueError, OSError):
                 self._positions[id(file)] = file.stream.tell()
 
     def rewind(self) -> bool:
         """Let uploaded files be read from where the unit met them; JSON and forms Flask keeps itself.
 
-        :return: whether the unit can read what it has read. What came off ``request.stream`` inside it is gone.
+        :return: whether the unit can read what it has read. What came off ``request.stream`` inside it is gone, and
+            so is a file that it has closed.
         """
         if self._request is None:
             return True
         for file in _files(self._request):
+            position = self._positions.get(id(file), 0)
             try:
-                file.stream.seek(self._positions.get(id(file), 0))
+                file.stream.seek(position) if position is not None else None
             except (ValueError, OSError):
                 return False
         return self._stream is None or not self._stream.taken or self._was_kept(self._request)

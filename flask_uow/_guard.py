@@ -97,6 +97,10 @@ class GuardedSession(_Session):
         super().prepare()
 
     def rollback(self) -> None:
+        state = self._uow
+        if state is not None and state.unit is not None and state.unit.is_undone and not state.is_own_call:
+            state.unit.start_over()  # an error handler makes sure of what has been done already
+            return
         self._refuse_end("UOW102", "rollback")
         super().rollback()
 
@@ -223,7 +227,8 @@ def _transaction_created(session: Session, transaction: SessionTransaction) -> N
     state: SessionState | None = session._uow  # type: ignore[attr-defined]
     if transaction.parent is not None:
         if transaction.nested and state is not None:
-            transaction._uow_wrote = state.wrote  # type: ignore[attr-defined]
+            failure = state.unit.failure if state.unit is not None else None
+            transaction._uow_before = (state.wrote, failure)  # type: ignore[attr-defined]
         return
     if state is None or state.is_guarded:
         return  # the unit's own transaction was ended by hand, and what is known of that must stay
@@ -322,7 +327,7 @@ def _set_options(link: Link, unit: Unit) -> None:
     if late_options is not None:
         link.connection.exec_driver_sql(late_options)
     if unit.remaining_s is not None:
-        limit_time(link, unit.remaining_s)
+        limit_time(link, unit.remaining_s, is_outermost=unit.parent is None)
 
 
 def _about_to_commit(session: Session) -> None:
@@ -350,7 +355,9 @@ def _rolled_back(session: Session, transaction: SessionTransaction) -> None:
     state: SessionState | None = session._uow  # type: ignore[attr-defined]
     if state is not None and transaction.nested:
         state.error = None  # the savepoint's rollback has healed what it broke
-        state.wrote = getattr(transaction, "_uow_wrote", state.wrote)
+        state.wrote, failure = getattr(transaction, "_uow_before", (state.wrote, None))
+        if state.unit is not None and not state.unit.owns(transaction):
+            state.unit.heal(failure)
 
 
 # ---- what engines tell
@@ -532,7 +539,7 @@ def _check_statement(link: Link, unit: Unit, kind: Kind, statement: str) -> None
         ) from link.state.error
     if unit.deadline is not None:
         unit.check_deadline()
-        limit_again(link, unit.remaining_s or 0.0)
+        limit_again(link, unit.remaining_s or 0.0, is_outermost=unit.parent is None)
     if unit.parent is not None:
         unit.protect(link.connection)
     if kind is not Kind.READ and (kind is not Kind.WRITE or unit.read_only):

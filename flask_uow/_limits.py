@@ -14,15 +14,18 @@ from ._state import Link
 _LIMIT = (
     "SELECT set_config(name, CAST(CAST(least("
     "nullif(extract(epoch FROM CAST(current_setting(name) AS interval)) * 1000, 0), {ms}) AS bigint) AS text), true) "
-    "FROM (VALUES ('statement_timeout'), ('idle_in_transaction_session_timeout')) AS limits (name)"
+    "FROM unnest(ARRAY[{names}]) AS limits (name)"
 )
+_OF_STATEMENTS = "'statement_timeout'"
+_OF_BOTH = "'statement_timeout', 'idle_in_transaction_session_timeout'"
 _LIFT = ("SET LOCAL statement_timeout TO DEFAULT", "SET LOCAL idle_in_transaction_session_timeout TO DEFAULT")
 
 
-def limit_time(link: Link, remaining_s: float | None) -> None:
+def limit_time(link: Link, remaining_s: float | None, *, is_outermost: bool) -> None:
     """Tell a connection's server how long the rest of the transaction may last; other databases cannot be told.
 
     :param remaining_s: seconds, None for as long as it likes.
+    :param is_outermost: whether the transaction ends with the unit; else the session must outlive it.
     """
     if link.connection.dialect.name != "postgresql" or link.dbapi_connection is None:
         return
@@ -30,7 +33,8 @@ def limit_time(link: Link, remaining_s: float | None) -> None:
     if link.limit_s is not None and (remaining_s is None or remaining_s > link.limit_s):
         statements += _LIFT
     if remaining_s is not None:
-        statements.append(_LIMIT.format(ms=math.ceil(remaining_s * 1000)))
+        names = _OF_BOTH if is_outermost else _OF_STATEMENTS
+        statements.append(_LIMIT.format(ms=math.ceil(remaining_s * 1000), names=names))
     with closing(link.dbapi_connection.cursor()) as cursor:
         for statement in statements:
             cursor.execute(statement)
@@ -38,7 +42,7 @@ def limit_time(link: Link, remaining_s: float | None) -> None:
     link.was_begun = link.was_begun or bool(statements)
 
 
-def limit_again(link: Link, remaining_s: float) -> None:
+def limit_again(link: Link, remaining_s: float, *, is_outermost: bool) -> None:
     """The same before a statement, if the server would let it run for twice as long as the unit has left."""
     if link.limit_s is not None and link.limit_s > 2 * remaining_s:
-        limit_time(link, remaining_s)
+        limit_time(link, remaining_s, is_outermost=is_outermost)

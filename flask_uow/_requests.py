@@ -88,7 +88,7 @@ class AtomicRequests:
             _unit.reset(token)
 
     def _failed_request(self, function: Callable[..., Response], *args: Any) -> Response:
-        current_unit.set_rollback_only()
+        current_unit._get_current_object().start_over()  # type: ignore[attr-defined]
         return function(*args)
 
     def _answer_for(self, error: Exception, *args: Any) -> Response:

@@ -308,6 +308,8 @@ class Boundary:
         finally:
             if self._inner is not None:
                 self._resume()
+            elif unit.parent is None:
+                self._close_strays(unit.session)
         self._is_committed = unit.was_committed
         if unit.parent is not None:
             return
@@ -315,6 +317,14 @@ class Boundary:
             self._plan_retry(unit, self.error)
         if self.wait_s is None and (self.error is not None or unit.has_hooks):
             self._finish(unit)
+
+    def _close_strays(self, session: Session) -> None:
+        """Close what a generator that goes on past an outermost unit has put in its session's place."""
+        if find_context() is not self._context:
+            return  # the context has ended, and its sessions with it
+        current = self._sessions.peek(self._context)
+        if current is not session and current is not None:
+            self._sessions.restore(self._context, session, current)
 
     def _resume(self) -> None:
         if self._inner is not None:
@@ -340,7 +350,8 @@ class Boundary:
             return
         if self._body is not None and not self._body.rewind():
             self.error = UnitOptionsError(
-                f"Unit of work {unit.label!r} cannot be tried again: it has read request.stream, which is gone.",
+                f"Unit of work {unit.label!r} cannot be tried again: it has read request.stream, or closed an uploaded "
+                "file, and cannot read it twice.",
                 unit.where,
                 "Read the body by request.get_data(), get_json() or form, which keep it, or drop retries.",
             )

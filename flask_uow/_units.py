@@ -34,7 +34,7 @@ from . import _fork, signals
 from ._callsite import CallSite, defined_at
 from ._hooks import Hook, Hooks, When
 from ._limits import limit_time
-from ._notices import has_written_unseen, note_committed, notice_length
+from ._notices import has_written_unseen, note_committed, notice_idle, notice_length
 from ._options import ISOLATION_LEVELS, Relation, UnitOptions
 from ._outcome import Outcome
 from ._state import Begins, Link, SessionState, has_pending
@@ -114,6 +114,7 @@ class Unit:
     :ivar is_known_aborted: whether the server said that a COMMIT that lost its connection did not happen.
     :ivar is_repeatable: whether another attempt would do all of its work, and none twice: not if writes came before it,
         nor if one of several databases has committed.
+    :ivar is_undone: whether it was rolled back before its end, and goes on in a transaction that will be as well.
     :ivar is_view: whether it is the current request's view, or its dispatch.
     :ivar deadline: until when it may send statements, in seconds of the monotonic clock; None without a timeout.
     :ivar parent: the unit around it on the same session, or None.
@@ -141,6 +142,7 @@ class Unit:
         "is_active",
         "is_known_aborted",
         "is_repeatable",
+        "is_undone",
         "is_view",
         "label",
         "parent",
@@ -171,6 +173,7 @@ class Unit:
         self.is_known_aborted = False
         self.is_repeatable = True
         self.is_view = False
+        self.is_undone = False
         self._state = state
         self._options = options
         self._place = place
@@ -358,19 +361,19 @@ class Unit:
         """Let the servers end what runs past the deadline, on connections that were taken before the unit."""
         if self._options.timeout is not None:
             for link in links:
-                limit_time(link, self.remaining_s)
+                limit_time(link, self.remaining_s, is_outermost=self.parent is None)
 
     def _lift_limit(self) -> None:
         """Give the time back to the unit around."""
         if self.parent is not None and not self.parent._is_failed():
             for link in self._state.links:
-                limit_time(link, self.parent.remaining_s)
+                limit_time(link, self.parent.remaining_s, is_outermost=self.parent.parent is None)
 
     def start_over(self) -> None:
         """Roll back what was done so far, and go on in a transaction of which nothing will be kept either."""
         owner = self._owner
         owner._end_strays()
-        owner._is_rollback_only = True
+        owner._is_rollback_only = owner.is_undone = True
         owner._undo(None)
         with self._state.own_call():
             owner._transaction = self.session.begin(nested=owner.parent is not None)
@@ -400,6 +403,18 @@ class Unit:
             owner._unprotected -= {connection}
             if owner._holds_transaction():
                 self.session.connection(bind_arguments={"bind": connection})
+
+    @property
+    def failure(self) -> BaseException | None:
+        """What has failed the unit, or the one that it joined."""
+        return self._owner._failure
+
+    def heal(self, failure: BaseException | None) -> None:
+        """A savepoint that was made by hand was rolled back: what failed inside it is undone.
+
+        :param failure: what had failed the unit before.
+        """
+        self._owner._failure = failure
 
     def owns(self, transaction: SessionTransaction | None) -> bool:
         """Whether ``transaction`` is the one of this unit, or of the unit that it joined."""
@@ -564,6 +579,8 @@ class Unit:
             self._commit()
             return
         assert self._transaction is not None
+        for link in self._state.links:
+            notice_idle(link)
         with self._state.own_call():
             self._transaction.commit()
 
