@@ -7,6 +7,8 @@ from typing import Any
 
 from flask import Request
 
+_FORMS = ("multipart/form-data", "application/x-www-form-urlencoded")
+
 
 class Body:
     """What of the current request's body was read before a unit began.
@@ -47,7 +49,7 @@ class Body:
 
     def _was_kept(self, request: Request) -> bool:
         """Whether Flask has kept the bytes that were taken off the stream: as data, or as a form that it has parsed."""
-        was_parsed = not self._had_form and "form" in vars(request) and request.want_form_data_parsed
+        was_parsed = not self._had_form and "form" in vars(request) and request.mimetype in _FORMS
         return was_parsed or hasattr(request, "_cached_data")
 
 

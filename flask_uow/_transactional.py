@@ -329,7 +329,7 @@ class Boundary:
     def _resume(self) -> None:
         if self._inner is not None:
             if self.unit is None and self.error is None:
-                report_lost_writes(self._inner)
+                report_lost_writes(self._sessions.peek(self._context) or self._inner)
             self._sessions.restore(self._context, self._outer, self._inner)
             self._inner = None
 

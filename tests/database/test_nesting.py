@@ -1,12 +1,24 @@
 """Units inside units: Django's semantics for savepoints, Spring's names for the rest."""
 
 import threading
+import time
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
+from sqlalchemy.orm import Session
 
 from flask_uow import Propagation, Unit, current_unit, transactional
-from flask_uow.exceptions import NoActiveUnitError, UnitActiveError, UnitFailedError, UnitOptionsError
+from flask_uow.exceptions import (
+    NoActiveUnitError,
+    RuleViolationError,
+    UnitActiveError,
+    UnitFailedError,
+    UnitOptionsError,
+    UnitTimeoutError,
+)
+from flask_uow.testing import record
 from tests.database.conftest import Bench, MakeBench
 from tests.models import Item
 
@@ -424,3 +436,170 @@ def test_a_unit_that_was_never_ended_and_held_nothing_is_forgotten(bench: Bench)
         transactional().__enter__()
 
     assert bench.committed() == ["outer"]
+
+
+# ---- at the edges
+
+
+def test_a_deadline_inside_does_not_keep_its_part_from_being_undone(bench: Bench) -> None:
+    """What the inner unit wrote before it ran late is gone, and the outer one goes on."""
+    with bench.app.app_context(), transactional():
+        bench.add("outer")
+        with pytest.raises(UnitTimeoutError), transactional(timeout=0.05):
+            bench.add("inner")
+            time.sleep(0.1)
+            bench.add("late")
+        bench.add("outer again")
+
+    assert bench.committed() == ["outer", "outer again"]
+
+
+@pytest.mark.parametrize("database", ["psycopg2", "psycopg"], indirect=True)
+def test_a_deadline_inside_ends_its_own_statements_alone(bench: Bench) -> None:
+    """The outer one has no limit before it and none after it, and its session outlives the inner deadline."""
+    limits = []
+
+    def limit() -> None:
+        limits.append(bench.session.scalar(sa.text("SHOW statement_timeout")))
+
+    with bench.app.app_context(), transactional():
+        limit()
+        with transactional(timeout=60):
+            limit()
+        limit()
+        with pytest.raises(UnitTimeoutError), transactional(propagation="nested", timeout=0.2):
+            bench.run_sql("SELECT pg_sleep(20)")
+        time.sleep(0.3)
+        limit()
+
+    assert limits == ["0", "1min", "0", "0"]
+
+
+@pytest.mark.parametrize("database", ["psycopg2", "psycopg"], indirect=True)
+def test_the_first_statement_may_come_in_an_inner_unit(bench: Bench) -> None:
+    """What a unit, or a listener, says when the transaction begins is said once, before the savepoint's statements."""
+
+    def listener(session: Session, transaction: object, connection: sa.Connection) -> None:
+        connection.exec_driver_sql("SET LOCAL application_name = 'listener'")
+
+    with bench.app.app_context():
+        sa.event.listen(bench.session, "after_begin", listener)
+        with transactional(timeout=60), transactional(timeout=30):
+            bench.add("first")
+            assert bench.session.scalar(sa.text("SHOW application_name")) == "listener"
+
+    assert bench.committed() == ["first"]
+
+
+@pytest.mark.parametrize("propagation", ["required", "mandatory", "supports", "nested"])
+def test_what_is_added_in_a_read_only_part_is_refused_in_it(bench: Bench, propagation: Any) -> None:
+    """Although no statement has sent it."""
+    with bench.app.app_context():
+        with (
+            pytest.raises(RuleViolationError, match="UOW111"),
+            transactional(),
+            transactional(propagation=propagation, read_only=True),
+        ):
+            bench.session.add(Item(name="not sent"))
+
+    assert bench.committed() == []
+
+
+def test_a_join_that_fails_in_a_savepoint_made_by_hand_is_undone_with_it(bench: Bench) -> None:
+    """It fails the unit up to the nearest savepoint, whoever has made that."""
+    with bench.app.app_context(), transactional():
+        bench.add("outer")
+        with pytest.raises(KeyError), bench.session.begin_nested(), transactional(propagation="required"):
+            bench.add("inner")
+            raise KeyError
+
+    assert bench.committed() == ["outer"]
+
+
+def test_a_session_that_is_removed_in_not_supported_is_not_the_outer_one(bench: Bench) -> None:
+    """What follows is still outside of any unit, and what it writes is lost aloud."""
+    with (
+        record(bench.app) as recorded,
+        bench.app.app_context(),
+        transactional(),
+        transactional(propagation="not_supported"),
+    ):
+        outer = bench.session
+        bench.uow.session.remove()
+        assert bench.session is not outer
+        assert not current_unit
+        bench.add("lost")
+
+    assert [violation.code for violation in recorded.violations] == ["UOW103"]
+    assert bench.committed() == []
+
+
+@pytest.mark.parametrize("database", ["psycopg2", "psycopg"], indirect=True)
+def test_an_independent_unit_that_a_generator_holds_is_closed_with_the_outer_one(bench: Bench) -> None:
+    """The next unit is an outermost one, and the generator hears at its end that its work was lost."""
+
+    def rows() -> Iterator[None]:
+        with transactional(propagation="requires_new"):
+            bench.add("held")
+            yield
+
+    with bench.app.app_context():
+        with transactional():
+            held = rows()
+            next(held)
+        with transactional() as unit:
+            assert unit.depth == 1
+            bench.add("next")
+        with pytest.raises(UnitFailedError, match="session was closed before it ended"):
+            next(held, None)
+
+    assert bench.committed() == ["next"]
+
+
+def test_one_object_serves_generators_that_interleave(bench: Bench) -> None:
+    """Each leaves its own block, whichever ends first."""
+    block = transactional()
+    ended = []
+
+    def part(name: str) -> Iterator[None]:
+        with block as unit:
+            bench.add(name)
+            yield
+        ended.append((name, unit.was_committed))
+
+    with bench.app.app_context():
+        outer, inner = part("outer"), part("inner")
+        next(outer)
+        next(inner)
+        next(inner, None)
+        next(outer, None)
+
+    assert ended == [("inner", True), ("outer", True)]
+    assert bench.committed() == ["inner", "outer"]
+
+
+@pytest.mark.parametrize("database", ["psycopg2", "psycopg"], indirect=True)
+def test_an_isolation_that_the_engine_has_already_is_no_stronger_one(make_bench: MakeBench) -> None:
+    """And what a join cannot defer is refused."""
+    bench = make_bench(SQLALCHEMY_ENGINE_OPTIONS={"isolation_level": "SERIALIZABLE"})
+    with bench.app.app_context(), transactional():
+        with transactional(isolation="SERIALIZABLE"):
+            bench.add("a")
+        with (
+            pytest.raises(UnitOptionsError, match="deferrable"),
+            transactional(isolation="SERIALIZABLE", read_only=True, deferrable=True),
+        ):
+            pass
+
+    assert bench.committed() == ["a"]
+
+
+def test_a_pending_object_before_a_read_only_unit_refuses_it(bench: Bench) -> None:
+    """It could not be sent in it, and is not thrown away."""
+    with bench.app.app_context():
+        bench.session.add(Item(name="pending"))
+        with pytest.raises(UnitOptionsError, match="Writes came before"), transactional(read_only=True):
+            pass
+        bench.session.commit()
+
+    assert bench.committed() == ["pending"]

@@ -433,3 +433,115 @@ def test_a_connection_beside_no_unit_is_no_mistake(bench: Bench) -> None:
             connection.execute(sa.text("SELECT 1"))
 
     assert codes(seen) == []
+
+
+# ---- what is no violation
+
+
+def test_a_unit_before_the_view_is_none_after_which_it_reads_on(make_bench: MakeBench) -> None:
+    """A user's last visit is noted in a unit of its own; the view has not even begun."""
+    bench = make_bench(**only("UOW107", "warn"))
+
+    @bench.app.before_request
+    @transactional
+    def note_visit() -> None:
+        bench.add("visit")
+
+    @bench.app.get("/")
+    def view() -> str:
+        return str(len(bench.session.scalars(sa.select(Item)).all()))
+
+    with noticed(bench) as seen:
+        assert bench.app.test_client().get("/").text == "1"
+
+    assert codes(seen) == []
+
+
+def test_a_unit_that_said_nothing_is_none_either(make_bench: MakeBench) -> None:
+    """The transaction that follows is the first one."""
+    bench = make_bench(**only("UOW107", "warn"))
+
+    @bench.app.get("/")
+    def view() -> str:
+        with transactional():
+            pass
+        return str(len(bench.session.scalars(sa.select(Item)).all()))
+
+    with noticed(bench) as seen:
+        assert bench.app.test_client().get("/").text == "0"
+
+    assert codes(seen) == []
+
+
+def test_the_unit_of_another_request_is_none_either(make_bench: MakeBench) -> None:
+    """A test may hold one context over several requests, and look at the rows in between."""
+    bench = make_bench(**only("UOW107", "warn"))
+
+    @bench.app.post("/")
+    @transactional
+    def write() -> str:
+        bench.add("row")
+        return "ok"
+
+    @bench.app.get("/")
+    def read() -> str:
+        return str(len(bench.session.scalars(sa.select(Item)).all()))
+
+    with noticed(bench) as seen, bench.app.app_context():
+        client = bench.app.test_client()
+        client.post("/")
+        assert client.get("/").text == "1"
+
+    assert codes(seen) == []
+
+
+def test_what_a_refused_commit_has_lost_is_no_news(make_bench: MakeBench) -> None:
+    """The error was raised, and answered."""
+    bench = make_bench(**only("UOW103", "warn"))
+    bench.database.execute("INSERT INTO item (name) VALUES ('taken')")
+
+    with noticed(bench) as seen, bench.app.app_context():
+        bench.session.add(Item(name="taken"))
+        with pytest.raises(sa.exc.IntegrityError):
+            bench.session.commit()
+
+    assert codes(seen) == []
+
+
+def test_a_row_that_was_never_committed_is_none_that_was(make_bench: MakeBench) -> None:
+    """Its key is taken by another row, which is deleted later."""
+    bench = make_bench(**only("UOW106", "warn"))
+
+    with noticed(bench) as seen, bench.app.app_context():
+        with transactional():
+            draft = Item(id=7, name="draft")
+            bench.session.add(draft)
+            bench.session.flush()
+            bench.session.delete(draft)
+        bench.database.execute("INSERT INTO item (id, name) VALUES (7, 'of others')")
+        with transactional():
+            other = bench.session.get(Item, 7)
+            assert other is not None
+            bench.session.delete(other)
+
+    assert codes(seen) == []
+
+
+@pytest.mark.parametrize("what", ["None", "class"])
+def test_what_no_session_can_merge_is_sqlalchemys_to_refuse(make_bench: MakeBench, what: str) -> None:
+    """Its error is the one that is documented."""
+    bench = make_bench(**only("UOW105", "error"))
+    with bench.app.app_context(), pytest.raises(sa.orm.exc.UnmappedInstanceError):
+        bench.session.merge(None if what == "None" else Item)
+
+
+@pytest.mark.parametrize("database", ["psycopg2", "psycopg"], indirect=True)
+def test_a_notification_is_something_to_commit(make_bench: MakeBench) -> None:
+    """NOTIFY is delivered by the commit."""
+    bench = make_bench(**only("UOW104", "warn"))
+
+    with noticed(bench) as seen, bench.app.app_context():
+        bench.run_sql("NOTIFY channel, 'hello'")
+        bench.session.commit()
+
+    assert codes(seen) == []

@@ -1,10 +1,13 @@
 """What reaches past the session, the guard or the unit: nothing is lost by it in silence, and nothing kept by it."""
 
+import asyncio
+import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import suppress
 from typing import Any
 
+import psycopg2.errors
 import pytest
 import sqlalchemy as sa
 from flask import Flask
@@ -421,3 +424,117 @@ def test_a_child_that_is_appended_after_a_commit_is_kept(make_bench: MakeBench) 
     bench.database.execute("DROP TABLE parent")
 
     assert found == [1, 1]
+
+
+# ---- SQLite's one writer
+
+
+@pytest.mark.parametrize("database", ["sqlite"], indirect=True)
+@pytest.mark.parametrize("how", ["by hand", "in a unit after a pending change"])
+def test_who_reads_and_then_writes_waits_for_the_writer(bench: Bench, how: str) -> None:
+    """A transaction that began with a read could not wait, and would fail at once: nothing begins with a read."""
+    bench.database.execute("INSERT INTO item (name) VALUES ('first')")
+    statuses = []
+
+    @bench.app.post("/")
+    def view() -> str:
+        item = bench.session.scalars(sa.select(Item)).one()
+        item.name = f"{item.name}!"
+        if how == "by hand":
+            bench.session.commit()
+        else:
+            with transactional():
+                bench.session.flush()
+        return "ok"
+
+    def post() -> None:
+        statuses.extend(bench.app.test_client().post("/").status_code for _ in range(20))
+
+    threads = [threading.Thread(target=post) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    assert statuses == [200] * 80
+
+
+@pytest.mark.parametrize("database", ["sqlite"], indirect=True)
+def test_a_savepoint_outside_a_unit_lies_in_a_transaction(bench: Bench) -> None:
+    """It is begun for it, and for what a connection of the engine writes."""
+    with bench.app.app_context():
+        bench.session.scalars(sa.select(Item)).all()
+        with bench.session.begin_nested():
+            bench.add("undone")
+        bench.session.rollback()
+        with bench.uow.engine.connect() as connection:
+            connection.execute(sa.select(Item)).all()
+            with connection.begin_nested():
+                connection.execute(sa.insert(Item).values(name="undone as well"))
+            connection.rollback()
+
+    assert bench.committed() == []
+
+
+# ---- async generators
+
+
+def test_an_async_generator_that_was_left_is_no_other_task(bench: Bench) -> None:
+    """Python closes it later, in a context of its own."""
+
+    @bench.app.post("/")
+    @transactional
+    async def view() -> str:
+        async def rows() -> AsyncIterator[int]:
+            with transactional():
+                yield 1
+                yield 2
+
+        async for _ in rows():
+            break
+        await asyncio.sleep(0.01)
+        with transactional():
+            bench.add("row")
+        return "ok"
+
+    assert bench.app.test_client().post("/").text == "ok"
+    assert bench.committed() == ["row"]
+
+
+@on_postgresql
+def test_a_database_error_of_a_listener_after_the_commit_cannot_undo_it(bench: Bench) -> None:
+    """Neither does it make a retry of what is in."""
+    ran: list[str] = []
+
+    def listener(session: Session) -> None:
+        error = psycopg2.errors.SerializationFailure()
+        raise sa.exc.OperationalError("SELECT", {}, error)
+
+    @transactional(retries=2)
+    def write() -> None:
+        current_unit.after_commit(lambda: ran.append("committed"))
+        bench.add("row")
+
+    with bench.app.app_context():
+        sa.event.listen(bench.session, "after_commit", listener)
+        with pytest.raises(sa.exc.OperationalError):
+            write()
+
+    assert ran == ["committed"]
+    assert bench.committed() == ["row"]
+
+
+def test_sessions_that_choose_among_engines_may_be_read_only(bench: Bench) -> None:
+    """Which database a unit speaks to is not known before it does."""
+    engine = sa.create_engine(bench.database.url)
+    app = Flask("unbound")
+    uow = UnitOfWork(app, sessionmaker=orm.sessionmaker(binds={Item: engine}))
+    with app.app_context():
+        with pytest.raises(RuleViolationError, match="UOW111"), transactional(read_only=True):
+            uow.session.add(Item(name="refused"))
+            uow.session.flush()
+        with transactional(), transactional(isolation="READ COMMITTED"):
+            uow.session.add(Item(name="row"))
+    engine.dispose()
+
+    assert bench.committed() == ["row"]

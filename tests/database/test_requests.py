@@ -1,5 +1,6 @@
 """Whole requests as units: what is in, what an error undoes, who stays out."""
 
+import gc
 from collections.abc import Iterator
 from typing import Any
 
@@ -485,3 +486,131 @@ def test_handlers_of_http_errors_get_flasks_error(answering: Bench) -> None:
 
     assert isinstance(answering.app, Flask)
     assert answering.app.test_client().get("/missing").text == "handled 404"
+
+
+# ---- errors on their way to a handler
+
+
+def test_a_handler_that_an_extension_has_put_in_front_sees_what_is_undone(answering: Bench) -> None:
+    """An API library wraps ``handle_user_exception`` after the fact, and answers by itself."""
+    handle = answering.app.handle_user_exception
+
+    def handle_by_itself(error: Exception) -> Any:
+        return ("sorry", 409) if isinstance(error, AppError) else handle(error)
+
+    vars(answering.app)["handle_user_exception"] = handle_by_itself
+    add_view(answering, "undone", ends=AppError("no"))
+
+    assert answering.app.test_client().post("/").status_code == 409
+    assert answering.committed() == []
+
+
+@pytest.mark.parametrize("propagation", ["nested", "requires_new"])
+def test_what_a_generator_holds_open_is_undone_with_the_request(answering: Bench, propagation: Any) -> None:
+    """The request's own unit is rolled back, and no other; the handler works in its session."""
+    if propagation == "requires_new" and not answering.database.is_postgresql:
+        propagation = "nested"  # SQLite has one writer
+    held = []
+
+    def rows() -> Iterator[None]:
+        with transactional(propagation=propagation):
+            answering.add("held")
+            yield
+
+    @answering.app.post("/")
+    def view() -> str:
+        answering.add("of the view")
+        held.append(rows())
+        next(held[0])
+        raise AppError
+
+    @answering.app.errorhandler(AppError)
+    def sorry(error: AppError) -> tuple[list[str], int]:
+        return list(answering.session.scalars(sa.select(Item.name))), 400
+
+    response = answering.app.test_client().post("/")
+
+    assert (response.status_code, response.json) == (400, [])
+    assert answering.committed() == []
+    assert checked_out(answering.app) == 0
+
+
+def test_a_handler_may_roll_back_what_is_undone_already(answering: Bench) -> None:
+    """As handlers for 500 do that were written for commits by hand; its page is shown."""
+    add_view(answering, "undone", ends=AppError("no"))
+
+    @answering.app.errorhandler(500)
+    def sorry(error: Exception) -> tuple[str, int]:
+        answering.uow.session.rollback()
+        return f"{answering.session.scalar(sa.select(sa.func.count(Item.id)))} rows", 500
+
+    response = answering.app.test_client().post("/")
+
+    assert (response.status_code, response.text) == (500, "0 rows")
+    assert answering.committed() == []
+
+
+def test_an_error_of_the_last_flush_reaches_its_handler(answering: Bench) -> None:
+    """The response was made, and is not the one that is sent."""
+    answering.database.execute("INSERT INTO item (name) VALUES ('taken')")
+
+    @answering.app.post("/")
+    def view() -> str:
+        answering.session.add(Item(name="taken"))
+        return "fine"
+
+    @answering.app.errorhandler(sa.exc.IntegrityError)
+    def sorry(error: Exception) -> tuple[str, int]:
+        return "taken", 409
+
+    assert answering.app.test_client().post("/").status_code == 409
+    assert answering.committed() == ["taken"]
+
+
+def test_a_hook_before_the_commit_may_abort(answering: Bench) -> None:
+    """Its HTTP error is answered as if the view had raised it."""
+
+    @answering.app.post("/")
+    def view() -> str:
+        answering.add("undone")
+        current_unit.before_commit(lambda: abort(409))
+        return "fine"
+
+    assert answering.app.test_client().post("/").status_code == 409
+    assert answering.committed() == []
+
+
+def test_a_request_without_a_view_has_a_label_and_the_configured_veto(make_bench: MakeBench) -> None:
+    """A ``before_request`` function may write and answer for an address that leads nowhere."""
+    bench = make_bench(UOW_ATOMIC_REQUESTS=True, UOW_ROLLBACK_ON_STATUS=400)
+    labels = []
+
+    @bench.app.before_request
+    def refuse() -> tuple[str, int]:
+        bench.add("undone")
+        labels.append(current_unit.label)
+        return "no", 403
+
+    assert bench.app.test_client().post("/nowhere").status_code == 403
+    assert bench.committed() == []
+    assert labels == ["POST without a view"]
+
+
+def test_labels_are_forgotten_with_the_functions_that_have_them(bench: Bench) -> None:
+    """A view may decorate a function of its own at each call."""
+
+    @bench.app.post("/")
+    def view() -> str:
+        @transactional
+        def local() -> None:
+            pass
+
+        local()
+        return "ok"
+
+    client = bench.app.test_client()
+    for _ in range(20):
+        client.post("/")
+    gc.collect()
+
+    assert len(bench.app.extensions["uow_state"].view_labels) < 5

@@ -10,7 +10,7 @@ from flask import request
 
 from flask_uow import transactional
 from flask_uow.exceptions import UnitOptionsError
-from tests.database.conftest import Bench
+from tests.database.conftest import Bench, MakeBench
 from tests.faults.test_retry import Attempts, lose
 
 pytestmark = pytest.mark.parametrize("database", ["psycopg2", "psycopg"], indirect=True)
@@ -149,3 +149,91 @@ def test_a_stream_that_was_read_before_the_unit_is_not_its_business(
 
     assert attempts.numbers == [1, 2]
     assert bodies[0] == bodies[1]
+
+
+# ---- what of a body is gone
+
+
+@pytest.mark.parametrize(
+    "read",
+    [
+        pytest.param(lambda: (request.form, request.stream.read()), id="a stream after a form that is none"),
+        pytest.param(lambda: (request.form, request.get_data(cache=False)), id="data that is not kept"),
+        pytest.param(lambda: list(request.stream), id="lines"),
+        pytest.param(lambda: request.stream.readline(4), id="a line"),
+    ],
+)
+def test_what_no_attempt_could_read_again_is_no_empty_body(
+    contested: Bench, attempts: Attempts, read: Callable[[], Any]
+) -> None:
+    """The second attempt would work on nothing, and commit that."""
+    bodies = serve(contested, attempts, read)
+
+    with pytest.raises(UnitOptionsError, match="cannot be tried again"):
+        contested.app.test_client().post("/", data=b"123456\n", content_type="application/octet-stream")
+
+    assert len(bodies) == 1
+    assert contested.committed() == ["contested"]
+
+
+def test_a_stream_that_was_begun_before_the_unit_is_not_read_on_twice(contested: Bench, attempts: Attempts) -> None:
+    """Its rest is gone as well."""
+    contested.app.before_request(lambda: request.stream.read(2) and None)
+    serve(contested, attempts, read_stream)
+
+    with pytest.raises(UnitOptionsError, match="cannot be tried again"):
+        contested.app.test_client().post("/", data=b"123456", content_type="application/octet-stream")
+
+    assert contested.committed() == ["contested"]
+
+
+@pytest.mark.parametrize("closed", ["before", "inside"])
+def test_a_file_that_is_closed_is_no_error_of_its_own(contested: Bench, attempts: Attempts, closed: str) -> None:
+    """Before the unit it does not matter; inside, another attempt could not read it."""
+
+    def close() -> None:
+        request.files["check"].close()
+
+    if closed == "before":
+        contested.app.before_request(close)
+    serve(contested, attempts, close)
+
+    def post() -> int:
+        data = {"check": (io.BytesIO(b"scan"), "check.txt")}
+        return contested.app.test_client().post("/", data=data).status_code
+
+    if closed == "before":
+        assert post() == 200
+        assert contested.committed() == ["contested", "kept"]
+    else:
+        with pytest.raises(UnitOptionsError, match="closed an uploaded file"):
+            post()
+        assert contested.committed() == ["contested"]
+
+
+def test_a_handler_of_all_errors_does_not_keep_a_request_from_being_tried_again(
+    make_bench: MakeBench, attempts: Attempts
+) -> None:
+    """The conflict is no answer to the client as long as there is an attempt left."""
+    bench = make_bench(UOW_ATOMIC_REQUESTS=True, UOW_RETRIES=2, TESTING=False)
+    bench.database.execute("INSERT INTO item (name) VALUES ('contested')")
+    handled = []
+
+    @bench.app.errorhandler(Exception)
+    def sorry(error: Exception) -> tuple[str, int]:
+        handled.append(error)
+        return "sorry", 500
+
+    @bench.app.post("/<int:losses>")
+    def view(losses: int) -> str:
+        bench.run_sql("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
+        if attempts.begin() <= losses:
+            lose(bench)
+        return "fine"
+
+    client = bench.app.test_client()
+
+    assert client.post("/2").status_code == 200
+    assert handled == []
+    assert client.post("/9").status_code == 500
+    assert attempts.numbers == [1, 2, 3, 1, 2, 3]

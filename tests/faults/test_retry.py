@@ -882,3 +882,59 @@ def test_a_deadlock_that_no_rollback_for_names_is_tried_again(contested: Bench, 
 
     assert attempts.numbers == [1, 2]
     assert contested.committed() == ["contested", "kept"]
+
+
+@on_postgresql
+def test_a_write_before_the_unit_that_nobody_saw_is_not_lost_by_a_retry(contested: Bench, attempts: Attempts) -> None:
+    """A SELECT that writes, adopted by the unit: another attempt would do without it, and say that all is well."""
+    contested.database.execute(
+        "CREATE FUNCTION visit() RETURNS int LANGUAGE sql AS "
+        "$$ INSERT INTO item (name) VALUES ('visit') RETURNING id $$"
+    )
+
+    @transactional(retries=3)
+    def write() -> None:
+        if attempts.begin() == 1:
+            contested.run_sql("DO $$ BEGIN RAISE EXCEPTION 'conflict' USING ERRCODE = '40001'; END $$")
+
+    with contested.app.app_context():
+        contested.session.execute(sa.text("SELECT visit()")).all()
+        with pytest.raises(sa.exc.DBAPIError, match="conflict"):
+            write()
+        assert attempts.numbers == [1]
+        contested.session.execute(sa.text("SELECT 1")).all()
+        write()
+
+    assert attempts.numbers == [1, 1, 2]
+
+
+@on_postgresql
+def test_a_conflict_of_the_drivers_own_cursor_is_tried_again(bench: Bench, attempts: Attempts) -> None:
+    """It surfaces without SQLAlchemy's wrapping."""
+
+    @transactional(retries=1)
+    def write() -> None:
+        if attempts.begin() == 1:
+            cursor = bench.session.connection().connection.cursor()
+            cursor.execute("DO $$ BEGIN RAISE EXCEPTION 'conflict' USING ERRCODE = '40001'; END $$")
+        bench.add("kept")
+
+    with bench.app.app_context():
+        write()
+
+    assert attempts.numbers == [1, 2]
+    assert bench.committed() == ["kept"]
+
+
+@on_postgresql
+def test_a_receiver_that_raises_keeps_no_unit_from_being_tried_again(contested: Bench, attempts: Attempts) -> None:
+    """Its error is logged."""
+
+    def receive(sender: Flask, **details: object) -> None:
+        raise AppError("the receiver's own")
+
+    with signals.unit_retried.connected_to(receive, contested.app), contested.app.app_context():
+        loser(contested, attempts, losses=1, retries=1)()
+
+    assert attempts.numbers == [1, 2]
+    assert "kept" in contested.committed()

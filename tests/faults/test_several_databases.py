@@ -311,6 +311,23 @@ def test_what_writes_in_one_database_needs_one_phase(make_pair: MakePair, proxy:
 
 
 @on_postgresql
+@pytest.mark.parametrize("cut", list(Cut), ids=lambda cut: cut.name.lower())
+def test_what_only_read_may_be_lost(make_pair: MakePair, proxy: Proxy, cut: Cut) -> None:
+    """It had nothing to commit, so that the unit was committed, and its hooks run."""
+    pair = make_pair("audit", UOW_TWO_PHASE=True)
+    heard = Heard()
+    with pair.app.app_context():
+        with transactional():
+            heard()
+            pair.uow.session.add(Item(name="first"))
+            pair.uow.session.execute(sa.select(Line)).all()
+            proxy.cut(cut)
+
+    assert pair.committed() == ["first"]
+    assert heard.said == ["committed"]
+
+
+@on_postgresql
 @pytest.mark.parametrize("which", ["first", "second"])
 def test_either_may_refuse_and_neither_is_in(make_pair: MakePair, which: str) -> None:
     """The error is the database's own, nothing stays prepared, and the unit may be tried again."""
