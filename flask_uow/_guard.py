@@ -61,7 +61,7 @@ End = Callable[[Any], None]
 Execute = Callable[..., None]
 """A dialect's method that sends a statement."""
 
-_QUERY_CANCELED = "57014"
+_TIMED_OUT = ("57014", "25P03", "25P04")  # of a statement, of a session that idled, of a transaction
 _USE_FLUSH = "the outermost unit commits. Use session.flush() if you need the primary key now."
 _OF_SAVEPOINTS = ("SAVEPOINT ", "RELEASE ", "ROLLBACK TO ")
 _USE_NESTED = "the unit has begun the transaction. Use session.begin_nested() for a savepoint."
@@ -395,7 +395,7 @@ def _watched_commit(commit: End, rollback: End) -> End:
         if time.monotonic() - link.idle_since > state.settings.max_idle_s:
             notice_idle(link)
         if not link.was_committed:
-            _commit(link)
+            (send_commit if len(state.links) == 1 and not state.confirms else _commit)(link)
 
     return do_commit
 
@@ -562,5 +562,5 @@ def _failed(context: ExceptionContext) -> None:
     if context.is_disconnect or link.has_lost_transaction() or link.status() is TransactionStatus.IN_ERROR:
         link.state.note_error(context.sqlalchemy_exception or context.original_exception)
     unit = link.state.unit
-    if unit is not None and unit.deadline is not None and sqlstate(context.original_exception) == _QUERY_CANCELED:
-        unit.check_deadline()  # the server has ended the statement for it
+    if unit is not None and unit.deadline is not None and sqlstate(context.original_exception) in _TIMED_OUT:
+        unit.check_deadline()  # the server has kept it

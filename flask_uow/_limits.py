@@ -11,13 +11,14 @@ from contextlib import closing
 
 from ._state import Link
 
+SLACK_S = 1.0
+"""How much later the server ends a session that idles: the unit is to meet its own deadline first, if it lives."""
+
 _LIMIT = (
     "SELECT set_config(name, CAST(CAST(least("
-    "nullif(extract(epoch FROM CAST(current_setting(name) AS interval)) * 1000, 0), {ms}) AS bigint) AS text), true) "
-    "FROM unnest(ARRAY[{names}]) AS limits (name)"
+    "nullif(extract(epoch FROM CAST(current_setting(name) AS interval)) * 1000, 0), ms) AS bigint) AS text), true) "
+    "FROM (VALUES {limits}) AS limits (name, ms)"
 )
-_OF_STATEMENTS = "'statement_timeout'"
-_OF_BOTH = "'statement_timeout', 'idle_in_transaction_session_timeout'"
 _LIFT = ("SET LOCAL statement_timeout TO DEFAULT", "SET LOCAL idle_in_transaction_session_timeout TO DEFAULT")
 
 
@@ -33,8 +34,11 @@ def limit_time(link: Link, remaining_s: float | None, *, is_outermost: bool) -> 
     if link.limit_s is not None and (remaining_s is None or remaining_s > link.limit_s):
         statements += _LIFT
     if remaining_s is not None:
-        names = _OF_BOTH if is_outermost else _OF_STATEMENTS
-        statements.append(_LIMIT.format(ms=math.ceil(remaining_s * 1000), names=names))
+        limits = {"statement_timeout": remaining_s}
+        if is_outermost:
+            limits["idle_in_transaction_session_timeout"] = remaining_s + SLACK_S
+        values = ", ".join(f"('{name}', {math.ceil(seconds * 1000)})" for name, seconds in limits.items())
+        statements.append(_LIMIT.format(limits=values))
     with closing(link.dbapi_connection.cursor()) as cursor:
         for statement in statements:
             cursor.execute(statement)

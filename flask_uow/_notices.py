@@ -93,18 +93,17 @@ def notice_delete(state: SessionState, entity: object) -> None:
             notice(state, "UOW106", entity=_shown(inspected))
 
 
-def note_committed(state: SessionState, label: str, *, is_view: bool) -> None:
+def note_committed(state: SessionState, label: str, request: object, *, is_view: bool) -> None:
     """Remember the outermost unit that a request's view has committed, for UOW107.
 
     One that ended before the view began, a user's last visit that is noted say, is none after which the view reads on.
 
+    :param request: the request.
     :param is_view: whether the view itself is the unit.
     """
-    if not state.rules.is_on("UOW107") or not has_request_context():
-        return
     if is_view or not _is_before_view():
         state.committed_label = label
-        state.committed_request = _current_request()
+        state.committed_request = request
 
 
 def _is_before_view() -> bool:
@@ -120,7 +119,9 @@ def _is_before_view() -> bool:
 def notice_begin(state: SessionState) -> None:
     """UOW107: a request reads on after its view's unit was committed."""
     label = state.committed_label
-    if label is not None and has_request_context() and _current_request() is state.committed_request:
+    if label is None or not state.rules.is_on("UOW107"):
+        return
+    if has_request_context() and _current_request() is state.committed_request:
         notice(state, "UOW107", label=label)
 
 

@@ -97,7 +97,8 @@ class Transactional:
                 boundary.enter()
                 try:
                     value = function(*args, **kwargs)
-                    boundary.look_at(value)
+                    if boundary.is_judge:
+                        boundary.look_at(value)
                 except BaseException as error:  # noqa: BLE001  # raised again by answer()
                     boundary.leave(error)
                 else:
@@ -119,7 +120,8 @@ class Transactional:
                 boundary.enter()
                 try:
                     value = await function(*args, **kwargs)
-                    boundary.look_at(value)
+                    if boundary.is_judge:
+                        boundary.look_at(value)
                 except BaseException as error:  # noqa: BLE001  # raised again by answer()
                     boundary.leave(error)
                 else:
@@ -182,6 +184,7 @@ class Boundary:
     :param sessions: those of the extension to use; the current app's if None.
     :param place: the decorated function, or the line of a block.
     :ivar unit: the unit inside, None where it runs without.
+    :ivar is_judge: whether a returned status may veto the commit.
     :ivar error: what leaves, after :meth:`leave`.
     :ivar wait_s: seconds to wait before another attempt, None if there is none.
     """
@@ -201,6 +204,7 @@ class Boundary:
         "_place",
         "_sessions",
         "error",
+        "is_judge",
         "unit",
         "wait_s",
     )
@@ -225,9 +229,14 @@ class Boundary:
         self.error: BaseException | None = None
         self.wait_s: float | None = None
         self._is_committed = False
+        self.is_judge = (self._options.rollback_on_status or self._app_state.settings.rollback_on_status) is not None
         session = self._outer = self._sessions.current(context)
         state: SessionState = session._uow  # type: ignore[attr-defined]
         active = state.unit
+        if active is not None and active.ended_around is not None:
+            session = self._outer = self._without_strays(session)
+            state = guarded_state(session)
+            active = state.unit
         if active is not None and not active.is_seen_by_task and asyncio._get_running_loop() is not None:
             raise state.refusal(
                 "UOW203", what=f"a task began a unit beside unit of work {active.label!r}, which is another task's"
@@ -255,12 +264,13 @@ class Boundary:
             self._forget_lost_attempt(session)
             is_repeatable = not any(map(has_written_unseen, state.links))
         place = self._place
-        of_view = None if isinstance(place, CallSite) else view_label(self._app_state, place)
+        request = find_request()
+        of_view = None if isinstance(place, CallSite) else view_label(self._app_state, place, request)
         label = self._options.label or of_view
         if label is None:
             label = place.code.co_qualname if isinstance(place, CallSite) else place.__qualname__
         unit = Unit(session, state, self._options, label, place, self._attempt, self._deadline)
-        unit.is_view = of_view is not None
+        unit.is_view, unit.request = of_view is not None, request
         try:
             unit.begin(how)
         except BaseException:
@@ -291,7 +301,7 @@ class Boundary:
         rule = self._options.rollback_on_status
         if rule is None:
             rule = self._app_state.settings.rollback_on_status
-            if rule is None or isinstance(self._place, CallSite) or view_label(self._app_state, self._place) is None:
+            if rule is None or self.unit is None or not self.unit.is_view:
                 return
         if self.unit is not None and is_vetoed(rule, status_of_response(value)):
             self.unit.set_rollback_only()
@@ -308,8 +318,6 @@ class Boundary:
         finally:
             if self._inner is not None:
                 self._resume()
-            elif unit.parent is None:
-                self._close_strays(unit.session)
         self._is_committed = unit.was_committed
         if unit.parent is not None:
             return
@@ -318,13 +326,14 @@ class Boundary:
         if self.wait_s is None and (self.error is not None or unit.has_hooks):
             self._finish(unit)
 
-    def _close_strays(self, session: Session) -> None:
-        """Close what a generator that goes on past an outermost unit has put in its session's place."""
-        if find_context() is not self._context:
-            return  # the context has ended, and its sessions with it
-        current = self._sessions.peek(self._context)
-        if current is not session and current is not None:
-            self._sessions.restore(self._context, session, current)
+    def _without_strays(self, session: Session) -> Session:
+        """The session, or the one around it if a generator holds it open past the outermost unit there."""
+        while (unit := guarded_state(session).unit) is not None and (ended := unit.ended_around) is not None:
+            if ended.session is session:
+                break
+            self._sessions.restore(self._context, ended.session, session)
+            session = self._sessions.current(self._context)
+        return session
 
     def _resume(self) -> None:
         if self._inner is not None:

@@ -116,12 +116,14 @@ class Unit:
         nor if one of several databases has committed.
     :ivar is_undone: whether it was rolled back before its end, and goes on in a transaction that will be as well.
     :ivar is_view: whether it is the current request's view, or its dispatch.
+    :ivar request: the request in which it was begun, None outside of one.
     :ivar deadline: until when it may send statements, in seconds of the monotonic clock; None without a timeout.
     :ivar parent: the unit around it on the same session, or None.
     """
 
     __slots__ = (
         "__weakref__",
+        "_around",
         "_has_savepoint",
         "_failure",
         "_hooks",
@@ -133,7 +135,6 @@ class Unit:
         "_transaction",
         "_unended",
         "_unprotected",
-        "_around",
         "_began_at",
         "_place",
         "attempt",
@@ -147,6 +148,7 @@ class Unit:
         "label",
         "parent",
         "read_only",
+        "request",
         "session",
         "was_committed",
     )
@@ -173,10 +175,12 @@ class Unit:
         self.is_known_aborted = False
         self.is_repeatable = True
         self.is_view = False
+        self.request: object = None
         self.is_undone = False
         self._state = state
         self._options = options
         self._place = place
+        self._around: Unit | None = None
         self._joined: Unit | None = None
         self._transaction: SessionTransaction | None = None
         self._unprotected: frozenset[sa.Connection] = _NONE
@@ -283,7 +287,8 @@ class Unit:
             finally:
                 state.is_own_call = False
         self._activate()
-        self._limit(state.links)
+        if self._options.timeout is not None:
+            self._limit(state.links)
         if self._options.needs_connection and not state.links:
             try:
                 _connect(self.session, self._options)
@@ -294,7 +299,10 @@ class Unit:
     def _activate(self) -> None:
         self._state.unit = self
         self.is_active = True
-        self._around = _innermost.get(None)
+        around = _innermost.get(None)
+        while around is not None and not around.is_active:
+            around = around._around
+        self._around = around
         _innermost.set(self)
         if self._joined is None and signals.unit_began.receivers:
             self.tell(signals.unit_began)
@@ -331,6 +339,12 @@ class Unit:
     @property
     def _site(self) -> CallSite | None:
         return self._place if isinstance(self._place, CallSite) else defined_at(self._place)
+
+    @property
+    def ended_around(self) -> Unit | None:
+        """The unit around it, on whichever session, if that has ended before it."""
+        around = self._around
+        return around if around is not None and not around.is_active else None
 
     @property
     def is_seen_by_task(self) -> bool:
@@ -493,8 +507,8 @@ class Unit:
             _innermost.set(self._around)
         if self.parent is None:
             self._state.committed_label = None
-            if self.was_committed and self._state.links:
-                note_committed(self._state, self.label, is_view=self.is_view)
+            if self.was_committed and self.request is not None and self._state.links:
+                note_committed(self._state, self.label, self.request, is_view=self.is_view)
             self._state.forget_connections()
 
     @property

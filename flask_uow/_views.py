@@ -21,9 +21,8 @@ def find_request() -> Request | None:
         return None
 
 
-def view_label(app_state: AppState, function: Callable[..., Any]) -> str | None:
-    """``POST /accounts/<id>`` if ``function`` is the current request's view, part of it, or its dispatch; else None."""
-    now = find_request()
+def view_label(app_state: AppState, function: Callable[..., Any], now: Request | None) -> str | None:
+    """``POST /accounts/<id>`` if ``function`` is the view of the request, part of it, or its dispatch; else None."""
     if now is None:
         return None
     if now.url_rule is None:

@@ -434,7 +434,7 @@ def test_a_child_that_is_appended_after_a_commit_is_kept(make_bench: MakeBench) 
 def test_who_reads_and_then_writes_waits_for_the_writer(bench: Bench, how: str) -> None:
     """A transaction that began with a read could not wait, and would fail at once: nothing begins with a read."""
     bench.database.execute("INSERT INTO item (name) VALUES ('first')")
-    statuses = []
+    statuses: list[int] = []
 
     @bench.app.post("/")
     def view() -> str:
