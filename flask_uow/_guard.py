@@ -140,6 +140,8 @@ class GuardedSession(_Session):
             return
         if state.breach is not None and state.is_guarded:
             raise state.breach
+        if self._is_clean():
+            return  # as before most statements
         if state.is_stale:
             state.expire_unmodified(self)
         if self._new and len(state.inserted) < MAX_INSERTS:
