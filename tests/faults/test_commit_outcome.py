@@ -350,8 +350,13 @@ def test_a_standby_that_was_promoted_since_is_not_believed(database: Database) -
         first, second = sa.make_url(primary), sa.make_url(standby)
         proxy = ending.enter_context(run_proxy(str(first.host), int(first.port or 0)))
         hosts = (f"{LISTEN}:{second.port}", f"{LISTEN}:{proxy.port}")  # the first one that takes writes
-        url = first.set(host="", port=None, drivername=f"postgresql+{database.backend}")
-        url = url.update_query_dict({"host": hosts, "target_session_attrs": "read-write"})
+        url = sa.URL.create(
+            f"postgresql+{database.backend}",
+            first.username,
+            first.password,
+            database=first.database,
+            query={"host": hosts, "target_session_attrs": "read-write"},
+        )
         on_primary = PostgreSQLDatabase(first, database.backend)
         on_standby = PostgreSQLDatabase(second, database.backend)
         bench = Bench(app := make_app(on_primary, uow := UnitOfWork(), SQLALCHEMY_DATABASE_URI=url), uow, on_primary)
