@@ -533,7 +533,8 @@ def _meet_stranger(connection: sa.Connection, statement: str, context: Any) -> N
 def _check_statement(link: Link, unit: Unit, kind: Kind, statement: str) -> None:
     if link.state.breach is not None:
         raise link.state.breach
-    if link.was_begun and link.has_lost_transaction() and not link.state.is_own_call:
+    if link.was_begun and (link.was_lost or link.status() is TransactionStatus.IDLE) and not link.state.is_own_call:
+        link.was_lost = True
         raise UnitFailedError(
             f"Unit of work {unit.label!r} cannot go on: its transaction has ended, by an error inside it or by hand.",
             unit.where,

@@ -198,13 +198,16 @@ class OwnSessions:
         self._make_session = make_session
 
     def __call__(self) -> Session:
-        return self.current(current_context("uow.session"))
+        context = _contexts.get(None)
+        return self.current(current_context("uow.session") if context is None else context)
 
     def current(self, context: AppContext) -> Session:
-        scope = self.scopes.of(context)
+        scope: Scope = getattr(context, "_uow_scope", None) or self.scopes.of(context)
+        slot = scope.slots.get(_thread.token if _get_running_loop() is None else scope.home)
+        if slot:
+            return slot[-1]
         slot = scope.slot()
-        if not slot:
-            self._put(scope, slot, self._make(context.app))
+        self._put(scope, slot, self._make(context.app))
         return slot[-1]
 
     def peek(self, context: AppContext) -> Session | None:

@@ -233,7 +233,8 @@ class SessionState:
     def has_lost_transaction(self) -> bool:
         """Whether a COMMIT sent now would not commit what was done: the servers' own word, at no cost."""
         for link in self.links:
-            status = link.status()
+            dbapi_connection = link._pooled.dbapi_connection
+            status = None if dbapi_connection is None else link._probe(dbapi_connection)
             if link.was_lost or status is TransactionStatus.IN_ERROR or status is None:
                 return True
             if status is TransactionStatus.IDLE and link.has_lost_transaction():
