@@ -260,7 +260,7 @@ class Boundary:
             if how is Relation.SUSPEND:
                 return
         is_repeatable = True
-        if self._attempt > 1 or self._retries:
+        if state.unit is None and (self._attempt > 1 or self._retries):
             self._forget_lost_attempt(session)
             is_repeatable = not any(map(has_written_unseen, state.links))
         place = self._place

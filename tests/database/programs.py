@@ -163,7 +163,7 @@ class Machine:
         self.added = 0
         self.notes: list[str] = []
         self.hooked = 0
-        self.depths: list[int] = []
+        self.error: Exception | None = None
 
     def run(self, program: tuple[Step, ...]) -> tuple[list[str], list[str], str | None]:
         """Run a program under one app context.
@@ -176,8 +176,8 @@ class Machine:
                 self._steps(program)
             except AppError:
                 left = "app"
-            except Exception:  # noqa: BLE001  # which one is not compared
-                left = "other"
+            except Exception as error:  # noqa: BLE001  # which one is not compared
+                left, self.error = "other", error
         return names(self.bench.database), self.notes, left
 
     def _steps(self, program: tuple[Step, ...]) -> None:

@@ -26,10 +26,11 @@ def run_program(bench: Bench, program: tuple[Step, ...]) -> None:
     """Run a program for real and on the model; both have to say the same."""
     bench.database.execute("DELETE FROM item")
     bench.database.execute("INSERT INTO item (id, name) VALUES (0, 'seed')")
-    rows, notes, left = Machine(bench).run(program)
+    machine = Machine(bench)
+    rows, notes, left = machine.run(program)
     rows.remove("seed")
 
-    assert (rows, notes, left) == Model(on_server=bench.database.is_postgresql).run(program)
+    assert (rows, notes, left) == Model(on_server=bench.database.is_postgresql).run(program), repr(machine.error)
     assert checked_out(bench.app) == 0
 
 

@@ -141,6 +141,24 @@ def test_a_timeout(proxied_bench: Bench, proxy: Proxy) -> None:
     assert proxy.words() == ["BEGIN", "SELECT", "INSERT", "COMMIT"]
 
 
+def test_retries_of_an_inner_unit(proxied_bench: Bench, proxy: Proxy) -> None:
+    """They count on the outermost one alone, so that nothing is asked for them; no more where nothing came before."""
+
+    @transactional(retries=3)
+    def inner() -> None:
+        proxied_bench.add("inner")
+
+    @transactional(retries=3)
+    def outer() -> None:
+        proxied_bench.add("outer")
+        inner()
+
+    with proxied_bench.app.app_context():
+        outer()
+
+    assert proxy.words() == ["BEGIN", "INSERT", "SAVEPOINT", "INSERT", "RELEASE", "COMMIT"]
+
+
 def test_confirm_commit(proxied_bench: Bench, proxy: Proxy) -> None:
     """The transaction's id is asked for just before COMMIT, after the last flush: one request more."""
     with proxied_bench.app.app_context(), transactional(confirm_commit=True):
