@@ -36,5 +36,5 @@ class Bank:
     def run(self, *arguments: str) -> str:
         """Run ``flask bank`` and return what it printed."""
         result = self.app.test_cli_runner().invoke(args=["bank", *arguments])
-        assert result.exit_code == 0, result.output
+        assert result.exit_code == 0, f"{result.output}{result.exception!r}"
         return result.output
