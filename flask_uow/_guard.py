@@ -471,7 +471,7 @@ def _note_statement(statement: str, context: Any) -> Link | None:
     state = link.state
     if state.generation != _fork.generation:
         state.check_process()
-    if statement.startswith(_OF_SAVEPOINTS):
+    if _is_of_savepoint(statement):
         return _note_savepoint(link)
     kind = kind_of(statement, context)
     if link.begins is not Begins.NEVER:
@@ -483,6 +483,11 @@ def _note_statement(statement: str, context: Any) -> Link | None:
     if kind is Kind.WRITE:
         _note_write(state)
     return link
+
+
+def _is_of_savepoint(statement: str) -> bool:
+    """Whether it is one of a savepoint's and nothing else; a COMMIT may stand behind a semicolon."""
+    return statement.startswith(_OF_SAVEPOINTS) and ";" not in statement
 
 
 def _note_write(state: SessionState) -> None:
@@ -519,7 +524,7 @@ def _meet_stranger(connection: sa.Connection, statement: str, context: Any) -> N
     if connection.closed:
         raise sa.exc.ResourceClosedError("This connection was taken back by another thread.")
     if begins_by_statement(connection) and (
-        statement.startswith(_OF_SAVEPOINTS) or kind_of(statement, context) is not Kind.READ
+        _is_of_savepoint(statement) or kind_of(statement, context) is not Kind.READ
     ):
         begin_before_write(connection)
     state = state_that_holds(connection.engine.pool)

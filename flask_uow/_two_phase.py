@@ -110,10 +110,14 @@ def _decide(state: SessionState, decider: Link, mark: Mark, names: dict[Link, Pr
         link = decider
         state.lost_commit = LostCommit({decider.connection.engine: mark})
         send_commit(decider)
-    except BaseException as error:  # noqa: BLE001  # raised again, as it is or as SQLAlchemy's
+    except BaseException as error:  # raised again, as it is or as SQLAlchemy's
         raised = as_sqlalchemys(link, error)
         if state.sent_commit and _is_in_doubt(state, raised):
-            raise _unknown(decider, mark.xid, names) from raised
+            unknown = _unknown(decider, mark.xid, names)
+            if isinstance(error, Exception):
+                raise unknown from raised
+            error.add_note(str(unknown))  # an interrupt goes on as it is
+            raise
         left = [names[link] for link in begun if not _conclude(link, names[link], commit=False)]
         if left:
             raised.add_note(f"flask_uow: still prepared, and to be rolled back by hand: {', '.join(map(str, left))}")

@@ -144,7 +144,9 @@ def test_a_write_past_the_orm_is_a_write(place: Place) -> None:
     assert place.committed() == ["raw"]
 
 
-@pytest.mark.parametrize("statement", ["COMMIT", "commit;", "/* it */ COMMIT", "END", "SELECT 1; COMMIT"])
+@pytest.mark.parametrize(
+    "statement", ["COMMIT", "commit;", "/* it */ COMMIT", "END", "SELECT 1; COMMIT", "SAVEPOINT a; COMMIT"]
+)
 def test_a_commit_as_text_is_none(place: Place, statement: str) -> None:
     """It is refused before it is sent, and the unit is as it was."""
     with place.app.app_context(), transactional() as unit:

@@ -405,6 +405,27 @@ def test_a_decision_that_nobody_knows_leaves_the_other_prepared(make_pair: MakeP
 
 
 @on_postgresql
+def test_an_interrupt_in_the_decision_goes_on_and_leaves_the_other_prepared(
+    make_pair: MakePair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody may take it for an error that can be handled; its note names what waits."""
+    pair = make_pair(UOW_TWO_PHASE=True)
+
+    def interrupt(link: Any) -> None:
+        link.state.sent_commit = True
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(_two_phase, "send_commit", interrupt)
+        with pytest.raises(KeyboardInterrupt) as caught:
+            pair.write()
+
+    (gid,) = pair.prepared()
+    assert gid in caught.value.__notes__[0]
+    assert pair.committed() == []
+
+
+@on_postgresql
 @pytest.mark.parametrize("cut", list(Cut), ids=lambda cut: cut.name.lower())
 def test_what_was_decided_is_carried_out_on_another_connection(make_pair: MakePair, proxy: Proxy, cut: Cut) -> None:
     """The part's own connection is lost, with or without its answer."""
