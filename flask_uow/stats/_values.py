@@ -1,7 +1,8 @@
 """What a snapshot consists of: frozen values, complete in themselves, without a live connection behind them.
 
-A :class:`Snapshot` holds databases; each database holds what its server says of the app's sessions and what the pools
-say that lead to it. A value that nobody can know is None, never a number that looks like one.
+A :class:`Snapshot` holds databases and workers. Each database holds what its server says of the app's sessions; each
+worker what it has published on its board: what it has counted, its pools, and what it does now. A value that nobody can
+know is None, never a number that looks like one.
 
 How the values come about is left to the modules beside this one, how they look to the command.
 """
@@ -10,7 +11,8 @@ from __future__ import annotations
 
 import dataclasses
 import typing as t
-from collections.abc import Collection, Iterable
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping
 from datetime import datetime
 
 VERSION = 1
@@ -36,6 +38,21 @@ GROUPS: t.Final = (
 """The groups that sessions are shown in, trouble first: PostgreSQL's own states, ``blocked`` and ``hidden``."""
 
 
+class State:
+    """What a live unit does, in the words that are shown."""
+
+    NO_TRANSACTION: t.Final = "no transaction"
+    RUNNING: t.Final = "running SQL"
+    IDLE: t.Final = "idle in transaction"
+    WAITING: t.Final = "waiting for a connection"
+    COMMITTING: t.Final = "committing"
+    ROLLING_BACK: t.Final = "rolling back"
+    HELD: t.Final = "held"
+    """A connection that no session of ours has taken: only its server knows what it does."""
+    LEAKED: t.Final = "leaked"
+    """The context in which it was taken has ended."""
+
+
 @dataclasses.dataclass(frozen=True)
 class ServerSession:
     """One session as the database server sees it."""
@@ -58,6 +75,14 @@ class ServerSession:
     """The first line of the current or latest statement; string literals are replaced by ``'?'``."""
     blocked_by: tuple[int, ...]
     """The server's pids that this session waits for; 0 is a prepared transaction, which has no process."""
+    unit: str | None = None
+    """The label of what holds it: a unit of a worker, or whoever has taken the connection. None if it lies in a pool."""
+    where: str | None = None
+    """The line of that: ``file:line in function``."""
+    waits_for: tuple[str, ...] = ()
+    """For each of :attr:`blocked_by`, the label of what holds it, or the pid if nobody knows."""
+    is_orphan: bool = False
+    """Whether it was this host's and no living worker knows it."""
 
     @property
     def is_hidden(self) -> bool:
@@ -164,11 +189,232 @@ class PoolSnapshot:
     max_overflow: int | None = None
     """-1 stands for no limit, as in SQLAlchemy."""
     timeout_seconds: float | None = None
+    waiting: int | None = None
+    """How many wait for a connection now, as far as they are seen."""
+    timeouts: int | None = None
+    """How often one has waited in vain."""
+    longest_wait_seconds: float | None = None
 
     @property
     def has_counters(self) -> bool:
         """Whether the pool counts its connections."""
         return self.checked_out is not None
+
+    @property
+    def limit(self) -> int | None:
+        """The most connections that it may open; None without a limit, or if that is not known."""
+        if self.size is None or self.max_overflow is None or self.max_overflow < 0:
+            return None
+        return self.size + self.max_overflow
+
+    @property
+    def usage(self) -> float | None:
+        """The part of :attr:`limit` that is checked out, from 0.0 to 1.0."""
+        if not self.limit or self.checked_out is None:
+            return None
+        return self.checked_out / self.limit
+
+
+BUCKET_BOUNDS_SECONDS: t.Final = (
+    0.001,
+    0.0025,
+    0.005,
+    0.01,
+    0.025,
+    0.05,
+    0.1,
+    0.25,
+    0.5,
+    1.0,
+    2.5,
+    5.0,
+    10.0,
+    30.0,
+    60.0,
+)
+"""The upper bounds of a :class:`Histogram`'s buckets, inclusive; a last bucket has none."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Histogram:
+    """How often something took how long."""
+
+    counts: tuple[int, ...]
+    """One for each of :data:`BUCKET_BOUNDS_SECONDS`, and one for what took longer than the last."""
+    total_seconds: float
+
+    @property
+    def count(self) -> int:
+        """How many there were."""
+        return sum(self.counts)
+
+    def __add__(self, other: Histogram) -> Histogram:
+        counts = tuple(a + b for a, b in zip(self.counts, other.counts, strict=True))
+        return Histogram(counts, self.total_seconds + other.total_seconds)
+
+
+NO_TIMES: t.Final = Histogram((0,) * (len(BUCKET_BOUNDS_SECONDS) + 1), 0.0)
+
+
+@dataclasses.dataclass(frozen=True)
+class UnitCounts:
+    """The outermost units, by how they ended."""
+
+    begun: int = 0
+    committed: int = 0
+    rolled_back: int = 0
+    """By an exception, ``set_rollback_only()`` or the status veto."""
+    failed: int = 0
+    """The transaction was lost inside, or its COMMIT failed or is in doubt."""
+    retried: int = 0
+    """Those of the rolled back and failed ones that were tried again."""
+
+    def __add__(self, other: UnitCounts) -> UnitCounts:
+        return UnitCounts(*map(sum, zip(dataclasses.astuple(self), dataclasses.astuple(other), strict=True)))
+
+
+@dataclasses.dataclass(frozen=True)
+class SessionCounts:
+    """The sessions of the app contexts."""
+
+    opened: int = 0
+    closed: int = 0
+    leaked: int = 0
+    """Sessions and connections that outlived their context."""
+
+    def __add__(self, other: SessionCounts) -> SessionCounts:
+        return SessionCounts(*map(sum, zip(dataclasses.astuple(self), dataclasses.astuple(other), strict=True)))
+
+
+@dataclasses.dataclass(frozen=True)
+class LabelCounts:
+    """The ended units of one label."""
+
+    label: str
+    where: str | None
+    is_inner: bool
+    """Whether they were inside another unit, a savepoint or a join; their statements are the outer one's as well."""
+    count: int = 0
+    errors: int = 0
+    """Those that ended by an exception."""
+    total_seconds: float = 0.0
+    worst_seconds: float = 0.0
+    statements: int = 0
+
+    def __add__(self, other: LabelCounts) -> LabelCounts:
+        return dataclasses.replace(
+            self,
+            count=self.count + other.count,
+            errors=self.errors + other.errors,
+            total_seconds=self.total_seconds + other.total_seconds,
+            worst_seconds=max(self.worst_seconds, other.worst_seconds),
+            statements=self.statements + other.statements,
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Counts:
+    """What was counted, by one worker or by several; none of it ever falls while the workers live."""
+
+    units: UnitCounts = UnitCounts()
+    sessions: SessionCounts = SessionCounts()
+    statements: int = 0
+    rules: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    """Violations by code, those that occurred."""
+    unit_seconds: Histogram = NO_TIMES
+    """How long outermost units took."""
+    held_seconds: Histogram = NO_TIMES
+    """For how long connections were checked out at a time."""
+    idle_seconds: Histogram = NO_TIMES
+    """For how long outermost units were idle in their transaction altogether."""
+    labels: tuple[LabelCounts, ...] = ()
+
+    def __add__(self, other: Counts) -> Counts:
+        labels = {(each.label, each.where, each.is_inner): each for each in self.labels}
+        for each in other.labels:
+            key = (each.label, each.where, each.is_inner)
+            labels[key] = labels[key] + each if key in labels else each
+        return Counts(
+            units=self.units + other.units,
+            sessions=self.sessions + other.sessions,
+            statements=self.statements + other.statements,
+            rules=dict(Counter(self.rules) + Counter(other.rules)),
+            unit_seconds=self.unit_seconds + other.unit_seconds,
+            held_seconds=self.held_seconds + other.held_seconds,
+            idle_seconds=self.idle_seconds + other.idle_seconds,
+            labels=tuple(labels.values()),
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class LiveUnit:
+    """A unit that has begun and not ended; or, of another kind, a connection that is in use outside of units."""
+
+    kind: str
+    """``unit``; ``session`` for the connection of a session outside of units; ``connection`` for one taken by hand."""
+    label: str
+    where: str | None
+    """Where the unit is defined, or the connection was taken: ``file:line in function``."""
+    worker_pid: int
+    thread: str
+    """The thread's name."""
+    thread_id: int
+    """The operating system's number of it."""
+    depth: int
+    """1 for an outermost unit, one more for each unit inside; 0 for what is none."""
+    attempt: int
+    state: str
+    """One of :class:`State`."""
+    state_seconds: float
+    """How long it has been in that state."""
+    seconds: float
+    """How long ago it began."""
+    statements: int
+    backend_pids: tuple[int, ...] = ()
+    """The server's processes behind the connections that it holds."""
+    waits_for: tuple[str, ...] = ()
+    """The labels of what holds the locks that it waits for, as its server says; a pid where nobody knows."""
+    server_state: str | None = None
+    """The server's own word on its session, where the two can be matched."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Worker:
+    """One process of the app, as it tells itself."""
+
+    pid: int
+    host: str
+    started_at: datetime
+    """When it began to publish."""
+    counts: Counts
+    pools: tuple[PoolSnapshot, ...] = ()
+    live: tuple[LiveUnit, ...] = ()
+    """The outermost first, what is inside it after it."""
+    untold: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    """How many ``units``, ``connections``, ``labels`` or ``pools`` found no room on the board."""
+
+
+@dataclasses.dataclass(frozen=True)
+class EndedWorkers:
+    """What workers had counted that have ended since the app was started."""
+
+    workers: int
+    counts: Counts
+
+
+@dataclasses.dataclass(frozen=True)
+class Trouble:
+    """Something that somebody should look at."""
+
+    kind: str
+    """One of :data:`~flask_uow.stats.EXPLANATIONS`."""
+    text: str
+    """One line that says who, where and for how long."""
+    label: str | None = None
+    where: str | None = None
+    seconds: float | None = None
+    worker_pid: int | None = None
+    backend_pid: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -227,6 +473,15 @@ class Snapshot:
     app: str
     taken_at: datetime
     databases: tuple[DatabaseSnapshot, ...]
+    workers: tuple[Worker, ...] = ()
+    """The living workers of this host, the eldest first."""
+    ended: EndedWorkers | None = None
+    totals: Counts = Counts()
+    """Of all workers, those that have ended included."""
+    troubles: tuple[Trouble, ...] = ()
+    """The worst first."""
+    notes: tuple[str, ...] = ()
+    """What of the workers is not shown here, and why."""
     version: int = VERSION
 
     @property
