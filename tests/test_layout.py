@@ -19,6 +19,7 @@ LAYERS = (
     "_fork",
     "_gevent",
     "_statements",
+    "_board",
     "_rules",
     "_hiding",
     "_options",

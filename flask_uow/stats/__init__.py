@@ -3,12 +3,14 @@
 :func:`snapshot` gives it all as frozen values; ``flask db-session-stats`` prints them and adds nothing of its own.
 """
 
+from .._board import BUCKET_BOUNDS_SECONDS
+from ._boards import read_boards
 from ._conditions import Condition, parse_seconds
 from ._snapshot import snapshot
 from ._values import (
-    BUCKET_BOUNDS_SECONDS,
     GROUPS,
     VERSION,
+    Boards,
     Counts,
     DatabaseSnapshot,
     EndedWorkers,
@@ -34,6 +36,7 @@ __all__ = [
     "BUCKET_BOUNDS_SECONDS",
     "GROUPS",
     "VERSION",
+    "Boards",
     "Condition",
     "Counts",
     "DatabaseSnapshot",
@@ -55,5 +58,6 @@ __all__ = [
     "Worker",
     "group_rank",
     "parse_seconds",
+    "read_boards",
     "snapshot",
 ]

@@ -15,6 +15,8 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 from datetime import datetime
 
+from .._board import BUCKET_BOUNDS_SECONDS
+
 VERSION = 1
 """The version of the document that :meth:`Snapshot.as_dict` gives. It grows when a key changes its meaning or goes."""
 
@@ -76,7 +78,7 @@ class ServerSession:
     blocked_by: tuple[int, ...]
     """The server's pids that this session waits for; 0 is a prepared transaction, which has no process."""
     unit: str | None = None
-    """The label of what holds it: a unit of a worker, or whoever has taken the connection. None if it lies in a pool."""
+    """The label of what holds it: a unit of a worker, or whoever has taken the connection; None if nothing does."""
     where: str | None = None
     """The line of that: ``file:line in function``."""
     waits_for: tuple[str, ...] = ()
@@ -400,6 +402,25 @@ class EndedWorkers:
 
     workers: int
     counts: Counts
+
+
+@dataclasses.dataclass(frozen=True)
+class Boards:
+    """What the workers of an app on this host have published; no database was asked for it."""
+
+    workers: tuple[Worker, ...]
+    """The living ones, the eldest first."""
+    ended: EndedWorkers | None = None
+    notes: tuple[str, ...] = ()
+    """What is not shown here, and why."""
+
+    @property
+    def totals(self) -> Counts:
+        """The counts of all workers, those that have ended included."""
+        counts = self.ended.counts if self.ended else Counts()
+        for worker in self.workers:
+            counts += worker.counts
+        return counts
 
 
 @dataclasses.dataclass(frozen=True)
