@@ -23,7 +23,9 @@ from sqlalchemy import event
 from sqlalchemy.engine import ExceptionContext
 
 from . import _fork, signals
+from ._board import LEAKED, State
 from ._callsite import application_site
+from ._checkouts import hold, watch_pool
 from ._commit import COMMIT, commit_in_order, in_order, learn_marks, run_locked, send_commit
 from ._drivers import TransactionStatus, sqlstate, status_probe
 from ._engines import begin_before_write, begin_sqlite, begins_by_statement, refuse_writes
@@ -61,6 +63,7 @@ End = Callable[[Any], None]
 Execute = Callable[..., None]
 """A dialect's method that sends a statement."""
 
+_IDLE, _NO_TRANSACTION = int(State.IDLE), int(State.NO_TRANSACTION)
 _TIMED_OUT = ("57014", "25P03", "25P04")  # of a statement, of a session that idled, of a transaction
 _USE_FLUSH = "the outermost unit commits. Use session.flush() if you need the primary key now."
 _OF_SAVEPOINTS = ("SAVEPOINT ", "RELEASE ", "ROLLBACK TO ")
@@ -271,6 +274,8 @@ def _name_leak(session: Session, state: SessionState) -> None:
     """A session begins after its context has ended: say so, and let a later context take it back."""
     state.lock = state.lock or threading.RLock()
     state.leaked.append(session)
+    if state.board is not None:
+        state.board.count(LEAKED)
     error = violation("UOW202", what="it took a connection after its context had ended")
     signals.session_leaked.send(state.app, session=session, where=error.where)
     report_now(state.app, state.rules, error)
@@ -302,8 +307,11 @@ def know_connection(state: SessionState, connection: sa.Connection) -> Link:
     """Tie a connection of a session's transaction to the session's state, and watch its engine."""
     if not hasattr(connection.dialect, STATUS_PROBE):
         watch_engine(connection.engine)
+        watch_pool(connection.engine, state.app)
     link = Link(state, connection)
     state.links.append(link)
+    if state.board is not None:
+        hold(link)
     return link
 
 
@@ -394,8 +402,7 @@ def _watched_commit(commit: End, rollback: End) -> End:
         if state.unit is not None and not state.is_own_call:
             rollback(connection)  # so that nothing is committed by halves
             raise _break(state, "UOW101", "commit")
-        if time.monotonic() - link.idle_since > state.settings.max_idle_s:
-            notice_idle(link)
+        _end_idle(link, time.monotonic_ns(), may_raise=True)
         if not link.was_committed:
             (send_commit if len(state.links) == 1 and not state.confirms else _commit)(link)
 
@@ -421,8 +428,8 @@ def _commit(link: Link) -> None:
 def _watched_rollback(rollback: End) -> End:
     def do_rollback(connection: Any) -> None:
         link = link_of(connection)
-        if link is not None and time.monotonic() - link.idle_since > link.state.settings.max_idle_s:
-            notice_idle(link, may_raise=False)
+        if link is not None:
+            _end_idle(link, time.monotonic_ns(), may_raise=False)
         rollback(connection)
         if link is not None and link.refuses_writes:
             link.accept_writes()
@@ -456,9 +463,12 @@ def _watched_execute(execute: Execute) -> Execute:
             else:
                 run_locked(link, execute, cursor, statement, *rest, **options)
         finally:
-            link.idle_since = time.monotonic()
+            link.idle_since_ns = now_ns = time.monotonic_ns()
             if not link.was_begun:
                 link.was_begun = link.status() not in (TransactionStatus.IDLE, TransactionStatus.UNKNOWN)
+            live = link.state.live
+            if live is not None:
+                live.turn_to(_IDLE if link.was_begun else _NO_TRANSACTION, now_ns)
 
     return do_execute
 
@@ -478,11 +488,29 @@ def _note_statement(statement: str, context: Any) -> Link | None:
         _begin_late(link, kind)
     if state.unit is not None:
         _check_statement(link, state.unit, kind, statement)
-    if time.monotonic() - link.idle_since > state.settings.max_idle_s:
-        notice_idle(link)
+    _begin_statement(link, state, may_raise=True)
     if kind is Kind.WRITE:
         _note_write(state)
     return link
+
+
+def _begin_statement(link: Link, state: SessionState, *, may_raise: bool) -> None:
+    """Count a statement, say that it runs, and look how long the server has waited for it."""
+    state.statements += 1
+    now_ns = time.monotonic_ns()
+    live = state.live
+    if live is not None:
+        live.run_statement(now_ns)
+    _end_idle(link, now_ns, may_raise=may_raise)
+
+
+def _end_idle(link: Link, now_ns: int, *, may_raise: bool) -> None:
+    idle_ns = now_ns - link.idle_since_ns
+    if idle_ns > 0 and link.was_begun:
+        state = link.state
+        state.idle_ns += idle_ns
+        if idle_ns > state.settings.max_idle_ns:
+            notice_idle(link, may_raise=may_raise)
 
 
 def _is_of_savepoint(statement: str) -> bool:
@@ -503,8 +531,7 @@ def _note_savepoint(link: Link) -> Link:
         raise state.breach
     if link.begins is not Begins.NEVER:
         _begin_late(link, Kind.BEGIN)
-    if time.monotonic() - link.idle_since > state.settings.max_idle_s:
-        notice_idle(link, may_raise=False)
+    _begin_statement(link, state, may_raise=False)
     return link
 
 

@@ -7,10 +7,10 @@ interrupt cut short cannot leave its depth behind for the thread's next request.
 from __future__ import annotations
 
 import contextlib
-import math
 import threading
 import weakref
 from collections.abc import Callable
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING, Any
@@ -19,6 +19,8 @@ import sqlalchemy as sa
 from flask import Flask
 
 from . import _fork
+from ._board import CLOSED, OPENED, ROLLED_BACK, STATEMENTS_OUTSIDE, Board, Live
+from ._board_files import open_board
 from ._callsite import CallSite
 from ._drivers import TransactionStatus
 from ._engines import refuse_writes
@@ -34,7 +36,7 @@ if TYPE_CHECKING:
     from ._units import Unit
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(slots=True, eq=False, weakref_slot=True)
 class AppState:
     """What the extension keeps for one app.
 
@@ -44,6 +46,7 @@ class AppState:
     :param engines: its engines by name; empty where another library owns them.
     :param sessions: how its sessions are reached.
     :param dispatches: what serves a whole request as a unit; empty where requests are none.
+    :param board: where this process says what it does; None before there is something to say.
     :param view_labels: the label of each function that was called as a unit in a request, by endpoint, rule and method.
     """
 
@@ -53,13 +56,38 @@ class AppState:
     engines: dict[str, sa.Engine]
     sessions: Sessions
     dispatches: tuple[Callable[..., Any], ...] = ()
+    board: Board | None = None
+    board_lock: Any = field(default_factory=threading.Lock)
     view_labels: weakref.WeakKeyDictionary[Any, dict[tuple[str, str, str], str | None]] = field(
         default_factory=weakref.WeakKeyDictionary
     )
 
+    def open_board(self) -> Board | None:
+        """This process's board, made when it is first asked for; None where ``UOW_STATS`` is off."""
+        if self.board is None and self.settings.stats:
+            with self.board_lock:
+                if self.board is None:
+                    _fork.abandon_in_children(self)
+                    self.board = open_board(self.app, self.settings.stats_dir)
+        return self.board
+
+    def abandon(self) -> object:
+        """Hand over the parent's board; a forked child makes its own."""
+        board, self.board, self.board_lock = self.board, None, threading.Lock()
+        return board
+
+    def publish_violation(self, code: str) -> None:
+        """Count the violation of a rule where others can read it."""
+        board = self.board or self.open_board()
+        if board is not None:
+            board.count_violation(code)
+
 
 STATE_KEY = "uow_state"
 """Where ``app.extensions`` has an app's :class:`AppState`."""
+
+innermost: ContextVar[Unit | None] = ContextVar("innermost")
+"""The innermost unit as each task sees it: two tasks that interleave on one session see different ones."""
 
 STATUS_PROBE = "_uow_probe"
 """Where a dialect that is watched has the function that reads its driver's transaction status."""
@@ -97,6 +125,12 @@ class SessionState:
     :ivar committed_request: that request.
     :ivar committing: the unit whose COMMIT is being sent.
     :ivar confirms: whether the servers are to be asked if that is lost.
+    :ivar board: where it says what it does; None where nobody is told.
+    :ivar live: the slot there of its innermost unit, or of the connection it has outside of units.
+    :ivar statements: how many it has sent.
+    :ivar statements_in_units: how many of those were in units that have ended.
+    :ivar idle_ns: for how many nanoseconds its transactions have waited for the next statement.
+    :ivar is_closed: whether it was counted as closed.
     :ivar inserted: the objects that this transaction has inserted, but for those after very many, for UOW106.
     :ivar committed: the identity keys of those that earlier transactions have inserted and committed.
     :ivar leaked: where a session puts itself that goes on after its context, so that a later one takes it back.
@@ -105,6 +139,7 @@ class SessionState:
     __slots__ = (
         "app",
         "begin_site",
+        "board",
         "breach",
         "committed",
         "committed_label",
@@ -113,12 +148,15 @@ class SessionState:
         "confirms",
         "error",
         "generation",
+        "idle_ns",
         "inserted",
+        "is_closed",
         "is_flushing",
         "is_own_call",
         "is_over",
         "leaked",
         "links",
+        "live",
         "lock",
         "is_own_session",
         "is_stale",
@@ -126,6 +164,8 @@ class SessionState:
         "lost_commit",
         "sent_commit",
         "settings",
+        "statements",
+        "statements_in_units",
         "unit",
         "write_site",
         "wrote",
@@ -149,6 +189,12 @@ class SessionState:
         self.committing: Unit | None = None
         self.inserted: list[Any] = []
         self.committed: set[Any] = set()
+        self.live: Live | None = None
+        self.statements = self.statements_in_units = self.idle_ns = 0
+        self.is_closed = False
+        self.board = app_state.board or app_state.open_board()
+        if self.board is not None:
+            self.board.count(OPENED)
         self.begin_transaction()
 
     def begin_transaction(self) -> None:
@@ -162,6 +208,20 @@ class SessionState:
         self.sent_commit = False
         self.confirms = False
         self.lost_commit: LostCommit | None = None  # who is to be asked when a COMMIT loses its connection
+
+    def close(self) -> None:
+        """Forget the units that its owner closes it under, and count what it did outside of units."""
+        while self.unit is not None:
+            self.unit.leave_board(ROLLED_BACK, is_error=True)
+            self.unit = self.unit.parent
+        if self.board is None:
+            return
+        if self.statements > self.statements_in_units:
+            self.board.count(STATEMENTS_OUTSIDE, self.statements - self.statements_in_units)
+            self.statements_in_units = self.statements
+        if not self.is_closed:
+            self.is_closed = True
+            self.board.count(CLOSED)
 
     def forget_connections(self) -> None:
         """Untie the connections of a transaction that has ended, so that no cycle keeps them."""
@@ -250,6 +310,10 @@ class SessionState:
         return any(link.was_begun and link.status() is TransactionStatus.IDLE for link in self.links)
 
 
+NEVER = 1 << 62
+"""A time that is not reached, in nanoseconds."""
+
+
 class Begins(Enum):
     """When a SQLite connection's transaction is still to be begun."""
 
@@ -267,7 +331,7 @@ class Link:
     :ivar begins: when SQLite's transaction is still to be begun.
     :ivar changes_before: how many rows it had changed in its life when the transaction began; SQLite counts them.
     :ivar limit_s: what its server was told last of how long the transaction may still last, in seconds.
-    :ivar idle_since: when the last statement was answered, in seconds of the monotonic clock; infinite before that.
+    :ivar idle_since_ns: when the last statement was answered, by the monotonic clock; :data:`NEVER` before that.
     :ivar was_begun: whether its server was seen in the transaction; PostgreSQL begins it with the first statement.
     :ivar was_lost: whether the transaction was seen to have ended unasked.
     :ivar has_past: whether the transaction was open already when it was met, so that it may have written unseen.
@@ -280,7 +344,7 @@ class Link:
         "changes_before",
         "connection",
         "has_past",
-        "idle_since",
+        "idle_since_ns",
         "limit_s",
         "is_lent",
         "refuses_writes",
@@ -298,10 +362,15 @@ class Link:
         self.begins = Begins.NEVER
         self.changes_before = 0
         self.limit_s: float | None = None
-        self.idle_since = math.inf
+        self.idle_since_ns = NEVER
         self._pooled = connection.connection
         self._probe: Callable[[Any], TransactionStatus | None] = connection.dialect._uow_probe  # type: ignore[attr-defined]
         connection._uow = self._pooled._uow = self  # type: ignore[attr-defined]
+
+    @property
+    def pooled_info(self) -> dict[Any, Any]:
+        """What is kept with the pooled connection as long as it lives."""
+        return self._pooled.info
 
     @property
     def dbapi_connection(self) -> Any:

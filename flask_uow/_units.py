@@ -20,10 +20,8 @@ hands its failure to the unit that it joined. The rules are those of SIP-99B, co
 from __future__ import annotations
 
 import contextlib
-import math
 import time
 from collections.abc import Callable, Iterator
-from contextvars import ContextVar
 from enum import Enum
 from typing import TYPE_CHECKING, Any
 
@@ -31,13 +29,15 @@ import sqlalchemy as sa
 from blinker import NamedSignal
 
 from . import _fork, signals
-from ._callsite import CallSite, defined_at
+from ._board import BEGUN, COMMITTED, FAILED, ROLLED_BACK, Board, Kind, Live, State
+from ._callsite import CallSite
+from ._checkouts import hold
 from ._hooks import Hook, Hooks, When
 from ._limits import limit_time
 from ._notices import has_written_unseen, note_committed, notice_idle, notice_length
 from ._options import ISOLATION_LEVELS, Relation, UnitOptions
 from ._outcome import Outcome
-from ._state import Begins, Link, SessionState, has_pending
+from ._state import Begins, Link, SessionState, has_pending, innermost
 from .exceptions import (
     CommitOutcomeUnknownError,
     NoActiveUnitError,
@@ -51,16 +51,15 @@ if TYPE_CHECKING:
     from sqlalchemy.orm import Session, SessionTransaction
 
 
-_innermost: ContextVar[Unit | None] = ContextVar("innermost")
-"""The innermost unit as each task sees it: two tasks that interleave on one session see different ones."""
-
-
+_UNIT = int(Kind.UNIT)
+_NO_TRANSACTION, _IDLE = int(State.NO_TRANSACTION), int(State.IDLE)
+_COMMITTING, _ROLLING_BACK = int(State.COMMITTING), int(State.ROLLING_BACK)
 _NONE: frozenset[sa.Connection] = frozenset()
 
 
 def _states_around() -> Iterator[SessionState]:
     """The sessions of the units that are active here, the innermost first; each as often as it has units."""
-    unit = _innermost.get(None)
+    unit = innermost.get(None)
     while unit is not None:
         if unit.is_active:
             yield unit._state
@@ -117,6 +116,7 @@ class Unit:
     :ivar is_undone: whether it was rolled back before its end, and goes on in a transaction that will be as well.
     :ivar is_view: whether it is the current request's view, or its dispatch.
     :ivar request: the request in which it was begun, None outside of one.
+    :ivar live: its place on the board, None where nobody is told.
     :ivar deadline: until when it may send statements, in seconds of the monotonic clock; None without a timeout.
     :ivar parent: the unit around it on the same session, or None.
     """
@@ -135,8 +135,12 @@ class Unit:
         "_transaction",
         "_unended",
         "_unprotected",
-        "_began_at",
+        "_began_ns",
+        "_idle_before_ns",
+        "_is_length_noticed",
         "_place",
+        "_row",
+        "_statements_before",
         "attempt",
         "deadline",
         "depth",
@@ -146,6 +150,7 @@ class Unit:
         "is_undone",
         "is_view",
         "label",
+        "live",
         "parent",
         "read_only",
         "request",
@@ -190,6 +195,8 @@ class Unit:
         self._is_in_doubt = False
         self._is_rollback_only = False
         self._hooks: Hooks | None = None
+        self.live: Live | None = None
+        self._is_length_noticed = False
         self.deadline = deadline
 
     def __repr__(self) -> str:
@@ -274,7 +281,6 @@ class Unit:
         if self._state.links or (self._options.needs_connection and self.session.in_transaction()):
             _meet_open_transaction(self.session, self._state, self._options)
         session, state = self.session, self._state
-        self._began_at = time.monotonic()
         if session.in_transaction():
             self._transaction = session.get_transaction()
             self.is_repeatable = not (state.wrote or has_pending(session))
@@ -297,13 +303,18 @@ class Unit:
                 raise
 
     def _activate(self) -> None:
-        self._state.unit = self
+        state = self._state
+        state.unit = self
         self.is_active = True
-        around = _innermost.get(None)
+        self._began_ns = time.monotonic_ns()
+        self._statements_before = state.statements
+        if state.board is not None:
+            self._enter_board(state, state.board)
+        around = innermost.get(None)
         while around is not None and not around.is_active:
             around = around._around
         self._around = around
-        _innermost.set(self)
+        innermost.set(self)
         if self._joined is None and signals.unit_began.receivers:
             self.tell(signals.unit_began)
 
@@ -329,6 +340,50 @@ class Unit:
         if parent.deadline is not None:
             self.deadline = min(parent.deadline, self.deadline or parent.deadline)
 
+    # ---- what others can see of it
+
+    def _enter_board(self, state: SessionState, board: Board) -> None:
+        parent = self.parent
+        row = self._row = board.row(self.label, self._site, is_inner=parent is not None)
+        self._idle_before_ns = state.idle_ns
+        self.live = live = board.occupy(
+            _UNIT,
+            row,
+            _IDLE if parent is not None or state.links else _NO_TRANSACTION,
+            self._began_ns,
+            parent=None if parent is None else parent.live,
+            depth=self.depth,
+            attempt=self.attempt,
+        )
+        state.live = live
+        if parent is None:
+            board.count(BEGUN)
+            for link in state.links:
+                hold(link)
+
+    def leave_board(self, outcome: int, *, is_error: bool) -> None:
+        """Count the unit, and leave its place to another; once.
+
+        :param outcome: ``COMMITTED``, ``ROLLED_BACK`` or ``FAILED`` of the board.
+        """
+        live, state, parent = self.live, self._state, self.parent
+        if live is None or state.board is None:
+            return
+        self.live = None
+        live.free()
+        state.live = None if parent is None else parent.live
+        took_ns = time.monotonic_ns() - self._began_ns
+        if parent is not None:
+            state.board.count_inner(self._row, took_ns, self._statements, is_error=is_error)
+            return
+        state.board.count_outermost(
+            self._row, outcome, took_ns, state.idle_ns - self._idle_before_ns, self._statements, is_error=is_error
+        )
+
+    @property
+    def _statements(self) -> int:
+        return self._state.statements - self._statements_before
+
     # ---- for the guard
 
     @property
@@ -338,7 +393,8 @@ class Unit:
 
     @property
     def _site(self) -> CallSite | None:
-        return self._place if isinstance(self._place, CallSite) else defined_at(self._place)
+        place = self._place
+        return place if isinstance(place, CallSite) else place._uow_site  # type: ignore[attr-defined]
 
     @property
     def ended_around(self) -> Unit | None:
@@ -349,7 +405,7 @@ class Unit:
     @property
     def is_seen_by_task(self) -> bool:
         """Whether the code that runs now is inside this unit, and not another task beside the one that is."""
-        unit = _innermost.get(None)
+        unit = innermost.get(None)
         while unit is not None and not unit.is_active:
             unit = unit._around
         return unit is self
@@ -457,13 +513,24 @@ class Unit:
                 self._undo(leaving)
         finally:
             self._deactivate()
-            if self.parent is None and not self.was_committed:
-                self._notice_length(may_raise=False)
+            self._tell_end(leaving, has_failed=leaving is not exception)
         if self._options.timeout is not None:
             self._lift_limit()
         if self._joined is None:
             self._announce(leaving)
         return leaving
+
+    def _tell_end(self, leaving: BaseException | None, *, has_failed: bool) -> None:
+        """Tell whoever watches.
+
+        :param has_failed: whether the work was to be kept, and could not be.
+        """
+        outcome = COMMITTED if self.was_committed else FAILED if has_failed else ROLLED_BACK
+        self.leave_board(outcome, is_error=leaving is not None)
+        if self.parent is None:
+            self._state.statements_in_units += self._statements
+            if not self.was_committed:
+                self._notice_length(may_raise=False)
 
     def _outlived_error(self) -> BaseException | None:
         if not self.is_active or not self._state.is_over:
@@ -495,16 +562,16 @@ class Unit:
             raise self._failed_error()
 
     def _notice_length(self, *, may_raise: bool) -> None:
-        seconds = time.monotonic() - self._began_at
-        if seconds > self._state.settings.max_unit_s:
-            self._began_at = math.inf  # it is noticed once
+        seconds = (time.monotonic_ns() - self._began_ns) / 1e9
+        if seconds > self._state.settings.max_unit_s and not self._is_length_noticed:
+            self._is_length_noticed = True
             notice_length(self._state, self.label, self._site, seconds, may_raise=may_raise)
 
     def _deactivate(self) -> None:
         self.is_active = False
         self._state.unit = self.parent
-        if _innermost.get(None) is self:
-            _innermost.set(self._around)
+        if innermost.get(None) is self:
+            innermost.set(self._around)
         if self.parent is None:
             self._state.committed_label = None
             if self.was_committed and self.request is not None and self._state.links:
@@ -531,6 +598,7 @@ class Unit:
             stray._undo(error)
             stray.is_active = False
             stray._failure = error
+            stray.leave_board(FAILED, is_error=True)
             self._state.unit = stray.parent
 
     def _decide(self, exception: BaseException | None) -> Ending:
@@ -588,7 +656,7 @@ class Unit:
         if self.parent is None:
             if self.deadline is not None:
                 self.check_deadline()
-            if time.monotonic() - self._began_at > self._state.settings.max_unit_s:
+            if time.monotonic_ns() - self._began_ns > self._state.settings.max_unit_ns:
                 self._notice_length(may_raise=True)
             self._commit()
             return
@@ -604,6 +672,8 @@ class Unit:
             self._owner._failure = self._owner._failure or leaving
             return
         links = self._state.links
+        if self.live is not None:
+            self.live.turn_to(_ROLLING_BACK, time.monotonic_ns())
         try:
             with self._state.own_call():
                 self._roll_back()
@@ -643,6 +713,8 @@ class Unit:
         state.confirms = self._options.confirm_commit
         state.committing = self
         state.is_own_call = True
+        if self.live is not None:
+            self.live.turn_to(_COMMITTING, time.monotonic_ns())
         try:
             self.session.commit()
         except BaseException as error:

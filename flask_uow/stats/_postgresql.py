@@ -20,6 +20,7 @@ from contextlib import contextmanager, suppress
 from sqlalchemy import Connection, Engine, Row, TextClause, create_engine, text
 
 from .._application_name import is_own_name, like_pattern, name_prefix, worker_pid
+from .._checkouts import unwatched
 from .._two_phase import PreparedName
 from ._query_line import query_line
 from ._values import DatabaseSnapshot, PreparedTransaction, ServerSession, Summary
@@ -83,7 +84,7 @@ def _ask(database: DatabaseSnapshot, engine: Engine, app_name: str) -> DatabaseS
 @contextmanager
 def _own_connection(engine: Engine) -> Iterator[Connection]:
     """Connect as the engine does (its URL, arguments, creator and events), but beside its pool."""
-    reader = create_engine(engine.url, pool=engine.pool.recreate())
+    reader = create_engine(engine.url, pool=unwatched(engine.pool))
     try:
         with reader.connect() as connection:
             yield connection
