@@ -1,9 +1,9 @@
 """The board: what a process publishes of an app's units, sessions and connections, in memory that others can read.
 
-It is an array of 8-byte words. A word is stored whole, so that no reader sees half of one; what belongs together in
-several words has a sequence number in front, odd while it is written. Counters are written under a lock of the
-process; everything else has one writer. Nothing is formatted, allocated or sent while a unit runs: labels are written
-once, and units refer to their row.
+It is an array of 8-byte words. A word is stored whole, so that no reader sees half of one; a record of several words
+has one that tells whether the rest belongs together. What a unit does is one word, written where the unit turns to
+something else; what it has done is one record, written when it ends. Labels are written once, and units refer to their
+row. Counters are written under a lock of the process, and everything else by one thread.
 
 Where the memory lies, who may read it and who sweeps it is left to ``_board_files``, what it means to
 :mod:`flask_uow.stats`.
@@ -31,29 +31,21 @@ WORD = 8
 MAGIC = int.from_bytes(b"UOWBOARD", "little")
 VERSION = 1
 
-AT_MAGIC, AT_VERSION, AT_SIZE, AT_PID, AT_STARTED_NS, AT_SEQUENCE, AT_LABELS, AT_POOLS = range(8)
+AT_MAGIC, AT_VERSION, AT_SIZE, AT_PID, AT_STARTED_NS, AT_LABELS, AT_POOLS = range(7)
+AT_WORKERS = 7
+"""How many workers a board of ended ones stands for."""
 AT_UNTOLD = 8
 UNTOLD = ("units", "connections", "labels", "pools")
-AT_WORKERS = 12
-"""How many workers a board of ended ones stands for."""
 AT_APP, AT_HOST = 16, 24
 NAME_WORDS = 8
 
 AT_COUNTS = 64
-COUNTS = (
-    "units_begun", "units_committed", "units_rolled_back", "units_failed", "units_retried",
-    "sessions_opened", "sessions_closed", "sessions_leaked", "statements_outside",
-)  # fmt: skip
-BEGUN, COMMITTED, ROLLED_BACK, FAILED, RETRIED, OPENED, CLOSED, LEAKED, STATEMENTS_OUTSIDE = range(
-    AT_COUNTS, AT_COUNTS + len(COUNTS)
-)
+BEGUN, RETRIED, OPENED, CLOSED, LEAKED, STATEMENTS_OUTSIDE, CHECKOUTS, HELD_NS = range(AT_COUNTS, AT_COUNTS + 8)
+"""``BEGUN`` are the units that had no slot of their thread's; ``CHECKOUTS`` and ``HELD_NS`` those outside of units."""
 BUCKETS = len(BUCKET_BOUNDS_SECONDS) + 1
-HISTOGRAM_WORDS = BUCKETS + 1
-"""The buckets, and the sum in nanoseconds."""
-UNIT_SECONDS = 80
-HELD_SECONDS = UNIT_SECONDS + HISTOGRAM_WORDS
-IDLE_SECONDS = HELD_SECONDS + HISTOGRAM_WORDS
-AT_RULES = 144
+UNIT_SECONDS, HELD_SECONDS, IDLE_SECONDS = (AT_COUNTS + 16 + BUCKETS * each for each in range(3))
+"""Histograms. The first bucket is not written: it holds all that is in no other one."""
+AT_RULES = IDLE_SECONDS + BUCKETS
 MAX_RULES = 32
 """Each a rule's number and its count."""
 END_OF_COUNTS = AT_RULES + 2 * MAX_RULES
@@ -64,30 +56,37 @@ POOL_NAME_WORDS, POOL_CLASS_WORDS = 8, 6
 POOL_SIZE, POOL_MAX_OVERFLOW, POOL_TIMEOUT_MS, POOL_TIMEOUTS, POOL_LONGEST_NS = range(14, 19)
 
 AT_LABEL_ROWS = AT_POOL_ROWS + POOL_WORDS * MAX_POOLS
-LABEL_WORDS, MAX_LABELS = 48, 256
+LABEL_WORDS, MAX_LABELS = 56, 256
 """The last two rows are for what found no other: outermost units, and inner ones."""
 TEXT_WORDS = 20
-LABEL_WHERE, LABEL_INNER = TEXT_WORDS, 2 * TEXT_WORDS
-LABEL_COUNT, LABEL_ERRORS, LABEL_TOTAL_NS, LABEL_WORST_NS, LABEL_STATEMENTS = range(
-    2 * TEXT_WORDS + 1, 2 * TEXT_WORDS + 6
-)
+LABEL_WHERE, LABEL_INNER, LABEL_COUNT = TEXT_WORDS, 2 * TEXT_WORDS, 2 * TEXT_WORDS + 1
+_LABEL = struct.Struct("=12q")
+LABEL_FIELDS = (
+    "count", "committed", "rolled_back", "failed", "errors",
+    "took_ns", "worst_ns", "statements", "idle_ns", "held_ns", "without_connection", "count_again",
+)  # fmt: skip
+"""The record at ``LABEL_COUNT``; a reader that finds the two counts different has met it while it was written."""
 
 AT_LIVE = AT_LABEL_ROWS + LABEL_WORDS * MAX_LABELS
 LIVE_WORDS, MAX_LIVE = 16, 256
-NO_SLOT = MAX_LIVE - 1
-"""The slot of whoever found no other; what it says is nobody's."""
-LIVE_SEQUENCE, LIVE_STATE, LIVE_STATEMENTS, LIVE_KIND, LIVE_BEGAN_NS, LIVE_LABEL, LIVE_PARENT = range(7)
-LIVE_DEPTH, LIVE_ATTEMPT, LIVE_THREAD, LIVE_THREAD_NAME = range(7, 11)
+MAX_HOMES = 128
+"""The first slots are the threads' own, for their outermost units; the others are for everything else."""
+LIVE_TURN, LIVE_STATE, LIVE_BEGAN_NS, LIVE_LABEL, LIVE_PARENT, LIVE_DEPTH, LIVE_ATTEMPT = range(7)
+LIVE_STATEMENTS_BEFORE, LIVE_CONNECTION, LIVE_THREAD, LIVE_THREAD_NAME = range(7, 11)
 THREAD_NAME_BYTES = 4 * WORD
-_LIVE = struct.Struct(f"=7q{THREAD_NAME_BYTES}s")
-STATE_BITS = 3
+_LIVE = struct.Struct("=8q")
+_THREAD = struct.Struct(f"=q{THREAD_NAME_BYTES}s")
+KIND_BITS = 2
+"""``LIVE_TURN`` is how often the slot was taken, and a :class:`Kind`: who reads it alike before and after the rest has
+read one record."""
+STATE_BITS, STATEMENT_BITS, CLOCK_BITS = 3, 20, 20
+"""``LIVE_STATE`` is since when, in units of 2 ** CLOCK_BITS nanoseconds, the statements that the session had sent, and
+a :class:`State`."""
 
 AT_CONNECTIONS = AT_LIVE + LIVE_WORDS * MAX_LIVE
 CONNECTION_WORDS, MAX_CONNECTIONS = 4, 256
 CONNECTION_POOL, CONNECTION_PID, CONNECTION_HELD = range(3)
-"""The pool's row and one, the server's process, and who holds it since when, 0 in the pool."""
-SLOT_BITS, TURN_BITS = 8, 7
-"""Who holds a connection: the slot, and the turn of that slot, which tells its users apart."""
+"""The pool's row and one, the server's process, and who holds it: 0, or the slot and one, and its turn."""
 
 WORDS = AT_CONNECTIONS + CONNECTION_WORDS * MAX_CONNECTIONS
 SIZE_BYTES = WORDS * WORD
@@ -115,57 +114,93 @@ class State(IntEnum):
     LEAKED = 7
 
 
-_IDLE, _RUNNING, _NO_TRANSACTION = int(State.IDLE), int(State.RUNNING), int(State.NO_TRANSACTION)
+class Outcome(IntEnum):
+    """How a unit ended."""
+
+    COMMITTED = 0
+    ROLLED_BACK = 1
+    FAILED = 2
+
+
+SINCE_SHIFT = STATE_BITS + STATEMENT_BITS
+STATEMENT_MASK = (1 << STATEMENT_BITS) - 1
+_KIND_MASK = (1 << KIND_BITS) - 1
+_TURN = 1 << KIND_BITS
+_FIRST_BOUND_NS = round(BUCKET_BOUNDS_SECONDS[0] * 1e9)
 _BOUNDS_NS = tuple(round(bound * 1e9) for bound in BUCKET_BOUNDS_SECONDS)
-_TURN_MASK = (1 << TURN_BITS) - 1
-_HELD_BITS = SLOT_BITS + TURN_BITS
+_UNIT = int(Kind.UNIT)
 _OTHERS = "(others)"
-
-
-class _Thread(threading.local):
-    """What a thread is called, told once."""
-
-    def __init__(self) -> None:
-        self.number = threading.get_native_id() if hasattr(threading, "get_native_id") else threading.get_ident()
-        self.name = _fitted(threading.current_thread().name, THREAD_NAME_BYTES)
 
 
 class Live:
     """A slot in which somebody says what it does; reused, and never by two at a time.
 
-    :ivar tag: the slot and its turn, as connections refer to it.
+    :ivar words: the board's.
+    :ivar at: the word that says what is done.
+    :ivar turn: how often the slot was taken, as its first word has it.
+    :ivar held_since_ns: when the unit took its first connection, 0 before that.
     """
 
-    __slots__ = ("_index", "_sequence", "at", "board", "tag")
+    __slots__ = ("at", "board", "held_since_ns", "index", "is_home", "is_taken", "turn", "words")
 
     def __init__(self, board: Board, index: int) -> None:
         self.board = board
-        self.at = AT_LIVE + LIVE_WORDS * index
-        self.tag = self._index = index
-        self._sequence = 0
+        self.words = board.words
+        self.index = index
+        self.at = AT_LIVE + LIVE_WORDS * index + LIVE_STATE
+        self.turn = self.held_since_ns = 0
+        self.is_home = index < MAX_HOMES
+        self.is_taken = False
 
-    def turn_to(self, state: int, now_ns: int) -> None:
-        """Say what is done from now on."""
-        self.board.words[self.at + LIVE_STATE] = now_ns << STATE_BITS | state
+    def turn_to(self, state: int, now_ns: int, statements: int = 0) -> None:
+        """Say what is done from now on.
 
-    def run_statement(self, now_ns: int) -> None:
-        """Say that one more statement runs."""
-        words, at = self.board.words, self.at
-        words[at + LIVE_STATE] = now_ns << STATE_BITS | _RUNNING
-        words[at + LIVE_STATEMENTS] += 1
+        :param statements: how many the session has sent.
+        """
+        self.words[self.at] = now_ns >> CLOCK_BITS << SINCE_SHIFT | (statements & STATEMENT_MASK) << STATE_BITS | state
 
     def free(self) -> None:
         """Leave the slot to others."""
-        board = self.board
-        board.words[self.at + LIVE_KIND] = 0
-        if self._index != NO_SLOT:
-            board.free.append(self)
+        self.words[self.at - 1] = self.turn = self.turn & ~_KIND_MASK
+        self.is_taken = False
+        if not self.is_home:
+            self.board.free.append(self)
+
+    def name_thread(self) -> None:
+        """Say whose slot it is from now on."""
+        number = threading.get_native_id() if hasattr(threading, "get_native_id") else threading.get_ident()
+        name = _fitted(threading.current_thread().name, THREAD_NAME_BYTES)
+        _THREAD.pack_into(self.board.memory, (self.at - LIVE_STATE + LIVE_THREAD) * WORD, number, name)
+
+
+class _Home(threading.local):
+    """The calling thread's own slot; None if there are too many threads."""
+
+    def __init__(self, board: Board) -> None:
+        self.board = board
+        self.live = board.free_homes.pop() if board.free_homes else None
+        if self.live is not None:
+            self.live.name_thread()
+            self.guard = _HomeGuard(self.live)
+
+
+class _HomeGuard:
+    """Gives a thread's slot back when the thread ends."""
+
+    __slots__ = ("_live",)
+
+    def __init__(self, live: Live) -> None:
+        self._live = live
+
+    def __del__(self) -> None:
+        self._live.board.free_homes.append(self._live)
 
 
 class Row:
-    """Where a label is counted."""
+    """Where the units of a label are counted."""
 
-    __slots__ = ("at", "code", "index", "is_inner", "line")
+    __slots__ = ("at", "code", "errors", "held_ns", "idle_ns", "index", "is_inner", "line", "outcomes", "statements",
+                 "took_ns", "without_connection", "worst_ns")  # fmt: skip
 
     def __init__(self, index: int, site: CallSite | None, *, is_inner: bool) -> None:
         self.index = index
@@ -173,6 +208,9 @@ class Row:
         self.code: CodeType | None = site[0] if site else None
         self.line = site[1] if site else 0
         self.is_inner = is_inner
+        self.outcomes = [0, 0, 0]
+        self.errors = self.took_ns = self.worst_ns = self.statements = 0
+        self.idle_ns = self.held_ns = self.without_connection = 0
 
 
 class Board:
@@ -192,14 +230,15 @@ class Board:
         self.memory = bytearray(SIZE_BYTES) if memory is None else memory
         self.words = memoryview(self.memory).cast("q")
         self.lock = threading.Lock()
-        self.free = [Live(self, index) for index in reversed(range(NO_SLOT))]
-        self._no_slot = Live(self, NO_SLOT)
+        self._lives = [Live(self, index) for index in range(MAX_LIVE)]
+        self.free_homes = self._lives[MAX_HOMES - 1 :: -1]
+        self.free = self._lives[-2 : MAX_HOMES - 1 : -1]
         self._rows: dict[str, Row] = {}
         self._rows_of_namesakes: dict[tuple[str, Any, int, bool], Row] = {}
+        self._others = [self._write_row(MAX_LABELS - 2 + inner, _OTHERS, None, bool(inner)) for inner in (0, 1)]
         self._pools: dict[str, int] = {}
         self._free_connections = list(reversed(range(MAX_CONNECTIONS)))
-        self._thread = _Thread()
-        self._others = [self._write_row(MAX_LABELS - 2 + inner, _OTHERS, None, bool(inner)) for inner in (0, 1)]
+        self._home = _Home(self)
         self._write_header(app_name, host, started_ns)
         _fork.abandon_in_children(self)
 
@@ -218,6 +257,8 @@ class Board:
         self.words = memoryview(self.memory).cast("q")
         self.lock = threading.Lock()
         self.is_published = False
+        for live in self._lives:
+            live.words = self.words
         return shared
 
     # ---- labels
@@ -255,12 +296,35 @@ class Board:
 
     # ---- who does what
 
+    def occupy_home(self, row: Row, state: int, now_ns: int, statements: int, attempt: int) -> Live:
+        """Take the thread's own slot for an outermost unit; another one if that is taken.
+
+        :param state: a :class:`State`.
+        :param statements: how many the session has sent before.
+        :param attempt: the unit's.
+        """
+        live: Live | None = self._home.live
+        if live is None or live.is_taken:
+            self.count(BEGUN)
+            return self.occupy(_UNIT, row, state, now_ns, statements, depth=1, attempt=attempt)
+        live.is_taken = True
+        live.held_since_ns = 0
+        at = live.at
+        _LIVE.pack_into(
+            self.memory, at * WORD,
+            now_ns >> CLOCK_BITS << SINCE_SHIFT | (statements & STATEMENT_MASK) << STATE_BITS | state,
+            now_ns, row.index, 0, 1, attempt, statements, 0,
+        )  # fmt: skip
+        self.words[at - 1] = live.turn = (live.turn & ~_KIND_MASK) + _TURN + _UNIT
+        return live
+
     def occupy(
         self,
         kind: int,
         row: Row,
         state: int,
         now_ns: int,
+        statements: int = 0,
         *,
         parent: Live | None = None,
         depth: int = 0,
@@ -270,24 +334,24 @@ class Board:
 
         :param kind: a :class:`Kind`.
         :param state: a :class:`State`.
+        :param statements: how many the session has sent before.
         :param parent: the slot of the unit around.
         """
         try:
             live = self.free.pop()
         except IndexError:
-            live = self._no_slot
             self.count(AT_UNTOLD)
-        thread, words, at = self._thread, self.words, live.at
-        sequence = live._sequence = live._sequence + 2
-        live.tag = (sequence >> 1 & _TURN_MASK) << SLOT_BITS | live._index
-        words[at] = sequence - 1
-        words[at + LIVE_STATE] = now_ns << STATE_BITS | state
-        words[at + LIVE_STATEMENTS] = 0
+            live = Live(self, MAX_LIVE - 1)  # which nobody reads
+            live.is_home = True
+        live.is_taken = True
+        live.held_since_ns = 0
+        live.name_thread()
+        word = now_ns >> CLOCK_BITS << SINCE_SHIFT | (statements & STATEMENT_MASK) << STATE_BITS | state
+        around = 0 if parent is None else parent.index + 1
         _LIVE.pack_into(
-            self.memory, (at + LIVE_KIND) * WORD, kind, now_ns, row.index, 0 if parent is None else parent._index + 1,
-            depth, attempt, thread.number, thread.name,
+            self.memory, live.at * WORD, word, now_ns, row.index, around, depth, attempt, statements, 0
         )  # fmt: skip
-        words[at] = sequence
+        self.words[live.at - 1] = live.turn = (live.turn & ~_KIND_MASK) + _TURN + kind
         return live
 
     # ---- counters
@@ -310,50 +374,49 @@ class Board:
                     self.words[at] = number
                     return
 
-    def count_held(self, held_ns: int) -> None:
-        """Count a connection that came back."""
-        bucket = HELD_SECONDS + bisect_left(_BOUNDS_NS, held_ns)
+    def count_checkout(self, held_ns: int) -> None:
+        """Count a connection that came back from outside of units."""
         with self.lock:
-            words = self.words
-            words[AT_SEQUENCE] += 1
-            words[bucket] += 1
-            words[HELD_SECONDS + BUCKETS] += held_ns
-            words[AT_SEQUENCE] += 1
+            self.words[CHECKOUTS] += 1
+            self.words[HELD_NS] += held_ns
+            self._count_time(HELD_SECONDS, held_ns)
 
-    def count_outermost(
-        self, row: Row, outcome: int, unit_ns: int, idle_ns: int, statements: int, *, is_error: bool
+    def count_unit(
+        self, row: Row, outcome: int, took_ns: int, statements: int, idle_ns: int, held_ns: int, is_error: bool
     ) -> None:
-        """Count an outermost unit that has ended.
+        """Count a unit that has ended.
 
-        :param outcome: ``COMMITTED``, ``ROLLED_BACK`` or ``FAILED``.
+        :param outcome: an :class:`Outcome`.
+        :param idle_ns: how long it was idle in its transaction.
+        :param held_ns: how long it had a connection.
         """
         with self.lock:
-            words = self.words
-            words[AT_SEQUENCE] += 1
-            words[outcome] += 1
-            words[UNIT_SECONDS + bisect_left(_BOUNDS_NS, unit_ns)] += 1
-            words[IDLE_SECONDS + bisect_left(_BOUNDS_NS, idle_ns)] += 1
-            words[IDLE_SECONDS + BUCKETS] += idle_ns
-            self._count_label(row.at, unit_ns, statements, is_error)
-            words[AT_SEQUENCE] += 1
+            outcomes = row.outcomes
+            outcomes[outcome] += 1
+            row.errors += is_error
+            row.took_ns += took_ns
+            row.statements += statements
+            row.idle_ns += idle_ns
+            if held_ns:
+                row.held_ns += held_ns
+            else:
+                row.without_connection += 1
+            if took_ns > row.worst_ns:
+                row.worst_ns = took_ns
+            committed, rolled_back, failed = outcomes
+            count = committed + rolled_back + failed
+            _LABEL.pack_into(
+                self.memory, (row.at + LABEL_COUNT) * WORD, count, committed, rolled_back, failed, row.errors,
+                row.took_ns, row.worst_ns, row.statements, row.idle_ns, row.held_ns, row.without_connection, count,
+            )  # fmt: skip
+            if took_ns > _FIRST_BOUND_NS and not row.is_inner:
+                self._count_time(UNIT_SECONDS, took_ns)
+                self._count_time(IDLE_SECONDS, idle_ns)
+                self._count_time(HELD_SECONDS, held_ns)
 
-    def count_inner(self, row: Row, unit_ns: int, statements: int, *, is_error: bool) -> None:
-        """Count an inner unit that has ended."""
-        with self.lock:
-            self.words[AT_SEQUENCE] += 1
-            self._count_label(row.at, unit_ns, statements, is_error)
-            self.words[AT_SEQUENCE] += 1
-
-    def _count_label(self, at: int, unit_ns: int, statements: int, is_error: bool) -> None:
-        words = self.words
-        words[at + LABEL_COUNT] += 1
-        words[at + LABEL_TOTAL_NS] += unit_ns
-        if unit_ns > words[at + LABEL_WORST_NS]:
-            words[at + LABEL_WORST_NS] = unit_ns
-        if statements:
-            words[at + LABEL_STATEMENTS] += statements
-        if is_error:
-            words[at + LABEL_ERRORS] += 1
+    def _count_time(self, histogram: int, time_ns: int) -> None:
+        if time_ns > _FIRST_BOUND_NS:
+            self.words[histogram + bisect_left(_BOUNDS_NS, time_ns)] += 1
 
     # ---- pools and connections
 

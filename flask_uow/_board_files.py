@@ -365,6 +365,11 @@ class Image:
         data = bytes(self.memory[at * _board.WORD : (at + words) * _board.WORD])
         return data.rstrip(b"\0").decode("utf-8", "replace")
 
+    def begun_at_home(self) -> int:
+        """How many units began in the slots of their threads."""
+        turns = range(_board.AT_LIVE, _board.AT_LIVE + _board.LIVE_WORDS * _board.MAX_HOMES, _board.LIVE_WORDS)
+        return sum(self.words[at] >> _board.KIND_BITS for at in turns)
+
     def label_rows(self) -> Iterator[int]:
         """Where the rows begin that count something."""
         used = min(max(self.words[_board.AT_LABELS], 0), _board.MAX_LABELS)
@@ -380,6 +385,7 @@ class Image:
             words[: _board.AT_COUNTS] = dead.words[: _board.AT_COUNTS]
             words[_board.AT_LABELS] = words[_board.AT_POOLS] = words[_board.AT_WORKERS] = 0
         words[_board.AT_WORKERS] += 1
+        words[_board.BEGUN] += dead.begun_at_home()
         for at in range(_board.AT_COUNTS, _board.AT_RULES):
             words[at] += dead.words[at]
         self._add_rules(dead)
@@ -404,12 +410,10 @@ class Image:
         at = rows.get(key)
         if at is None:
             at = rows[key] = self._new_label(key, is_inner=bool(dead.words[source + _board.LABEL_INNER]))
-        words = self.words
-        for each in (_board.LABEL_COUNT, _board.LABEL_ERRORS, _board.LABEL_TOTAL_NS, _board.LABEL_STATEMENTS):
-            words[at + each] += dead.words[source + each]
-        words[at + _board.LABEL_WORST_NS] = max(
-            words[at + _board.LABEL_WORST_NS], dead.words[source + _board.LABEL_WORST_NS]
-        )
+        for place, name in enumerate(_board.LABEL_FIELDS):
+            here, there = at + _board.LABEL_COUNT + place, source + _board.LABEL_COUNT + place
+            both = self.words[here], dead.words[there]
+            self.words[here] = max(both) if name == "worst_ns" else sum(both)
 
     def _new_label(self, key: bytes, *, is_inner: bool) -> int:
         index = self.words[_board.AT_LABELS]

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import sqlalchemy as sa
@@ -24,7 +25,9 @@ from ._board import (
     CONNECTION_HELD,
     CONNECTION_PID,
     CONNECTION_WORDS,
+    KIND_BITS,
     LEAKED,
+    LIVE_CONNECTION,
     LIVE_STATE,
     POOL_LONGEST_NS,
     POOL_MAX_OVERFLOW,
@@ -32,9 +35,7 @@ from ._board import (
     POOL_TIMEOUT_MS,
     POOL_TIMEOUTS,
     POOL_WORDS,
-    SLOT_BITS,
     STATE_BITS,
-    TURN_BITS,
     Board,
     Kind,
     Live,
@@ -44,14 +45,15 @@ from ._callsite import CallSite, application_site
 from ._drivers import server_process
 from ._rules import report_at_teardown, violation
 from ._scopes import Scope, find_context
-from ._state import STATE_KEY, AppState, Link, innermost
+from ._state import STATE_KEY, AppState, Link, SessionState, innermost
 from ._views import find_request
 
 CHECKOUT = "uow_checkout"
 """Where a pooled connection's ``info`` has its :class:`Checkout`."""
 
 _ORM_SESSION = orm_session.__file__
-_HELD_BITS = SLOT_BITS + TURN_BITS
+_CONNECTION = LIVE_CONNECTION - LIVE_STATE
+_SLOT_BITS = 9
 _STATE_MASK = (1 << STATE_BITS) - 1
 _UNIT, _OF_SESSION, _BY_HAND = int(Kind.UNIT), int(Kind.SESSION), int(Kind.CONNECTION)
 _WAITING, _HELD, _LEAKED = int(State.WAITING), int(State.HELD), int(State.LEAKED)
@@ -62,41 +64,26 @@ _WAITING, _HELD, _LEAKED = int(State.WAITING), int(State.HELD), int(State.LEAKED
 
 def _watched_class(base: Any) -> type[sa.Pool]:
     """Put the watch in front of a pool's class."""
+    connect, give_back = base.connect, base._do_return_conn
+    has_queue = issubclass(base, sa.QueuePool)
 
     class WatchedPool(base):  # type: ignore[misc]
         __slots__ = ()
         _uow_watch: Watch | None = None
 
         def connect(self) -> Any:
+            unit = innermost.get(None)
+            is_at_hand = has_queue and self._pool.queue
+            if is_at_hand and unit is not None and unit.live is not None and _session_asks():
+                return connect(self)  # which its session is about to tell
             watch = self._uow_watch
-            board = watch.app_state.board or watch.app_state.open_board() if watch is not None else None
-            if watch is None or board is None:
-                return super().connect()
-            live, kind = watch.find_holder(board, sys._getframe(1))
-            words, at = board.words, live.at + LIVE_STATE
-            before = words[at] & _STATE_MASK
-            began_ns = time.monotonic_ns()
-            words[at] = began_ns << STATE_BITS | _WAITING
-            try:
-                connection = super().connect()
-            except BaseException as error:
-                watch.give_up(board, live, before, error, is_own=kind != _UNIT)
-                raise
-            now_ns = time.monotonic_ns()
-            words[at] = now_ns << STATE_BITS | (before if kind == _UNIT else _HELD)
-            checkout = connection.info.get(CHECKOUT) or watch.know(board, connection, self)
-            checkout.begin(live, now_ns, is_own=kind != _UNIT)
-            if kind == _BY_HAND:
-                _note_taken(checkout)
-            if now_ns - began_ns > watch.longest_ns:
-                watch.note_wait(board, now_ns - began_ns)
-            return connection
+            return connect(self) if watch is None else watch.connect(self, connect)
 
         def _do_return_conn(self, record: Any) -> None:
             checkout: Checkout | None = record.info.get(CHECKOUT)
-            if checkout is not None and checkout.since_ns:
+            if checkout is not None and checkout.own is not None:
                 checkout.end()
-            super()._do_return_conn(record)
+            give_back(self, record)
 
         def recreate(self) -> Any:
             pool = super().recreate()
@@ -144,82 +131,114 @@ class Watch:
     """What is known of a pool besides what it knows itself.
 
     :param engine: whose pool it is.
-    :ivar longest_ns: the longest wait so far.
     """
 
     def __init__(self, app_state: AppState, engine: sa.Engine) -> None:
-        self.app_state = app_state
-        self.longest_ns = 0
-        self._dialect = engine.dialect
+        self._app_state = app_state
+        self._driver = engine.dialect.driver
         names = (name for name, each in app_state.engines.items() if each is engine)
         self._bind = next(names, "default" if not app_state.engines else engine.url.database or engine.name)
         self._row: tuple[Board | None, int] = (None, -1)
 
-    def find_holder(self, board: Board, frame: Any) -> tuple[Live, int]:
+    def connect(self, pool: sa.Pool, connect: Callable[[Any], Any]) -> Any:
+        """Take a connection that somebody may have to wait for, or that no unit's session asks for."""
+        board = self._app_state.board or self._app_state.open_board()
+        if board is None:
+            return connect(pool)
+        self._describe(board, pool)
+        live, kind = self._find_holder(board, sys._getframe(2))
+        before = board.words[live.at] & _STATE_MASK
+        began_ns = time.monotonic_ns()
+        live.turn_to(_WAITING, began_ns)
+        try:
+            connection = connect(pool)
+        except BaseException as error:
+            self._give_up(board, live, before, error, is_own=kind != _UNIT)
+            raise
+        now_ns = time.monotonic_ns()
+        live.turn_to(before if kind == _UNIT else _HELD, now_ns)
+        self._note_wait(board, now_ns - began_ns)
+        if kind != _UNIT:
+            checkout = connection.info.get(CHECKOUT) or self.know(connection, board)
+            checkout.begin(live, now_ns)
+            if kind == _BY_HAND:
+                _note_taken(checkout)
+        return connection
+
+    def _find_holder(self, board: Board, frame: Any) -> tuple[Live, int]:
         """Whoever asks for a connection: the unit that runs, or a new place of its own.
 
         :param frame: that of SQLAlchemy's engine.
         :return: its place, and the :class:`Kind` of that.
         """
-        is_of_session = _is_of_session(frame)
+        is_of_session = any(map(_is_of_session, _frames(frame, 6)))
         unit = innermost.get(None)
-        if unit is not None and is_of_session and unit.is_active and unit._state.live is not None:
-            return unit._state.live, _UNIT
+        if unit is not None and is_of_session and unit.live is not None:
+            return unit.live, _UNIT
         site = application_site()
         row = board.row(_label(site), site, is_inner=False)
         kind = _OF_SESSION if is_of_session else _BY_HAND
         return board.occupy(kind, row, _WAITING, time.monotonic_ns()), kind
 
-    def give_up(self, board: Board, live: Live, before: int, error: BaseException, *, is_own: bool) -> None:
-        """A wait was in vain."""
+    def _give_up(self, board: Board, live: Live, before: int, error: BaseException, *, is_own: bool) -> None:
         live.turn_to(before, time.monotonic_ns())
         if is_own:
             live.free()
-        at = self._at(board, POOL_TIMEOUTS)
+        at = self._at(POOL_TIMEOUTS)
         if isinstance(error, sa.exc.TimeoutError) and at:
             board.count(at)
 
-    def note_wait(self, board: Board, waited_ns: int) -> None:
-        """Remember the longest wait."""
-        self.longest_ns = waited_ns
-        at = self._at(board, POOL_LONGEST_NS)
-        if at:
-            board.words[at] = max(waited_ns, board.words[at])
+    def _note_wait(self, board: Board, waited_ns: int) -> None:
+        at = self._at(POOL_LONGEST_NS)
+        if at and waited_ns > board.words[at]:
+            with board.lock:
+                board.words[at] = max(waited_ns, board.words[at])
 
-    def know(self, board: Board, connection: Any, pool: Any) -> Checkout:
+    def know(self, connection: Any, board: Board) -> Checkout:
         """A connection is met for the first time: give it a place on the board."""
-        self._describe(board, pool)
-        pid = server_process(self._dialect.driver, connection.dbapi_connection)
-        checkout = connection.info[CHECKOUT] = Checkout(board, self._row[1], pid)
+        self._describe(board, connection._pool)
+        pid = server_process(self._driver, connection.dbapi_connection)
+        checkout: Checkout = Checkout(board, self._row[1], pid)
+        connection.info[CHECKOUT] = checkout
         return checkout
 
-    def _describe(self, board: Board, pool: Any) -> None:
+    def _describe(self, board: Board, pool: sa.Pool) -> None:
         if self._row[0] is board:
             return
-        self.longest_ns = 0
         self._row = (board, board.pool_row(self._bind, type(pool).__name__))
         sizes = (-1, -1, -1)
         if isinstance(pool, sa.QueuePool):
             sizes = (pool.size(), pool._max_overflow, round(pool.timeout() * 1000))
         for field, number in zip((POOL_SIZE, POOL_MAX_OVERFLOW, POOL_TIMEOUT_MS), sizes, strict=True):
-            at = self._at(board, field)
+            at = self._at(field)
             if at:
                 board.words[at] = number
 
-    def _at(self, board: Board, field: int) -> int | None:
-        known, row = self._row
-        return AT_POOL_ROWS + POOL_WORDS * row + field if known is board and row >= 0 else None
+    def _at(self, field: int) -> int | None:
+        row = self._row[1]
+        return AT_POOL_ROWS + POOL_WORDS * row + field if row >= 0 else None
+
+
+def _session_asks() -> bool:
+    """Whether a session asks the pool that calls this; in all versions it is as far away."""
+    try:
+        return _is_of_session(sys._getframe(5))
+    except ValueError:
+        return False
 
 
 def _is_of_session(frame: Any) -> bool:
-    """Whether SQLAlchemy's session asks for the connection, and not the application."""
-    for _ in range(5):
+    """Whether a frame is one of SQLAlchemy's sessions."""
+    is_session: bool = frame.f_code.co_filename == _ORM_SESSION
+    return is_session
+
+
+def _frames(frame: Any, number: int) -> Iterator[Any]:
+    for _ in range(number):
         if frame is None:
-            return False
-        if frame.f_code.co_filename == _ORM_SESSION:
-            return True
+            return
+        yield frame
         frame = frame.f_back
-    return False
 
 
 def _label(site: CallSite | None) -> str:
@@ -237,74 +256,76 @@ class Checkout:
 
     :param pool_row: the row of its pool, -1 for none.
     :param pid: the server's process.
-    :ivar since_ns: when it was taken, 0 while it is in the pool.
+    :ivar number: its row and one, 0 if it has none.
     :ivar own: the place of whoever took it outside of units.
     """
 
-    __slots__ = ("_at", "_board", "_index", "_told", "own", "since_ns")
+    __slots__ = ("_at", "_board", "_since_ns", "number", "own")
 
     def __init__(self, board: Board, pool_row: int, pid: int) -> None:
         self._board = board
-        self._index = board.take_connection()
-        self._at = 0 if self._index is None else AT_CONNECTIONS + CONNECTION_WORDS * self._index
-        self.since_ns = 0
+        index = board.take_connection()
+        self.number = 0 if index is None else index + 1
+        self._at = 0 if index is None else AT_CONNECTIONS + CONNECTION_WORDS * index
+        self._since_ns = 0
         self.own: Live | None = None
-        self._told: Live | None = None
-        if self._index is not None:
+        if index is not None:
             board.words[self._at + CONNECTION_PID] = pid
             board.words[self._at] = pool_row + 1
 
     def __del__(self) -> None:
         if self.own is not None:
             self.own.free()
-        if self._index is not None:
-            self._board.free_connection(self._index)
+        if self.number:
+            self._board.free_connection(self.number - 1)
 
-    def begin(self, live: Live, now_ns: int, *, is_own: bool) -> None:
-        """It was taken from the pool."""
-        self.since_ns = now_ns
-        self.own = live if is_own else None
-        self._tell(live)
+    def begin(self, live: Live, now_ns: int) -> None:
+        """It was taken outside of units."""
+        self._since_ns = now_ns
+        self.own = live
+        self.tell(live)
 
-    def give_to(self, live: Live) -> None:
-        """It is another's from now on."""
-        if self.own is not None:
-            self.own.free()
-            self.own = None
-        if live is not self._told:
-            self._tell(live)
-
-    def _tell(self, live: Live) -> None:
-        self._told = live
-        if self._index is not None:
-            self._board.words[self._at + CONNECTION_HELD] = self.since_ns // 1000 << _HELD_BITS | live.tag
+    def tell(self, live: Live | None) -> None:
+        """Say who has it, where that does not say so itself."""
+        if self.number:
+            held = 0 if live is None else live.turn >> KIND_BITS << _SLOT_BITS | live.index + 1
+            self._board.words[self._at + CONNECTION_HELD] = held
 
     def end(self) -> None:
-        """It is back in the pool."""
-        held_ns, self.since_ns = time.monotonic_ns() - self.since_ns, 0
-        self._told = None
-        board = self._board
-        if self._index is not None:
-            board.words[self._at + CONNECTION_HELD] = 0
-        if self.own is not None:
-            self.own.free()
-            self.own = None
-        board.count_held(held_ns)
+        """It is back in the pool, or a unit's."""
+        own, self.own = self.own, None
+        if own is not None:
+            self.tell(None)
+            own.free()
+            self._board.count_checkout(time.monotonic_ns() - self._since_ns)
 
 
-def hold(link: Link) -> None:
+def hold(link: Link, state: SessionState) -> None:
     """Say that a connection is its session's: its outermost unit's, or its own outside of units."""
-    checkout: Checkout | None = link.pooled_info.get(CHECKOUT)
+    pooled = link.pooled
+    checkout: Checkout | None = pooled.info.get(CHECKOUT)
     if checkout is None:
-        return
-    state = link.state
+        checkout = _know(pooled, state)
     unit = state.unit
     while unit is not None and unit.parent is not None:
         unit = unit.parent
-    if unit is None:
-        state.live = checkout.own
-    elif unit.live is not None:
-        checkout.give_to(unit.live)
+    live = unit.live if unit is not None else None
+    if checkout is None or live is None:
+        state.live = checkout.own if checkout is not None else None
+        return
+    if checkout.own is not None:
+        checkout.end()
+    if live.held_since_ns:
+        checkout.tell(live)
+    else:
+        live.held_since_ns = time.monotonic_ns()
+        live.words[live.at + _CONNECTION] = checkout.number
+
+
+def _know(pooled: Any, state: SessionState) -> Checkout | None:
+    """Give a place to a connection that was taken without a word of the pool's."""
+    watch: Watch | None = getattr(pooled._pool, _WATCH, None)
+    return watch.know(pooled, state.board) if watch is not None and state.board is not None else None
 
 
 # ---- leaks

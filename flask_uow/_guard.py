@@ -63,7 +63,7 @@ End = Callable[[Any], None]
 Execute = Callable[..., None]
 """A dialect's method that sends a statement."""
 
-_IDLE, _NO_TRANSACTION = int(State.IDLE), int(State.NO_TRANSACTION)
+_IDLE, _RUNNING, _NO_TRANSACTION = int(State.IDLE), int(State.RUNNING), int(State.NO_TRANSACTION)
 _TIMED_OUT = ("57014", "25P03", "25P04")  # of a statement, of a session that idled, of a transaction
 _USE_FLUSH = "the outermost unit commits. Use session.flush() if you need the primary key now."
 _OF_SAVEPOINTS = ("SAVEPOINT ", "RELEASE ", "ROLLBACK TO ")
@@ -311,7 +311,7 @@ def know_connection(state: SessionState, connection: sa.Connection) -> Link:
     link = Link(state, connection)
     state.links.append(link)
     if state.board is not None:
-        hold(link)
+        hold(link, state)
     return link
 
 
@@ -468,7 +468,7 @@ def _watched_execute(execute: Execute) -> Execute:
                 link.was_begun = link.status() not in (TransactionStatus.IDLE, TransactionStatus.UNKNOWN)
             live = link.state.live
             if live is not None:
-                live.turn_to(_IDLE if link.was_begun else _NO_TRANSACTION, now_ns)
+                live.turn_to(_IDLE if link.was_begun else _NO_TRANSACTION, now_ns, link.state.statements)
 
     return do_execute
 
@@ -500,7 +500,7 @@ def _begin_statement(link: Link, state: SessionState, *, may_raise: bool) -> Non
     now_ns = time.monotonic_ns()
     live = state.live
     if live is not None:
-        live.run_statement(now_ns)
+        live.turn_to(_RUNNING, now_ns, state.statements)
     _end_idle(link, now_ns, may_raise=may_raise)
 
 

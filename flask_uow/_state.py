@@ -19,7 +19,8 @@ import sqlalchemy as sa
 from flask import Flask
 
 from . import _fork
-from ._board import CLOSED, OPENED, ROLLED_BACK, STATEMENTS_OUTSIDE, Board, Live
+from ._board import CLOSED, OPENED, STATEMENTS_OUTSIDE, Board, Live
+from ._board import Outcome as End
 from ._board_files import open_board
 from ._callsite import CallSite
 from ._drivers import TransactionStatus
@@ -212,7 +213,7 @@ class SessionState:
     def close(self) -> None:
         """Forget the units that its owner closes it under, and count what it did outside of units."""
         while self.unit is not None:
-            self.unit.leave_board(ROLLED_BACK, is_error=True)
+            self.unit.leave_board(End.ROLLED_BACK, is_error=True)
             self.unit = self.unit.parent
         if self.board is None:
             return
@@ -293,7 +294,7 @@ class SessionState:
     def has_lost_transaction(self) -> bool:
         """Whether a COMMIT sent now would not commit what was done: the servers' own word, at no cost."""
         for link in self.links:
-            dbapi_connection = link._pooled.dbapi_connection
+            dbapi_connection = link.pooled.dbapi_connection
             status = None if dbapi_connection is None else link._probe(dbapi_connection)
             if link.was_lost or status is TransactionStatus.IN_ERROR or status is None:
                 return True
@@ -338,7 +339,6 @@ class Link:
     """
 
     __slots__ = (
-        "_pooled",
         "_probe",
         "begins",
         "changes_before",
@@ -347,6 +347,7 @@ class Link:
         "idle_since_ns",
         "limit_s",
         "is_lent",
+        "pooled",
         "refuses_writes",
         "state",
         "was_begun",
@@ -363,27 +364,22 @@ class Link:
         self.changes_before = 0
         self.limit_s: float | None = None
         self.idle_since_ns = NEVER
-        self._pooled = connection.connection
+        self.pooled = connection.connection
         self._probe: Callable[[Any], TransactionStatus | None] = connection.dialect._uow_probe  # type: ignore[attr-defined]
-        connection._uow = self._pooled._uow = self  # type: ignore[attr-defined]
-
-    @property
-    def pooled_info(self) -> dict[Any, Any]:
-        """What is kept with the pooled connection as long as it lives."""
-        return self._pooled.info
+        connection._uow = self.pooled._uow = self  # type: ignore[attr-defined]
 
     @property
     def dbapi_connection(self) -> Any:
         """The driver's connection, None once it is closed or lost."""
-        return self._pooled.dbapi_connection
+        return self.pooled.dbapi_connection
 
     def is_from(self, pool: sa.Pool) -> bool:
         """Whether a connection of ``pool`` is held, and not closed or lost."""
-        return self.connection.engine.pool is pool and self._pooled.dbapi_connection is not None
+        return self.connection.engine.pool is pool and self.pooled.dbapi_connection is not None
 
     def cut(self) -> None:
         """Untie the connection."""
-        self.connection._uow = self._pooled._uow = None  # type: ignore[attr-defined]
+        self.connection._uow = self.pooled._uow = None  # type: ignore[attr-defined]
 
     def give_back(self) -> None:
         """Close what its session has lost sight of; its driver may refuse, and the pool replaces it."""
@@ -406,7 +402,7 @@ class Link:
 
     def status(self) -> TransactionStatus | None:
         """The server's word on its transaction; None if the connection is closed or was lost."""
-        dbapi_connection = self._pooled.dbapi_connection
+        dbapi_connection = self.pooled.dbapi_connection
         return None if dbapi_connection is None else self._probe(dbapi_connection)
 
 

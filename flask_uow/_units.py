@@ -29,7 +29,8 @@ import sqlalchemy as sa
 from blinker import NamedSignal
 
 from . import _fork, signals
-from ._board import BEGUN, COMMITTED, FAILED, ROLLED_BACK, Board, Kind, Live, State
+from ._board import Board, Kind, Live, State
+from ._board import Outcome as End
 from ._callsite import CallSite
 from ._checkouts import hold
 from ._hooks import Hook, Hooks, When
@@ -53,6 +54,7 @@ if TYPE_CHECKING:
 
 _UNIT = int(Kind.UNIT)
 _NO_TRANSACTION, _IDLE = int(State.NO_TRANSACTION), int(State.IDLE)
+_COMMITTED, _ROLLED_BACK, _FAILED = int(End.COMMITTED), int(End.ROLLED_BACK), int(End.FAILED)
 _COMMITTING, _ROLLING_BACK = int(State.COMMITTING), int(State.ROLLING_BACK)
 _NONE: frozenset[sa.Connection] = frozenset()
 
@@ -343,41 +345,48 @@ class Unit:
     # ---- what others can see of it
 
     def _enter_board(self, state: SessionState, board: Board) -> None:
-        parent = self.parent
-        row = self._row = board.row(self.label, self._site, is_inner=parent is not None)
+        parent, statements = self.parent, state.statements
         self._idle_before_ns = state.idle_ns
-        self.live = live = board.occupy(
-            _UNIT,
-            row,
-            _IDLE if parent is not None or state.links else _NO_TRANSACTION,
-            self._began_ns,
-            parent=None if parent is None else parent.live,
-            depth=self.depth,
-            attempt=self.attempt,
-        )
-        state.live = live
-        if parent is None:
-            board.count(BEGUN)
+        if parent is not None:
+            row = self._row = board.row(self.label, self._site, is_inner=True)
+            self.live = state.live = board.occupy(
+                _UNIT,
+                row,
+                _IDLE,
+                self._began_ns,
+                statements,
+                parent=parent.live,
+                depth=self.depth,
+                attempt=self.attempt,
+            )
+            return
+        row = self._row = board.row(self.label, self._site, is_inner=False)
+        self.live = state.live = board.occupy_home(row, _NO_TRANSACTION, self._began_ns, statements, self.attempt)
+        if state.links:
+            self.live.turn_to(_IDLE, self._began_ns, statements)
             for link in state.links:
-                hold(link)
+                hold(link, state)
 
     def leave_board(self, outcome: int, *, is_error: bool) -> None:
         """Count the unit, and leave its place to another; once.
 
-        :param outcome: ``COMMITTED``, ``ROLLED_BACK`` or ``FAILED`` of the board.
+        :param outcome: an :class:`~flask_uow._board.Outcome`.
         """
         live, state, parent = self.live, self._state, self.parent
         if live is None or state.board is None:
             return
         self.live = None
-        live.free()
         state.live = None if parent is None else parent.live
-        took_ns = time.monotonic_ns() - self._began_ns
-        if parent is not None:
-            state.board.count_inner(self._row, took_ns, self._statements, is_error=is_error)
-            return
-        state.board.count_outermost(
-            self._row, outcome, took_ns, state.idle_ns - self._idle_before_ns, self._statements, is_error=is_error
+        now_ns, held_since_ns = time.monotonic_ns(), live.held_since_ns
+        live.free()
+        state.board.count_unit(
+            self._row,
+            outcome,
+            now_ns - self._began_ns,
+            state.statements - self._statements_before,
+            state.idle_ns - self._idle_before_ns,
+            now_ns - held_since_ns if held_since_ns else 0,
+            is_error,
         )
 
     @property
@@ -525,7 +534,7 @@ class Unit:
 
         :param has_failed: whether the work was to be kept, and could not be.
         """
-        outcome = COMMITTED if self.was_committed else FAILED if has_failed else ROLLED_BACK
+        outcome = _COMMITTED if self.was_committed else _FAILED if has_failed else _ROLLED_BACK
         self.leave_board(outcome, is_error=leaving is not None)
         if self.parent is None:
             self._state.statements_in_units += self._statements
@@ -598,7 +607,7 @@ class Unit:
             stray._undo(error)
             stray.is_active = False
             stray._failure = error
-            stray.leave_board(FAILED, is_error=True)
+            stray.leave_board(_FAILED, is_error=True)
             self._state.unit = stray.parent
 
     def _decide(self, exception: BaseException | None) -> Ending:
@@ -673,7 +682,7 @@ class Unit:
             return
         links = self._state.links
         if self.live is not None:
-            self.live.turn_to(_ROLLING_BACK, time.monotonic_ns())
+            self.live.turn_to(_ROLLING_BACK, time.monotonic_ns(), self._state.statements)
         try:
             with self._state.own_call():
                 self._roll_back()
@@ -714,7 +723,7 @@ class Unit:
         state.committing = self
         state.is_own_call = True
         if self.live is not None:
-            self.live.turn_to(_COMMITTING, time.monotonic_ns())
+            self.live.turn_to(_COMMITTING, time.monotonic_ns(), state.statements)
         try:
             self.session.commit()
         except BaseException as error:
