@@ -14,6 +14,7 @@ from __future__ import annotations
 import os
 import struct
 import threading
+import time
 from bisect import bisect_left
 from enum import IntEnum
 from types import CodeType
@@ -40,8 +41,8 @@ AT_APP, AT_HOST = 16, 24
 NAME_WORDS = 8
 
 AT_COUNTS = 64
-BEGUN, RETRIED, OPENED, CLOSED, LEAKED, STATEMENTS_OUTSIDE, CHECKOUTS, HELD_NS = range(AT_COUNTS, AT_COUNTS + 8)
-"""``BEGUN`` are the units that had no slot of their thread's; ``CHECKOUTS`` and ``HELD_NS`` those outside of units."""
+BEGUN, RETRIED, OPENED, CLOSED, LEAKED, STATEMENTS_OUTSIDE, CHECKOUTS, HELD_S = range(AT_COUNTS, AT_COUNTS + 8)
+"""``BEGUN`` are the units that had no slot of their thread's; ``CHECKOUTS`` and ``HELD_S`` those outside of units."""
 BUCKETS = len(BUCKET_BOUNDS_SECONDS) + 1
 UNIT_SECONDS, HELD_SECONDS, IDLE_SECONDS = (AT_COUNTS + 16 + BUCKETS * each for each in range(3))
 """Histograms. The first bucket is not written: it holds all that is in no other one."""
@@ -53,40 +54,39 @@ END_OF_COUNTS = AT_RULES + 2 * MAX_RULES
 AT_POOL_ROWS = 256
 POOL_WORDS, MAX_POOLS = 24, 16
 POOL_NAME_WORDS, POOL_CLASS_WORDS = 8, 6
-POOL_SIZE, POOL_MAX_OVERFLOW, POOL_TIMEOUT_MS, POOL_TIMEOUTS, POOL_LONGEST_NS = range(14, 19)
+POOL_SIZE, POOL_MAX_OVERFLOW, POOL_TIMEOUT_MS, POOL_TIMEOUTS, POOL_LONGEST_S = range(14, 19)
 
 AT_LABEL_ROWS = AT_POOL_ROWS + POOL_WORDS * MAX_POOLS
 LABEL_WORDS, MAX_LABELS = 56, 256
 """The last two rows are for what found no other: outermost units, and inner ones."""
 TEXT_WORDS = 20
-LABEL_WHERE, LABEL_INNER, LABEL_COUNT = TEXT_WORDS, 2 * TEXT_WORDS, 2 * TEXT_WORDS + 1
-_LABEL = struct.Struct("=12q")
+LABEL_WHERE, LABEL_INNER, LABEL_RECORD = TEXT_WORDS, 2 * TEXT_WORDS, 2 * TEXT_WORDS + 1
 LABEL_FIELDS = (
-    "count", "committed", "rolled_back", "failed", "errors",
-    "took_ns", "worst_ns", "statements", "idle_ns", "held_ns", "without_connection", "count_again",
+    "count", "committed", "rolled_back", "failed", "errors", "without_connection",
+    "statements", "took_s", "worst_s", "idle_s", "held_s", "count_again",
 )  # fmt: skip
-"""The record at ``LABEL_COUNT``; a reader that finds the two counts different has met it while it was written."""
+"""The record of a label; a reader that finds the two counts different has met it while it was written."""
+LABEL = struct.Struct("=6q5dq")
 
 AT_LIVE = AT_LABEL_ROWS + LABEL_WORDS * MAX_LABELS
 LIVE_WORDS, MAX_LIVE = 16, 256
 MAX_HOMES = 128
 """The first slots are the threads' own, for their outermost units; the others are for everything else."""
-LIVE_TURN, LIVE_STATE, LIVE_BEGAN_NS, LIVE_LABEL, LIVE_PARENT, LIVE_DEPTH, LIVE_ATTEMPT = range(7)
-LIVE_STATEMENTS_BEFORE, LIVE_CONNECTION, LIVE_THREAD, LIVE_THREAD_NAME = range(7, 11)
+LIVE_FIELDS = ("turn", "told", "began_s", "told_before", "label", "connection", "turn_again")
+"""The record of a slot. The turn is how often it was taken, 0 where nobody has it; what is told is one number made of
+how many statements the session has sent, the :class:`State`, and since when, in seconds of the monotonic clock."""
+LIVE = struct.Struct("=q3d3q")
+LIVE_KIND, LIVE_PARENT, LIVE_DEPTH, LIVE_ATTEMPT, LIVE_THREAD, LIVE_THREAD_NAME = range(7, 13)
+_LIVE_CONNECTION = LIVE_FIELDS.index("connection") - LIVE_FIELDS.index("told")
 THREAD_NAME_BYTES = 4 * WORD
-_LIVE = struct.Struct("=8q")
 _THREAD = struct.Struct(f"=q{THREAD_NAME_BYTES}s")
-KIND_BITS = 2
-"""``LIVE_TURN`` is how often the slot was taken, and a :class:`Kind`: who reads it alike before and after the rest has
-read one record."""
-STATE_BITS, STATEMENT_BITS, CLOCK_BITS = 3, 20, 20
-"""``LIVE_STATE`` is since when, in units of 2 ** CLOCK_BITS nanoseconds, the statements that the session had sent, and
-a :class:`State`."""
 
 AT_CONNECTIONS = AT_LIVE + LIVE_WORDS * MAX_LIVE
 CONNECTION_WORDS, MAX_CONNECTIONS = 4, 256
 CONNECTION_POOL, CONNECTION_PID, CONNECTION_HELD = range(3)
-"""The pool's row and one, the server's process, and who holds it: 0, or the slot and one, and its turn."""
+"""The pool's row and one, the server's process, and who holds it where that does not say so itself: 0, or its slot and
+one, and its turn."""
+SLOT_BITS = 9
 
 WORDS = AT_CONNECTIONS + CONNECTION_WORDS * MAX_CONNECTIONS
 SIZE_BYTES = WORDS * WORD
@@ -95,23 +95,16 @@ SIZE_BYTES = WORDS * WORD
 class Kind(IntEnum):
     """What is in a live slot."""
 
-    FREE = 0
     UNIT = 1
     SESSION = 2
     CONNECTION = 3
 
 
-class State(IntEnum):
-    """What it does."""
-
-    NO_TRANSACTION = 0
-    RUNNING = 1
-    IDLE = 2
-    WAITING = 3
-    COMMITTING = 4
-    ROLLING_BACK = 5
-    HELD = 6
-    LEAKED = 7
+CLOCK = float(1 << 28)
+"""More seconds than a machine runs: what is told holds states in their multiples, and statements in eightfold ones."""
+STATEMENT = 8 * CLOCK
+NO_TRANSACTION, RUNNING, IDLE, WAITING, COMMITTING, ROLLING_BACK, HELD, LEAKING = (CLOCK * each for each in range(8))
+"""What it does."""
 
 
 class Outcome(IntEnum):
@@ -122,95 +115,93 @@ class Outcome(IntEnum):
     FAILED = 2
 
 
-SINCE_SHIFT = STATE_BITS + STATEMENT_BITS
-STATEMENT_MASK = (1 << STATEMENT_BITS) - 1
-_KIND_MASK = (1 << KIND_BITS) - 1
-_TURN = 1 << KIND_BITS
-_FIRST_BOUND_NS = round(BUCKET_BOUNDS_SECONDS[0] * 1e9)
-_BOUNDS_NS = tuple(round(bound * 1e9) for bound in BUCKET_BOUNDS_SECONDS)
+_BOUNDS_S = BUCKET_BOUNDS_SECONDS
+_FIRST_BOUND_S = BUCKET_BOUNDS_SECONDS[0]
 _UNIT = int(Kind.UNIT)
 _OTHERS = "(others)"
+_get_ident = threading.get_ident
 
 
 class Live:
     """A slot in which somebody says what it does; reused, and never by two at a time.
 
-    :ivar words: the board's.
-    :ivar at: the word that says what is done.
-    :ivar turn: how often the slot was taken, as its first word has it.
-    :ivar held_since_ns: when the unit took its first connection, 0 before that.
+    :ivar reals: the board's words as floating-point numbers.
+    :ivar at: the word that tells what is done.
+    :ivar offset: where its record begins, in bytes.
+    :ivar turns: how often the slot was taken.
+    :ivar is_taken: whether somebody has it.
+    :ivar held_since_s: when the unit took its first connection, 0.0 before that.
     """
 
-    __slots__ = ("at", "board", "held_since_ns", "index", "is_home", "is_taken", "turn", "words")
+    __slots__ = ("at", "board", "held_since_s", "index", "is_home", "is_taken", "offset", "reals", "turns", "words")
 
     def __init__(self, board: Board, index: int) -> None:
         self.board = board
-        self.words = board.words
+        self.words, self.reals = board.words, board.reals
         self.index = index
-        self.at = AT_LIVE + LIVE_WORDS * index + LIVE_STATE
-        self.turn = self.held_since_ns = 0
+        self.at = AT_LIVE + LIVE_WORDS * index + 1
+        self.offset = (self.at - 1) * WORD
+        self.turns = 0
+        self.held_since_s = 0.0
         self.is_home = index < MAX_HOMES
         self.is_taken = False
 
-    def turn_to(self, state: int, now_ns: int, statements: int = 0) -> None:
-        """Say what is done from now on.
+    def hold(self, connection: int, now_s: float) -> None:
+        """Say which connection it has.
 
-        :param statements: how many the session has sent.
+        :param connection: the number of its row.
         """
-        self.words[self.at] = now_ns >> CLOCK_BITS << SINCE_SHIFT | (statements & STATEMENT_MASK) << STATE_BITS | state
+        self.held_since_s = now_s
+        self.words[self.at + _LIVE_CONNECTION] = connection
+
+    def take(self, row: Row, now_s: float, told: float) -> None:
+        """Have it from now on.
+
+        :param told: what the session has told of its statements.
+        """
+        self.is_taken = True
+        self.held_since_s = 0.0
+        self.turns = turn = self.turns + 1
+        LIVE.pack_into(self.board.memory, self.offset, turn, told, now_s, told, row.index, 0, turn)
+
+    def tell(self, what: float) -> None:
+        """Say what is done from now on, where no statements are counted."""
+        self.reals[self.at] = what + time.monotonic()
 
     def free(self) -> None:
         """Leave the slot to others."""
-        self.words[self.at - 1] = self.turn = self.turn & ~_KIND_MASK
+        self.words[self.at - 1] = 0
         self.is_taken = False
         if not self.is_home:
             self.board.free.append(self)
 
-    def name_thread(self) -> None:
-        """Say whose slot it is from now on."""
-        number = threading.get_native_id() if hasattr(threading, "get_native_id") else threading.get_ident()
+    def describe(self, kind: int, parent: int, depth: int, attempt: int) -> None:
+        """Say whose slot it is: what changes seldom."""
+        words, at = self.words, self.at - 1
+        words[at + LIVE_KIND], words[at + LIVE_PARENT] = kind, parent
+        words[at + LIVE_DEPTH], words[at + LIVE_ATTEMPT] = depth, attempt
+        number = threading.get_native_id() if hasattr(threading, "get_native_id") else _get_ident()
         name = _fitted(threading.current_thread().name, THREAD_NAME_BYTES)
-        _THREAD.pack_into(self.board.memory, (self.at - LIVE_STATE + LIVE_THREAD) * WORD, number, name)
-
-
-class _Home(threading.local):
-    """The calling thread's own slot; None if there are too many threads."""
-
-    def __init__(self, board: Board) -> None:
-        self.board = board
-        self.live = board.free_homes.pop() if board.free_homes else None
-        if self.live is not None:
-            self.live.name_thread()
-            self.guard = _HomeGuard(self.live)
-
-
-class _HomeGuard:
-    """Gives a thread's slot back when the thread ends."""
-
-    __slots__ = ("_live",)
-
-    def __init__(self, live: Live) -> None:
-        self._live = live
-
-    def __del__(self) -> None:
-        self._live.board.free_homes.append(self._live)
+        _THREAD.pack_into(self.board.memory, (at + LIVE_THREAD) * WORD, number, name)
 
 
 class Row:
     """Where the units of a label are counted."""
 
-    __slots__ = ("at", "code", "errors", "held_ns", "idle_ns", "index", "is_inner", "line", "outcomes", "statements",
-                 "took_ns", "without_connection", "worst_ns")  # fmt: skip
+    __slots__ = ("at", "code", "count", "errors", "held_s", "idle_s", "index", "is_inner", "line", "offset", "outcomes",
+                 "place", "statements", "took_s", "without_connection", "worst_s")  # fmt: skip
 
     def __init__(self, index: int, site: CallSite | None, *, is_inner: bool) -> None:
         self.index = index
         self.at = AT_LABEL_ROWS + LABEL_WORDS * index
+        self.offset = (self.at + LABEL_RECORD) * WORD
+        self.place: object = None
         self.code: CodeType | None = site[0] if site else None
         self.line = site[1] if site else 0
         self.is_inner = is_inner
         self.outcomes = [0, 0, 0]
-        self.errors = self.took_ns = self.worst_ns = self.statements = 0
-        self.idle_ns = self.held_ns = self.without_connection = 0
+        self.count = self.errors = self.without_connection = 0
+        self.statements = self.took_s = self.worst_s = self.idle_s = self.held_s = 0.0
 
 
 class Board:
@@ -222,25 +213,30 @@ class Board:
     :param memory: :data:`SIZE_BYTES` bytes, all of them zero, that others can read; the process's own if None.
     :ivar memory: the bytes.
     :ivar words: the same as words.
+    :ivar reals: the same as floating-point numbers.
     :ivar is_published: whether others can read it.
     """
 
     def __init__(self, app_name: str, host: str, started_ns: int, memory: Any = None) -> None:
         self.is_published = memory is not None
-        self.memory = bytearray(SIZE_BYTES) if memory is None else memory
-        self.words = memoryview(self.memory).cast("q")
-        self.lock = threading.Lock()
+        self._take_memory(bytearray(SIZE_BYTES) if memory is None else memory)
         self._lives = [Live(self, index) for index in range(MAX_LIVE)]
-        self.free_homes = self._lives[MAX_HOMES - 1 :: -1]
+        self._free_homes = self._lives[MAX_HOMES - 1 :: -1]
+        self.homes: dict[int, Live] = {}
         self.free = self._lives[-2 : MAX_HOMES - 1 : -1]
-        self._rows: dict[str, Row] = {}
+        self.rows: dict[str, Row] = {}
         self._rows_of_namesakes: dict[tuple[str, Any, int, bool], Row] = {}
         self._others = [self._write_row(MAX_LABELS - 2 + inner, _OTHERS, None, bool(inner)) for inner in (0, 1)]
         self._pools: dict[str, int] = {}
         self._free_connections = list(reversed(range(MAX_CONNECTIONS)))
-        self._home = _Home(self)
         self._write_header(app_name, host, started_ns)
         _fork.abandon_in_children(self)
+
+    def _take_memory(self, memory: Any) -> None:
+        self.memory = memory
+        self.words = memoryview(memory).cast("q")
+        self.reals = memoryview(memory).cast("d")
+        self.lock = threading.Lock()
 
     def _write_header(self, app_name: str, host: str, started_ns: int) -> None:
         words = self.words
@@ -252,13 +248,11 @@ class Board:
 
     def abandon(self) -> object:
         """In a forked child, leave the parent's memory alone."""
-        shared = self.memory, self.words
-        self.memory = bytearray(SIZE_BYTES)
-        self.words = memoryview(self.memory).cast("q")
-        self.lock = threading.Lock()
+        shared = self.memory, self.words, self.reals
+        self._take_memory(bytearray(SIZE_BYTES))
         self.is_published = False
         for live in self._lives:
-            live.words = self.words
+            live.words, live.reals = self.words, self.reals
         return shared
 
     # ---- labels
@@ -269,7 +263,7 @@ class Board:
         :param site: the line where they are defined.
         :param is_inner: whether they are inside other units.
         """
-        row = self._rows.get(label)
+        row = self.rows.get(label)
         code, line = site or (None, 0)
         if row is not None and row.code is code and row.line == line and row.is_inner is is_inner:
             return row
@@ -283,7 +277,7 @@ class Board:
                 return self._others[is_inner]
             row = self._write_row(index, label, site, is_inner)
             self.words[AT_LABELS] = index + 1
-            self._rows.setdefault(label, row)
+            self.rows.setdefault(label, row)
             self._rows_of_namesakes[label, row.code, row.line, is_inner] = row
         return row
 
@@ -296,45 +290,44 @@ class Board:
 
     # ---- who does what
 
-    def occupy_home(self, row: Row, state: int, now_ns: int, statements: int, attempt: int) -> Live:
-        """Take the thread's own slot for an outermost unit; another one if that is taken.
+    def home(self) -> Live | None:
+        """The calling thread's own slot, None if there are too many threads."""
+        with self.lock:
+            ident = _get_ident()
+            live = self.homes.get(ident)
+            if live is None:
+                if not self._free_homes:
+                    self._take_back_homes()
+                if not self._free_homes:
+                    return None
+                live = self._free_homes.pop()
+                live.describe(_UNIT, 0, 1, 1)
+                self.homes[ident] = live
+            return live
 
-        :param state: a :class:`State`.
-        :param statements: how many the session has sent before.
-        :param attempt: the unit's.
-        """
-        live: Live | None = self._home.live
-        if live is None or live.is_taken:
-            self.count(BEGUN)
-            return self.occupy(_UNIT, row, state, now_ns, statements, depth=1, attempt=attempt)
-        live.is_taken = True
-        live.held_since_ns = 0
-        at = live.at
-        _LIVE.pack_into(
-            self.memory, at * WORD,
-            now_ns >> CLOCK_BITS << SINCE_SHIFT | (statements & STATEMENT_MASK) << STATE_BITS | state,
-            now_ns, row.index, 0, 1, attempt, statements, 0,
-        )  # fmt: skip
-        self.words[at - 1] = live.turn = (live.turn & ~_KIND_MASK) + _TURN + _UNIT
-        return live
+    def _take_back_homes(self) -> None:
+        """Threads that have ended need no slot any more."""
+        alive = {thread.ident for thread in threading.enumerate()}
+        for ident, live in list(self.homes.items()):
+            if ident not in alive and not live.is_taken:
+                del self.homes[ident]
+                self._free_homes.append(live)
 
     def occupy(
         self,
         kind: int,
         row: Row,
-        state: int,
-        now_ns: int,
-        statements: int = 0,
+        now_s: float,
+        told: float = 0.0,
         *,
         parent: Live | None = None,
         depth: int = 0,
         attempt: int = 1,
     ) -> Live:
-        """Take a slot.
+        """Take a slot that is no thread's own.
 
         :param kind: a :class:`Kind`.
-        :param state: a :class:`State`.
-        :param statements: how many the session has sent before.
+        :param told: what the session has told of its statements.
         :param parent: the slot of the unit around.
         """
         try:
@@ -343,15 +336,8 @@ class Board:
             self.count(AT_UNTOLD)
             live = Live(self, MAX_LIVE - 1)  # which nobody reads
             live.is_home = True
-        live.is_taken = True
-        live.held_since_ns = 0
-        live.name_thread()
-        word = now_ns >> CLOCK_BITS << SINCE_SHIFT | (statements & STATEMENT_MASK) << STATE_BITS | state
-        around = 0 if parent is None else parent.index + 1
-        _LIVE.pack_into(
-            self.memory, live.at * WORD, word, now_ns, row.index, around, depth, attempt, statements, 0
-        )  # fmt: skip
-        self.words[live.at - 1] = live.turn = (live.turn & ~_KIND_MASK) + _TURN + kind
+        live.describe(kind, 0 if parent is None else parent.index + 1, depth, attempt)
+        live.take(row, now_s, told)
         return live
 
     # ---- counters
@@ -374,49 +360,53 @@ class Board:
                     self.words[at] = number
                     return
 
-    def count_checkout(self, held_ns: int) -> None:
+    def count_unit(
+        self, row: Row, outcome: int, is_error: bool, statements: float, took_s: float, idle_s: float, held_s: float
+    ) -> None:
+        """Count a unit that has ended; every unit pays for each line here.
+
+        :param outcome: an :class:`Outcome`.
+        :param idle_s: how long it was idle in its transaction.
+        :param held_s: how long it had a connection.
+        """
+        lock, outcomes = self.lock, row.outcomes
+        lock.acquire()
+        try:
+            outcomes[outcome] += 1
+            row.count = count = row.count + 1
+            row.statements += statements
+            row.took_s += took_s
+            row.idle_s += idle_s
+            if is_error:
+                row.errors += 1
+            if held_s:
+                row.held_s += held_s
+            else:
+                row.without_connection += 1
+            if took_s > row.worst_s:
+                row.worst_s = took_s
+            LABEL.pack_into(
+                self.memory, row.offset, count, *outcomes, row.errors, row.without_connection,
+                row.statements, row.took_s, row.worst_s, row.idle_s, row.held_s, count,
+            )  # fmt: skip
+            if took_s > _FIRST_BOUND_S and not row.is_inner:
+                self.count_time(UNIT_SECONDS, took_s)
+                self.count_time(IDLE_SECONDS, idle_s)
+                self.count_time(HELD_SECONDS, held_s)
+        finally:
+            lock.release()
+
+    def count_checkout(self, held_s: float) -> None:
         """Count a connection that came back from outside of units."""
         with self.lock:
             self.words[CHECKOUTS] += 1
-            self.words[HELD_NS] += held_ns
-            self._count_time(HELD_SECONDS, held_ns)
+            self.reals[HELD_S] += held_s
+            self.count_time(HELD_SECONDS, held_s)
 
-    def count_unit(
-        self, row: Row, outcome: int, took_ns: int, statements: int, idle_ns: int, held_ns: int, is_error: bool
-    ) -> None:
-        """Count a unit that has ended.
-
-        :param outcome: an :class:`Outcome`.
-        :param idle_ns: how long it was idle in its transaction.
-        :param held_ns: how long it had a connection.
-        """
-        with self.lock:
-            outcomes = row.outcomes
-            outcomes[outcome] += 1
-            row.errors += is_error
-            row.took_ns += took_ns
-            row.statements += statements
-            row.idle_ns += idle_ns
-            if held_ns:
-                row.held_ns += held_ns
-            else:
-                row.without_connection += 1
-            if took_ns > row.worst_ns:
-                row.worst_ns = took_ns
-            committed, rolled_back, failed = outcomes
-            count = committed + rolled_back + failed
-            _LABEL.pack_into(
-                self.memory, (row.at + LABEL_COUNT) * WORD, count, committed, rolled_back, failed, row.errors,
-                row.took_ns, row.worst_ns, row.statements, row.idle_ns, row.held_ns, row.without_connection, count,
-            )  # fmt: skip
-            if took_ns > _FIRST_BOUND_NS and not row.is_inner:
-                self._count_time(UNIT_SECONDS, took_ns)
-                self._count_time(IDLE_SECONDS, idle_ns)
-                self._count_time(HELD_SECONDS, held_ns)
-
-    def _count_time(self, histogram: int, time_ns: int) -> None:
-        if time_ns > _FIRST_BOUND_NS:
-            self.words[histogram + bisect_left(_BOUNDS_NS, time_ns)] += 1
+    def count_time(self, histogram: int, time_s: float) -> None:
+        """Count in a histogram what is not in its first bucket; for whoever has the lock."""
+        if time_s > _FIRST_BOUND_S:
+            self.words[histogram + bisect_left(_BOUNDS_S, time_s)] += 1
 
     # ---- pools and connections
 

@@ -349,6 +349,7 @@ class Image:
     def __init__(self, memory: bytes) -> None:
         self.memory = bytearray(memory)
         self.words = memoryview(self.memory).cast("q")
+        self.reals = memoryview(self.memory).cast("d")
 
     @property
     def is_board(self) -> bool:
@@ -365,17 +366,22 @@ class Image:
         data = bytes(self.memory[at * _board.WORD : (at + words) * _board.WORD])
         return data.rstrip(b"\0").decode("utf-8", "replace")
 
+    def label(self, at: int) -> dict[str, Any]:
+        """The record of a label's row."""
+        values = _board.LABEL.unpack_from(self.memory, (at + _board.LABEL_RECORD) * _board.WORD)
+        return dict(zip(_board.LABEL_FIELDS, values, strict=True))
+
     def begun_at_home(self) -> int:
         """How many units began in the slots of their threads."""
         turns = range(_board.AT_LIVE, _board.AT_LIVE + _board.LIVE_WORDS * _board.MAX_HOMES, _board.LIVE_WORDS)
-        return sum(self.words[at] >> _board.KIND_BITS for at in turns)
+        return sum(self.words[at + _board.LIVE_FIELDS.index("turn_again")] for at in turns)
 
     def label_rows(self) -> Iterator[int]:
         """Where the rows begin that count something."""
         used = min(max(self.words[_board.AT_LABELS], 0), _board.MAX_LABELS)
         for index in (*range(used), _board.MAX_LABELS - 2, _board.MAX_LABELS - 1):
             at = _board.AT_LABEL_ROWS + _board.LABEL_WORDS * index
-            if self.words[at + _board.LABEL_COUNT] > 0:
+            if self.words[at + _board.LABEL_RECORD] > 0:
                 yield at
 
     def add(self, dead: Image) -> None:
@@ -387,7 +393,9 @@ class Image:
         words[_board.AT_WORKERS] += 1
         words[_board.BEGUN] += dead.begun_at_home()
         for at in range(_board.AT_COUNTS, _board.AT_RULES):
-            words[at] += dead.words[at]
+            if at != _board.HELD_S:
+                words[at] += dead.words[at]
+        self.reals[_board.HELD_S] += dead.reals[_board.HELD_S]
         self._add_rules(dead)
         rows = {self._label_key(at): at for at in self.label_rows()}
         for at in dead.label_rows():
@@ -403,17 +411,17 @@ class Image:
                     break
 
     def _label_key(self, at: int) -> bytes:
-        return bytes(self.memory[at * _board.WORD : (at + _board.LABEL_COUNT) * _board.WORD])
+        return bytes(self.memory[at * _board.WORD : (at + _board.LABEL_RECORD) * _board.WORD])
 
     def _add_label(self, rows: dict[bytes, int], dead: Image, source: int) -> None:
         key = dead._label_key(source)
         at = rows.get(key)
         if at is None:
             at = rows[key] = self._new_label(key, is_inner=bool(dead.words[source + _board.LABEL_INNER]))
-        for place, name in enumerate(_board.LABEL_FIELDS):
-            here, there = at + _board.LABEL_COUNT + place, source + _board.LABEL_COUNT + place
-            both = self.words[here], dead.words[there]
-            self.words[here] = max(both) if name == "worst_ns" else sum(both)
+        here, there = self.label(at), dead.label(source)
+        both = {name: max(here[name], there[name]) if name == "worst_s" else here[name] + there[name] for name in here}
+        offset = (at + _board.LABEL_RECORD) * _board.WORD
+        _board.LABEL.pack_into(self.memory, offset, *both.values())
 
     def _new_label(self, key: bytes, *, is_inner: bool) -> int:
         index = self.words[_board.AT_LABELS]

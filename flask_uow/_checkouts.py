@@ -25,21 +25,21 @@ from ._board import (
     CONNECTION_HELD,
     CONNECTION_PID,
     CONNECTION_WORDS,
-    KIND_BITS,
+    HELD,
     LEAKED,
-    LIVE_CONNECTION,
-    LIVE_STATE,
-    POOL_LONGEST_NS,
+    LEAKING,
+    POOL_LONGEST_S,
     POOL_MAX_OVERFLOW,
     POOL_SIZE,
     POOL_TIMEOUT_MS,
     POOL_TIMEOUTS,
     POOL_WORDS,
-    STATE_BITS,
+    SLOT_BITS,
+    STATEMENT,
+    WAITING,
     Board,
     Kind,
     Live,
-    State,
 )
 from ._callsite import CallSite, application_site
 from ._drivers import server_process
@@ -52,11 +52,7 @@ CHECKOUT = "uow_checkout"
 """Where a pooled connection's ``info`` has its :class:`Checkout`."""
 
 _ORM_SESSION = orm_session.__file__
-_CONNECTION = LIVE_CONNECTION - LIVE_STATE
-_SLOT_BITS = 9
-_STATE_MASK = (1 << STATE_BITS) - 1
 _UNIT, _OF_SESSION, _BY_HAND = int(Kind.UNIT), int(Kind.SESSION), int(Kind.CONNECTION)
-_WAITING, _HELD, _LEAKED = int(State.WAITING), int(State.HELD), int(State.LEAKED)
 
 
 # ---- pools
@@ -64,7 +60,7 @@ _WAITING, _HELD, _LEAKED = int(State.WAITING), int(State.HELD), int(State.LEAKED
 
 def _watched_class(base: Any) -> type[sa.Pool]:
     """Put the watch in front of a pool's class."""
-    connect, give_back = base.connect, base._do_return_conn
+    connect = base.connect
     has_queue = issubclass(base, sa.QueuePool)
 
     class WatchedPool(base):  # type: ignore[misc]
@@ -73,17 +69,11 @@ def _watched_class(base: Any) -> type[sa.Pool]:
 
         def connect(self) -> Any:
             unit = innermost.get(None)
-            is_at_hand = has_queue and self._pool.queue
-            if is_at_hand and unit is not None and unit.live is not None and _session_asks():
-                return connect(self)  # which its session is about to tell
+            live = unit.live if unit is not None else None
+            if live is not None and not live.held_since_s and has_queue and self._pool.queue:
+                return connect(self)  # at once, for the unit's session, which is about to tell
             watch = self._uow_watch
             return connect(self) if watch is None else watch.connect(self, connect)
-
-        def _do_return_conn(self, record: Any) -> None:
-            checkout: Checkout | None = record.info.get(CHECKOUT)
-            if checkout is not None and checkout.own is not None:
-                checkout.end()
-            give_back(self, record)
 
         def recreate(self) -> Any:
             pool = super().recreate()
@@ -113,6 +103,7 @@ def watch_pool(engine: sa.Engine, app: Flask) -> None:
     engine.pool.__class__ = _watched_classes[base]
     setattr(engine.pool, _WATCH, Watch(app_state, engine))
     event.listen(engine, "connect", _forget_checkout)
+    event.listen(engine, "invalidate", _forget_checkout)
 
 
 def unwatched(pool: sa.Pool) -> sa.Pool:
@@ -123,8 +114,11 @@ def unwatched(pool: sa.Pool) -> sa.Pool:
     return alike
 
 
-def _forget_checkout(dbapi_connection: Any, record: Any) -> None:
-    record.info.pop(CHECKOUT, None)  # another connection, and another process of the server
+def _forget_checkout(dbapi_connection: Any, record: Any, *exception: Any) -> None:
+    """Another connection is another process of the server, and one that is lost is nobody's."""
+    checkout = record.info.pop(CHECKOUT, None)
+    if checkout is not None:
+        checkout.end()
 
 
 class Watch:
@@ -147,20 +141,19 @@ class Watch:
             return connect(pool)
         self._describe(board, pool)
         live, kind = self._find_holder(board, sys._getframe(2))
-        before = board.words[live.at] & _STATE_MASK
-        began_ns = time.monotonic_ns()
-        live.turn_to(_WAITING, began_ns)
+        before, began_s = live.reals[live.at], time.monotonic()
+        live.reals[live.at] = before // STATEMENT * STATEMENT + (WAITING + began_s)
         try:
             connection = connect(pool)
         except BaseException as error:
             self._give_up(board, live, before, error, is_own=kind != _UNIT)
             raise
-        now_ns = time.monotonic_ns()
-        live.turn_to(before if kind == _UNIT else _HELD, now_ns)
-        self._note_wait(board, now_ns - began_ns)
+        now_s = time.monotonic()
+        live.reals[live.at] = before if kind == _UNIT else HELD + now_s
+        self._note_wait(board, now_s - began_s)
         if kind != _UNIT:
             checkout = connection.info.get(CHECKOUT) or self.know(connection, board)
-            checkout.begin(live, now_ns)
+            checkout.begin(live, now_s, connection)
             if kind == _BY_HAND:
                 _note_taken(checkout)
         return connection
@@ -178,21 +171,21 @@ class Watch:
         site = application_site()
         row = board.row(_label(site), site, is_inner=False)
         kind = _OF_SESSION if is_of_session else _BY_HAND
-        return board.occupy(kind, row, _WAITING, time.monotonic_ns()), kind
+        return board.occupy(kind, row, time.monotonic()), kind
 
-    def _give_up(self, board: Board, live: Live, before: int, error: BaseException, *, is_own: bool) -> None:
-        live.turn_to(before, time.monotonic_ns())
+    def _give_up(self, board: Board, live: Live, before: float, error: BaseException, *, is_own: bool) -> None:
+        live.reals[live.at] = before
         if is_own:
             live.free()
         at = self._at(POOL_TIMEOUTS)
         if isinstance(error, sa.exc.TimeoutError) and at:
             board.count(at)
 
-    def _note_wait(self, board: Board, waited_ns: int) -> None:
-        at = self._at(POOL_LONGEST_NS)
-        if at and waited_ns > board.words[at]:
+    def _note_wait(self, board: Board, waited_s: float) -> None:
+        at = self._at(POOL_LONGEST_S)
+        if at and waited_s > board.reals[at]:
             with board.lock:
-                board.words[at] = max(waited_ns, board.words[at])
+                board.reals[at] = max(waited_s, board.reals[at])
 
     def know(self, connection: Any, board: Board) -> Checkout:
         """A connection is met for the first time: give it a place on the board."""
@@ -217,14 +210,6 @@ class Watch:
     def _at(self, field: int) -> int | None:
         row = self._row[1]
         return AT_POOL_ROWS + POOL_WORDS * row + field if row >= 0 else None
-
-
-def _session_asks() -> bool:
-    """Whether a session asks the pool that calls this; in all versions it is as far away."""
-    try:
-        return _is_of_session(sys._getframe(5))
-    except ValueError:
-        return False
 
 
 def _is_of_session(frame: Any) -> bool:
@@ -260,14 +245,14 @@ class Checkout:
     :ivar own: the place of whoever took it outside of units.
     """
 
-    __slots__ = ("_at", "_board", "_since_ns", "number", "own")
+    __slots__ = ("_at", "_board", "_since_s", "number", "own")
 
     def __init__(self, board: Board, pool_row: int, pid: int) -> None:
         self._board = board
         index = board.take_connection()
         self.number = 0 if index is None else index + 1
         self._at = 0 if index is None else AT_CONNECTIONS + CONNECTION_WORDS * index
-        self._since_ns = 0
+        self._since_s = 0.0
         self.own: Live | None = None
         if index is not None:
             board.words[self._at + CONNECTION_PID] = pid
@@ -279,16 +264,20 @@ class Checkout:
         if self.number:
             self._board.free_connection(self.number - 1)
 
-    def begin(self, live: Live, now_ns: int) -> None:
-        """It was taken outside of units."""
-        self._since_ns = now_ns
+    def begin(self, live: Live, now_s: float, pooled: Any) -> None:
+        """It was taken outside of units; its pool calls back when it returns."""
+        self._since_s = now_s
         self.own = live
         self.tell(live)
+        pooled._connection_record.finalize_callback.append(self._returned)
+
+    def _returned(self, dbapi_connection: Any) -> None:
+        self.end()
 
     def tell(self, live: Live | None) -> None:
         """Say who has it, where that does not say so itself."""
         if self.number:
-            held = 0 if live is None else live.turn >> KIND_BITS << _SLOT_BITS | live.index + 1
+            held = 0 if live is None else live.turns << SLOT_BITS | live.index + 1
             self._board.words[self._at + CONNECTION_HELD] = held
 
     def end(self) -> None:
@@ -297,7 +286,7 @@ class Checkout:
         if own is not None:
             self.tell(None)
             own.free()
-            self._board.count_checkout(time.monotonic_ns() - self._since_ns)
+            self._board.count_checkout(time.monotonic() - self._since_s)
 
 
 def hold(link: Link, state: SessionState) -> None:
@@ -315,11 +304,10 @@ def hold(link: Link, state: SessionState) -> None:
         return
     if checkout.own is not None:
         checkout.end()
-    if live.held_since_ns:
+    if live.held_since_s:
         checkout.tell(live)
     else:
-        live.held_since_ns = time.monotonic_ns()
-        live.words[live.at + _CONNECTION] = checkout.number
+        live.hold(checkout.number, time.monotonic())
 
 
 def _know(pooled: Any, state: SessionState) -> Checkout | None:
@@ -358,7 +346,7 @@ def report_leaks(app_state: AppState, scope: Scope) -> None:
         board = app_state.board
         if own is None or checkout.own is not own or board is None:
             continue
-        own.turn_to(_LEAKED, time.monotonic_ns())
+        own.tell(LEAKING)
         board.count(LEAKED)
         error = violation("UOW202", site, what="a connection that was taken there was not given back")
         report_at_teardown(app_state.app, app_state.rules, error)

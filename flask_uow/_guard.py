@@ -23,7 +23,7 @@ from sqlalchemy import event
 from sqlalchemy.engine import ExceptionContext
 
 from . import _fork, signals
-from ._board import LEAKED, State
+from ._board import IDLE, LEAKED, RUNNING, STATEMENT
 from ._callsite import application_site
 from ._checkouts import hold, watch_pool
 from ._commit import COMMIT, commit_in_order, in_order, learn_marks, run_locked, send_commit
@@ -63,7 +63,6 @@ End = Callable[[Any], None]
 Execute = Callable[..., None]
 """A dialect's method that sends a statement."""
 
-_IDLE, _RUNNING, _NO_TRANSACTION = int(State.IDLE), int(State.RUNNING), int(State.NO_TRANSACTION)
 _TIMED_OUT = ("57014", "25P03", "25P04")  # of a statement, of a session that idled, of a transaction
 _USE_FLUSH = "the outermost unit commits. Use session.flush() if you need the primary key now."
 _OF_SAVEPOINTS = ("SAVEPOINT ", "RELEASE ", "ROLLBACK TO ")
@@ -402,7 +401,7 @@ def _watched_commit(commit: End, rollback: End) -> End:
         if state.unit is not None and not state.is_own_call:
             rollback(connection)  # so that nothing is committed by halves
             raise _break(state, "UOW101", "commit")
-        _end_idle(link, time.monotonic_ns(), may_raise=True)
+        _end_idle(link, time.monotonic(), may_raise=True)
         if not link.was_committed:
             (send_commit if len(state.links) == 1 and not state.confirms else _commit)(link)
 
@@ -429,7 +428,7 @@ def _watched_rollback(rollback: End) -> End:
     def do_rollback(connection: Any) -> None:
         link = link_of(connection)
         if link is not None:
-            _end_idle(link, time.monotonic_ns(), may_raise=False)
+            _end_idle(link, time.monotonic(), may_raise=False)
         rollback(connection)
         if link is not None and link.refuses_writes:
             link.accept_writes()
@@ -463,12 +462,12 @@ def _watched_execute(execute: Execute) -> Execute:
             else:
                 run_locked(link, execute, cursor, statement, *rest, **options)
         finally:
-            link.idle_since_ns = now_ns = time.monotonic_ns()
+            link.idle_since = now_s = time.monotonic()
             if not link.was_begun:
                 link.was_begun = link.status() not in (TransactionStatus.IDLE, TransactionStatus.UNKNOWN)
             live = link.state.live
             if live is not None:
-                live.turn_to(_IDLE if link.was_begun else _NO_TRANSACTION, now_ns, link.state.statements)
+                live.reals[live.at] = link.state.told + (IDLE + now_s if link.was_begun else 0.0)
 
     return do_execute
 
@@ -496,20 +495,20 @@ def _note_statement(statement: str, context: Any) -> Link | None:
 
 def _begin_statement(link: Link, state: SessionState, *, may_raise: bool) -> None:
     """Count a statement, say that it runs, and look how long the server has waited for it."""
-    state.statements += 1
-    now_ns = time.monotonic_ns()
+    state.told = told = state.told + STATEMENT
+    now_s = time.monotonic()
     live = state.live
     if live is not None:
-        live.turn_to(_RUNNING, now_ns, state.statements)
-    _end_idle(link, now_ns, may_raise=may_raise)
+        live.reals[live.at] = told + (RUNNING + now_s)
+    _end_idle(link, now_s, may_raise=may_raise)
 
 
-def _end_idle(link: Link, now_ns: int, *, may_raise: bool) -> None:
-    idle_ns = now_ns - link.idle_since_ns
-    if idle_ns > 0 and link.was_begun:
+def _end_idle(link: Link, now_s: float, *, may_raise: bool) -> None:
+    idle_s = now_s - link.idle_since
+    if idle_s > 0.0 and link.was_begun:
         state = link.state
-        state.idle_ns += idle_ns
-        if idle_ns > state.settings.max_idle_ns:
+        state.idle_s += idle_s
+        if idle_s > state.settings.max_idle_s:
             notice_idle(link, may_raise=may_raise)
 
 

@@ -8,6 +8,7 @@ The rules are the examples and the "best practices" of SIP-99A.
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from collections.abc import Callable
@@ -22,7 +23,7 @@ from ._callsite import CallSite
 from ._drivers import TransactionStatus
 from ._outcome import transaction_id
 from ._rules import report_at_teardown, report_now, violation
-from ._state import NEVER, Link, SessionState, has_pending
+from ._state import Link, SessionState, has_pending
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
@@ -144,9 +145,9 @@ def notice_idle(link: Link, *, may_raise: bool = True) -> None:
     :raises RuleViolationError: in mode ``error``, if it may.
     """
     state = link.state
-    seconds = (time.monotonic_ns() - link.idle_since_ns) / 1e9
+    seconds = time.monotonic() - link.idle_since
     if seconds > state.settings.max_idle_s and link.status() in _OPEN:
-        link.idle_since_ns = NEVER  # it is noticed once
+        link.idle_since = math.inf  # it is noticed once
         who = f"Unit of work {state.unit.label!r}" if state.unit else "A session outside a unit of work"
         limit = f"{state.settings.max_idle_s:g}"
         error = violation("UOW109", who=who, seconds=f"{seconds:.1f}", limit=limit)

@@ -63,8 +63,6 @@ class Settings:
     :param slow_unit_s: seconds after which a unit is logged as slow, whatever the rules are.
     :param stats: whether this process publishes what it does.
     :param stats_dir: in which folder; None for the default one.
-    :ivar max_unit_ns: ``max_unit_s`` in nanoseconds, and so ``max_idle_ns``; a time that is not reached where there is
-        no bound.
     """
 
     binds: dict[str, Bind] = field(default_factory=dict)
@@ -79,13 +77,6 @@ class Settings:
     slow_unit_s: float = 5.0
     stats: bool = True
     stats_dir: str | None = None
-    max_unit_ns: int = field(init=False)
-    max_idle_ns: int = field(init=False)
-
-    def __post_init__(self) -> None:
-        for name in ("max_unit", "max_idle"):
-            seconds = getattr(self, f"{name}_s")
-            object.__setattr__(self, f"{name}_ns", 1 << 62 if math.isinf(seconds) else int(seconds * 1e9))
 
 
 def read_settings(

@@ -7,6 +7,7 @@ interrupt cut short cannot leave its depth behind for the thread's next request.
 from __future__ import annotations
 
 import contextlib
+import math
 import threading
 import weakref
 from collections.abc import Callable
@@ -19,7 +20,7 @@ import sqlalchemy as sa
 from flask import Flask
 
 from . import _fork
-from ._board import CLOSED, OPENED, STATEMENTS_OUTSIDE, Board, Live
+from ._board import CLOSED, OPENED, STATEMENT, STATEMENTS_OUTSIDE, Board, Live
 from ._board import Outcome as End
 from ._board_files import open_board
 from ._callsite import CallSite
@@ -128,9 +129,9 @@ class SessionState:
     :ivar confirms: whether the servers are to be asked if that is lost.
     :ivar board: where it says what it does; None where nobody is told.
     :ivar live: the slot there of its innermost unit, or of the connection it has outside of units.
-    :ivar statements: how many it has sent.
-    :ivar statements_in_units: how many of those were in units that have ended.
-    :ivar idle_ns: for how many nanoseconds its transactions have waited for the next statement.
+    :ivar told: how many statements it has sent, each as the board's ``STATEMENT``.
+    :ivar told_in_units: those that were in units that have ended.
+    :ivar idle_s: for how many seconds its transactions have waited for the next statement.
     :ivar is_closed: whether it was counted as closed.
     :ivar inserted: the objects that this transaction has inserted, but for those after very many, for UOW106.
     :ivar committed: the identity keys of those that earlier transactions have inserted and committed.
@@ -149,7 +150,7 @@ class SessionState:
         "confirms",
         "error",
         "generation",
-        "idle_ns",
+        "idle_s",
         "inserted",
         "is_closed",
         "is_flushing",
@@ -165,8 +166,8 @@ class SessionState:
         "lost_commit",
         "sent_commit",
         "settings",
-        "statements",
-        "statements_in_units",
+        "told",
+        "told_in_units",
         "unit",
         "write_site",
         "wrote",
@@ -191,7 +192,7 @@ class SessionState:
         self.inserted: list[Any] = []
         self.committed: set[Any] = set()
         self.live: Live | None = None
-        self.statements = self.statements_in_units = self.idle_ns = 0
+        self.told = self.told_in_units = self.idle_s = 0.0
         self.is_closed = False
         self.board = app_state.board or app_state.open_board()
         if self.board is not None:
@@ -217,9 +218,9 @@ class SessionState:
             self.unit = self.unit.parent
         if self.board is None:
             return
-        if self.statements > self.statements_in_units:
-            self.board.count(STATEMENTS_OUTSIDE, self.statements - self.statements_in_units)
-            self.statements_in_units = self.statements
+        if self.told > self.told_in_units:
+            self.board.count(STATEMENTS_OUTSIDE, round((self.told - self.told_in_units) / STATEMENT))
+            self.told_in_units = self.told
         if not self.is_closed:
             self.is_closed = True
             self.board.count(CLOSED)
@@ -311,10 +312,6 @@ class SessionState:
         return any(link.was_begun and link.status() is TransactionStatus.IDLE for link in self.links)
 
 
-NEVER = 1 << 62
-"""A time that is not reached, in nanoseconds."""
-
-
 class Begins(Enum):
     """When a SQLite connection's transaction is still to be begun."""
 
@@ -332,7 +329,7 @@ class Link:
     :ivar begins: when SQLite's transaction is still to be begun.
     :ivar changes_before: how many rows it had changed in its life when the transaction began; SQLite counts them.
     :ivar limit_s: what its server was told last of how long the transaction may still last, in seconds.
-    :ivar idle_since_ns: when the last statement was answered, by the monotonic clock; :data:`NEVER` before that.
+    :ivar idle_since: when the last statement was answered, in seconds of the monotonic clock; infinite before that.
     :ivar was_begun: whether its server was seen in the transaction; PostgreSQL begins it with the first statement.
     :ivar was_lost: whether the transaction was seen to have ended unasked.
     :ivar has_past: whether the transaction was open already when it was met, so that it may have written unseen.
@@ -344,7 +341,7 @@ class Link:
         "changes_before",
         "connection",
         "has_past",
-        "idle_since_ns",
+        "idle_since",
         "limit_s",
         "is_lent",
         "pooled",
@@ -363,7 +360,7 @@ class Link:
         self.begins = Begins.NEVER
         self.changes_before = 0
         self.limit_s: float | None = None
-        self.idle_since_ns = NEVER
+        self.idle_since = math.inf
         self.pooled = connection.connection
         self._probe: Callable[[Any], TransactionStatus | None] = connection.dialect._uow_probe  # type: ignore[attr-defined]
         connection._uow = self.pooled._uow = self  # type: ignore[attr-defined]

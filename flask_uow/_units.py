@@ -20,6 +20,7 @@ hands its failure to the unit that it joined. The rules are those of SIP-99B, co
 from __future__ import annotations
 
 import contextlib
+import threading
 import time
 from collections.abc import Callable, Iterator
 from enum import Enum
@@ -29,7 +30,7 @@ import sqlalchemy as sa
 from blinker import NamedSignal
 
 from . import _fork, signals
-from ._board import Board, Kind, Live, State
+from ._board import BEGUN, COMMITTING, IDLE, LIVE, ROLLING_BACK, STATEMENT, Board, Kind, Live, Row
 from ._board import Outcome as End
 from ._callsite import CallSite
 from ._checkouts import hold
@@ -52,10 +53,8 @@ if TYPE_CHECKING:
     from sqlalchemy.orm import Session, SessionTransaction
 
 
-_UNIT = int(Kind.UNIT)
-_NO_TRANSACTION, _IDLE = int(State.NO_TRANSACTION), int(State.IDLE)
+_get_ident = threading.get_ident
 _COMMITTED, _ROLLED_BACK, _FAILED = int(End.COMMITTED), int(End.ROLLED_BACK), int(End.FAILED)
-_COMMITTING, _ROLLING_BACK = int(State.COMMITTING), int(State.ROLLING_BACK)
 _NONE: frozenset[sa.Connection] = frozenset()
 
 
@@ -137,12 +136,12 @@ class Unit:
         "_transaction",
         "_unended",
         "_unprotected",
-        "_began_ns",
-        "_idle_before_ns",
+        "_began_s",
+        "_idle_before_s",
         "_is_length_noticed",
         "_place",
         "_row",
-        "_statements_before",
+        "_told_before",
         "attempt",
         "deadline",
         "depth",
@@ -308,8 +307,8 @@ class Unit:
         state = self._state
         state.unit = self
         self.is_active = True
-        self._began_ns = time.monotonic_ns()
-        self._statements_before = state.statements
+        self._began_s = time.monotonic()
+        self._told_before = state.told
         if state.board is not None:
             self._enter_board(state, state.board)
         around = innermost.get(None)
@@ -345,53 +344,71 @@ class Unit:
     # ---- what others can see of it
 
     def _enter_board(self, state: SessionState, board: Board) -> None:
-        parent, statements = self.parent, state.statements
-        self._idle_before_ns = state.idle_ns
-        if parent is not None:
-            row = self._row = board.row(self.label, self._site, is_inner=True)
-            self.live = state.live = board.occupy(
-                _UNIT,
-                row,
-                _IDLE,
-                self._began_ns,
-                statements,
-                parent=parent.live,
-                depth=self.depth,
-                attempt=self.attempt,
-            )
-            return
-        row = self._row = board.row(self.label, self._site, is_inner=False)
-        self.live = state.live = board.occupy_home(row, _NO_TRANSACTION, self._began_ns, statements, self.attempt)
+        """Take a place on the board; every unit pays for each line here."""
+        now_s, told, place = self._began_s, state.told, self._place
+        self._idle_before_s = state.idle_s
+        row = board.rows.get(self.label)
+        if self.parent is not None or row is None or row.place is not place:
+            row = board.row(self.label, self._site, is_inner=self.parent is not None)
+            row.place = place if self.parent is None else None
+        self._row = row
+        live = board.homes.get(_get_ident())
+        if live is None or live.is_taken or self.parent is not None or self.attempt > 1:
+            live = self._take_other_place(board, row)
+        else:
+            live.is_taken = True
+            live.held_since_s = 0.0
+            live.turns = turn = live.turns + 1
+            LIVE.pack_into(board.memory, live.offset, turn, told, now_s, told, row.index, 0, turn)
+        self.live = state.live = live
         if state.links:
-            self.live.turn_to(_IDLE, self._began_ns, statements)
-            for link in state.links:
+            self._tell(IDLE)
+            for link in state.links if self.parent is None else ():
                 hold(link, state)
+
+    def _take_other_place(self, board: Board, row: Row) -> Live:
+        """Where the thread's own place is not for this unit, or there is none yet."""
+        parent, now_s, told = self.parent, self._began_s, self._state.told
+        if parent is not None:
+            depth, around = self.depth, parent.live
+            return board.occupy(Kind.UNIT, row, now_s, told, parent=around, depth=depth, attempt=self.attempt)
+        home = board.home()
+        if home is None or home.is_taken or self.attempt > 1:
+            board.count(BEGUN)
+            return board.occupy(Kind.UNIT, row, now_s, told, depth=1, attempt=self.attempt)
+        home.take(row, now_s, told)
+        return home
 
     def leave_board(self, outcome: int, *, is_error: bool) -> None:
         """Count the unit, and leave its place to another; once.
 
         :param outcome: an :class:`~flask_uow._board.Outcome`.
         """
-        live, state, parent = self.live, self._state, self.parent
+        live, state = self.live, self._state
         if live is None or state.board is None:
             return
-        self.live = None
-        state.live = None if parent is None else parent.live
-        now_ns, held_since_ns = time.monotonic_ns(), live.held_since_ns
+        now_s, held_since_s = time.monotonic(), live.held_since_s
+        self.live, state.live = None, None if self.parent is None else self.parent.live
         live.free()
         state.board.count_unit(
             self._row,
             outcome,
-            now_ns - self._began_ns,
-            state.statements - self._statements_before,
-            state.idle_ns - self._idle_before_ns,
-            now_ns - held_since_ns if held_since_ns else 0,
             is_error,
+            (state.told - self._told_before) / STATEMENT,
+            now_s - self._began_s,
+            state.idle_s - self._idle_before_s,
+            now_s - held_since_s if held_since_s else 0.0,
         )
+
+    def _tell(self, what: float) -> None:
+        """Say what it does from now on."""
+        live = self.live
+        if live is not None:
+            live.reals[live.at] = self._state.told + (what + time.monotonic())
 
     @property
     def _statements(self) -> int:
-        return self._state.statements - self._statements_before
+        return round((self._state.told - self._told_before) / STATEMENT)
 
     # ---- for the guard
 
@@ -537,7 +554,7 @@ class Unit:
         outcome = _COMMITTED if self.was_committed else _FAILED if has_failed else _ROLLED_BACK
         self.leave_board(outcome, is_error=leaving is not None)
         if self.parent is None:
-            self._state.statements_in_units += self._statements
+            self._state.told_in_units += self._state.told - self._told_before
             if not self.was_committed:
                 self._notice_length(may_raise=False)
 
@@ -571,7 +588,7 @@ class Unit:
             raise self._failed_error()
 
     def _notice_length(self, *, may_raise: bool) -> None:
-        seconds = (time.monotonic_ns() - self._began_ns) / 1e9
+        seconds = time.monotonic() - self._began_s
         if seconds > self._state.settings.max_unit_s and not self._is_length_noticed:
             self._is_length_noticed = True
             notice_length(self._state, self.label, self._site, seconds, may_raise=may_raise)
@@ -665,7 +682,7 @@ class Unit:
         if self.parent is None:
             if self.deadline is not None:
                 self.check_deadline()
-            if time.monotonic_ns() - self._began_ns > self._state.settings.max_unit_ns:
+            if time.monotonic() - self._began_s > self._state.settings.max_unit_s:
                 self._notice_length(may_raise=True)
             self._commit()
             return
@@ -681,8 +698,7 @@ class Unit:
             self._owner._failure = self._owner._failure or leaving
             return
         links = self._state.links
-        if self.live is not None:
-            self.live.turn_to(_ROLLING_BACK, time.monotonic_ns(), self._state.statements)
+        self._tell(ROLLING_BACK)
         try:
             with self._state.own_call():
                 self._roll_back()
@@ -722,8 +738,7 @@ class Unit:
         state.confirms = self._options.confirm_commit
         state.committing = self
         state.is_own_call = True
-        if self.live is not None:
-            self.live.turn_to(_COMMITTING, time.monotonic_ns(), state.statements)
+        self._tell(COMMITTING)
         try:
             self.session.commit()
         except BaseException as error:
