@@ -7,6 +7,7 @@ value can forge a line of its own.
 
 from __future__ import annotations
 
+import json
 import logging
 import re
 from typing import Literal
@@ -20,7 +21,6 @@ UnitOutcome = Literal["committed", "rolled_back", "failed", "unknown"]
 
 _logger = logging.getLogger("flask_uow")
 _PLAIN = re.compile(r"[\w.<>:-]+", re.ASCII)
-_SHORT = {"\n": r"\n", "\r": r"\r", "\t": r"\t", '"': r"\"", "\\": r"\\"}
 
 
 def log_unit(
@@ -103,14 +103,10 @@ def _shown(name: str, value: object) -> str:
 
 
 def _quoted(text: str) -> str:
-    """Put a text between quotes; what would end the line or the quotes, or cannot be seen, is escaped."""
+    """Put a text between quotes, as a JSON parser reads it: what ends a line, or cannot be seen, is escaped."""
     return '"' + "".join(map(_escaped, text)) + '"'
 
 
 def _escaped(character: str) -> str:
-    if character in _SHORT:
-        return _SHORT[character]
-    if character.isprintable():
-        return character
-    number = ord(character)
-    return f"\\u{number:04x}" if number < 0x10000 else f"\\U{number:08x}"
+    is_safe = character.isprintable() and character not in '"\\'
+    return character if is_safe else json.dumps(character)[1:-1]
