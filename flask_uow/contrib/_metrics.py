@@ -193,7 +193,7 @@ METRICS = (
     Metric(
         "flask_uow_sessions_opened",
         Kind.COUNTER,
-        "Sessions that were made for app contexts.",
+        "Sessions that were made.",
         _total(lambda it: it.sessions.opened),
     ),
     Metric(
@@ -220,42 +220,42 @@ METRICS = (
     Metric(
         "flask_uow_label_errors",
         Kind.COUNTER,
-        "Those of them that ended by an exception.",
+        "Units that ended by an exception, by label.",
         _by_label(lambda it: it.errors),
         ("label", "nesting"),
     ),
     Metric(
         "flask_uow_label_seconds",
         Kind.COUNTER,
-        "How long they took together.",
+        "How long units took together, by label.",
         _by_label(lambda it: it.total_seconds),
         ("label", "nesting"),
     ),
     Metric(
         "flask_uow_label_statements",
         Kind.COUNTER,
-        "Statements inside them; those of an inner unit are the outer one's as well.",
+        "Statements inside units, by label; those of an inner unit are the outer one's as well.",
         _by_label(lambda it: it.statements),
         ("label", "nesting"),
     ),
     Metric(
         "flask_uow_label_worst_seconds",
         Kind.EXTREME,
-        "How long the longest of them took.",
+        "How long the longest unit took, by label.",
         _by_label(lambda it: it.worst_seconds, max),
         ("label", "nesting"),
     ),
     Metric(
         "flask_uow_pool_size",
         Kind.AMOUNT,
-        "Connections that the pools keep open, once opened.",
+        "Connections that the pools keep open once they are.",
         _by_bind(lambda it: it.size),
         ("bind",),
     ),
     Metric(
         "flask_uow_pool_checked_out",
         Kind.AMOUNT,
-        "Connections that are in use.",
+        "Connections that are checked out.",
         _by_bind(lambda it: it.checked_out),
         ("bind",),
     ),
@@ -283,7 +283,7 @@ METRICS = (
     Metric(
         "flask_uow_pool_timeouts",
         Kind.AMOUNT,
-        "How often one has waited in vain in the workers that live now; falls when one ends.",
+        "Waits in vain for a connection in the workers that live now; falls when one ends.",
         _by_bind(lambda it: it.timeouts),
         ("bind",),
     ),
@@ -317,7 +317,7 @@ METRICS = (
     Metric(
         "flask_uow_oldest_idle_in_transaction_seconds",
         Kind.EXTREME,
-        "For how long the longest idler has been idle in its transaction; 0 if there is none.",
+        "How long the longest idle transaction has been so; 0 if there is none.",
         lambda reading: _longest(live.state_seconds for live in reading.live if live.state == State.IDLE),
     ),
     Metric(
@@ -335,7 +335,7 @@ METRICS = (
     Metric(
         "flask_uow_untold",
         Kind.AMOUNT,
-        "What found no room on the living workers' boards, and is missing elsewhere.",
+        "What found no room on the living workers' boards and is missing here.",
         _untold,
         ("what",),
     ),
@@ -345,12 +345,12 @@ DISTRIBUTIONS = (
     Distribution("flask_uow_unit_seconds", "How long outermost units took.", lambda it: it.unit_seconds),
     Distribution(
         "flask_uow_connection_held_seconds",
-        "For how long connections were checked out at a time.",
+        "How long connections were checked out at a time.",
         lambda it: it.held_seconds,
     ),
     Distribution(
         "flask_uow_idle_in_transaction_seconds",
-        "For how long outermost units were idle in their transaction altogether.",
+        "How long outermost units were idle in their transaction in all.",
         lambda it: it.idle_seconds,
     ),
 )

@@ -29,7 +29,13 @@ from flask_uow import UnitOfWork, current_unit, signals, stats, transactional
 from flask_uow.contrib import opentelemetry
 from flask_uow.contrib._metrics import DISTRIBUTIONS, METRICS
 from flask_uow.contrib.opentelemetry import instrument, instrument_name, uninstrument
-from flask_uow.exceptions import CommitOutcomeUnknownError, ConfigurationError, RuleWarning, UnitFailedError
+from flask_uow.exceptions import (
+    CommitOutcomeUnknownError,
+    ConfigurationError,
+    RuleViolationError,
+    RuleWarning,
+    UnitFailedError,
+)
 from flask_uow.stats import Boards
 from tests.contrib.boards import BOARDS, ENDED, OTHER, OWN
 from tests.databases import Database
@@ -460,11 +466,11 @@ def test_a_generator_that_is_left_ends_with_its_context(app: Flask, uow: UnitOfW
         next(left)
     assert current_name() is None
     assert [span.name for span in traces.units] == ["left"]
-    with pytest.raises(UnitFailedError, match="session was closed"):
+    with pytest.raises(RuleViolationError, match="UOW201"):
         list(left)
 
     assert len(traces.units) == 1
-    assert told(traces.one("left"))["uow.outcome"] == "unknown"
+    assert told(traces.one("left"))["uow.outcome"] == "rolled_back"
     with app.app_context(), transactional(label="next"):
         pass
     assert traces.one("next").parent is None
