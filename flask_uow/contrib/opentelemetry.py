@@ -67,10 +67,10 @@ def instrument(
         raise ConfigurationError(
             f"App {app.name!r} is instrumented with OpenTelemetry already.", fix="Call instrument(app) once."
         )
-    spans = app.extensions[_EXTENSION] = _UnitSpans(trace.get_tracer(_NAME, tracer_provider=tracer_provider))
-    spans.listen_to(app)
     if _end_all not in app.teardown_appcontext_funcs:
         app.teardown_appcontext(_end_all)
+    spans = app.extensions[_EXTENSION] = _UnitSpans(trace.get_tracer(_NAME, tracer_provider=tracer_provider))
+    spans.listen_to(app)
     # An SDK keeps the first of two instruments of one name; by the attribute, two apps have meters of their own.
     meter = metrics.get_meter(_NAME, meter_provider=meter_provider, attributes={"flask.app": app.name})
     _create_instruments(meter, _OwnBoard(app))
@@ -182,7 +182,10 @@ class _UnitSpans:
 
 
 def _holder() -> _Holder:
-    holder: _Holder = g.setdefault(_HOLDER, _Holder())
+    holder: _Holder | None = g.get(_HOLDER)
+    if holder is None:
+        holder = _Holder()
+        setattr(g, _HOLDER, holder)
     return holder
 
 
@@ -204,8 +207,10 @@ def _end_announced(unit: Unit, exception: BaseException | None) -> None:
 
 def _end_inactive(holder: _Holder) -> None:
     """End the spans of units of which no signal told that they have ended, and heal what is current."""
-    for unit in reversed([unit for unit in holder.open if not unit.is_active]):
-        _end_unannounced(unit, holder.open.pop(unit))
+    for unit, unit_span in reversed(list(holder.open.items())):  # a copy: another thread may work in this context
+        if not unit.is_active:
+            holder.open.pop(unit, None)
+            _end_unannounced(unit, unit_span)
     _restore()
 
 
@@ -222,7 +227,7 @@ def _end_all(exception: BaseException | None) -> None:
     """End what is still open when an app context ends."""
     holder: _Holder | None = g.pop(_HOLDER, None)
     if holder is not None:
-        for unit, unit_span in reversed(holder.open.items()):
+        for unit, unit_span in reversed(list(holder.open.items())):
             _end_unannounced(unit, unit_span)
         _restore()
 

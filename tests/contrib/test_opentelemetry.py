@@ -574,6 +574,18 @@ def test_a_second_call_is_refused(app: Flask) -> None:
         instrument(app)
 
 
+def test_a_call_that_comes_too_late_changes_nothing(database: Database) -> None:
+    """Flask refuses to set up an app that has served a request."""
+    app = make_app(database)
+    app.test_client().get("/")
+
+    with pytest.raises(AssertionError, match="teardown_appcontext"):
+        instrument(app)
+
+    assert opentelemetry._EXTENSION not in app.extensions
+    assert not signals.unit_began.has_receivers_for(app)
+
+
 def test_it_is_switched_off_and_on_again(app: Flask, traces: Traces) -> None:
     """Also in the middle of a unit; to switch off what is not on does nothing."""
     with app.app_context():
@@ -727,10 +739,19 @@ def test_a_process_without_a_board_exports_nothing(
     assert exported(reader) == {}
 
 
-def test_an_app_that_is_switched_off_exports_nothing(metered: Flask, reader: InMemoryMetricReader) -> None:
-    """And one that is switched on again does."""
-    uninstrument(metered)
+def test_an_app_that_is_switched_off_exports_nothing(
+    reader: InMemoryMetricReader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And one that is switched on again does, although an SDK keeps the instruments that it has."""
+    monkeypatch.setattr(stats, "read_boards", lambda app=None: BOARDS)
+    app, provider = Flask("bank"), MeterProvider([reader])
+    instrument(app, meter_provider=provider)
+
+    uninstrument(app)
     assert exported(reader) == {}
+    instrument(app, meter_provider=provider)
+    assert points(reader, "flask_uow.units_begun") == {(): 100}
+    provider.shutdown()
 
 
 def test_two_apps_export_side_by_side(monkeypatch: pytest.MonkeyPatch, reader: InMemoryMetricReader) -> None:
