@@ -52,7 +52,7 @@ class Reading:
     @property
     def units(self) -> list[LiveUnit]:
         """The outermost units among that."""
-        return [live for live in self.live if live.kind == "unit" and live.depth == 1]
+        return [live for live in self.live if live.depth == 1]
 
     @property
     def pools(self) -> dict[str, list[PoolSnapshot]]:

@@ -99,7 +99,7 @@ OTHER = Worker(
     started_at=datetime(2026, 1, 2, tzinfo=UTC),
     counts=Counts(units=UnitCounts(begun=1000, committed=900), statements=7000, rules={"UOW103": 40, "UOW201": 1}),
     pools=(replace(POOL, process_pid=OTHER_PID, checked_out=1, longest_wait_seconds=1.5),),
-    live=(live(age=5.0),),
+    live=(live(age=5.0), live("connection", depth=0, age=60.0, since=50.0, state=State.HELD)),
 )
 
 ENDED = EndedWorkers(workers=2, counts=Counts(units=UnitCounts(begun=10_000, committed=9000), statements=70_000))

@@ -6,7 +6,7 @@ import logging
 import os
 import threading
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack
 from contextvars import copy_context
 from dataclasses import replace
@@ -410,7 +410,7 @@ def test_a_receiver_that_fails_before_leaves_no_span_open(app: Flask, traces: Tr
 # ---- generators, tasks, threads
 
 
-def held_open(label: str, uow: UnitOfWork) -> Iterator[str | None]:
+def held_open(label: str, uow: UnitOfWork) -> Generator[str | None, None, None]:
     """A generator that holds a unit open while others work."""
     with transactional(label=label):
         yield current_name()
@@ -474,6 +474,40 @@ def test_a_generator_that_is_left_ends_with_its_context(app: Flask, uow: UnitOfW
     with app.app_context(), transactional(label="next"):
         pass
     assert traces.one("next").parent is None
+
+
+def test_a_unit_that_ends_inside_a_span_begun_later(app: Flask, uow: UnitOfWork, traces: Traces) -> None:
+    """That span stays current; what it brings back when it ends is ended already, and nobody's parent."""
+    with app.app_context():
+        held = held_open("held", uow)
+        next(held)
+        with traces.tracer.start_as_current_span("own"):
+            list(held)
+            assert current_name() == "own"
+            with transactional(label="inner"):
+                pass
+            assert current_name() == "own"
+        with transactional(label="next"):
+            pass
+        assert current_name() is None
+
+    assert traces.tree() == [("held", None), ("inner", "own"), ("next", None)]
+
+
+def test_a_unit_that_ends_outside_of_any_context(
+    app: Flask, uow: UnitOfWork, traces: Traces, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A generator may be closed by another thread; the unit's own context ends the span."""
+    with app.app_context():
+        held = held_open("held", uow)
+        next(held)
+        thread = threading.Thread(target=held.close)
+        thread.start()
+        thread.join(timeout=DEADLINE_S)
+        assert traces.units == []
+
+    assert told(traces.one("held"))["uow.outcome"] == "rolled_back"
+    assert caplog.messages == []
 
 
 def test_an_async_view_is_a_span(app: Flask, uow: UnitOfWork, traces: Traces, database: Database) -> None:

@@ -197,6 +197,7 @@ def test_what_lives_now_is_counted_by_state(publish: Publish, registry: Collecto
     assert units[State.IDLE] == units[State.RUNNING] == 1
     assert units[State.WAITING] == 0
     assert value(samples, "flask_uow_live_connections", state=State.IDLE) == 1
+    assert value(samples, "flask_uow_live_connections", state=State.HELD) == 1
     assert value(samples, "flask_uow_live_connections", state=State.LEAKED) == 0
 
 
@@ -232,10 +233,14 @@ def test_what_found_no_room_is_told(publish: Publish, registry: CollectorRegistr
 
 def test_both_formats_say_the_same(publish: Publish, registry: CollectorRegistry) -> None:
     """OpenMetrics is stricter: names, units, buckets and the order of the lines are checked by its parser."""
-    strict = _samples(_strictly_parsed(registry))
+    families = _strictly_parsed(registry)
+    samples = _samples(families)
 
-    assert len(strict) > 100
-    assert strict == scraped(registry)
+    assert len(samples) > 100
+    assert samples == scraped(registry)
+    assert {family.name for family in families if family.unit == "seconds"} == {
+        family.name for family in families if family.name.endswith("_seconds")
+    }
 
 
 def test_empty_boards_are_a_scrape_too(publish: Publish, registry: CollectorRegistry) -> None:
