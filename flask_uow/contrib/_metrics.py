@@ -45,14 +45,19 @@ class Reading:
         return cls(boards, boards.totals)
 
     @property
-    def live(self) -> list[LiveUnit]:
-        """What the living workers do now."""
-        return [live for worker in self.boards.workers for live in worker.live]
+    def live(self) -> list[tuple[LiveUnit, LiveUnit]]:
+        """What the living workers do now: the outermost of each transaction, and the innermost, which knows its state.
 
-    @property
-    def units(self) -> list[LiveUnit]:
-        """The outermost units among that."""
-        return [live for live in self.live if live.depth == 1]
+        While a savepoint runs, the unit around it stays as it was when that began.
+        """
+        found = []
+        for worker in self.boards.workers:
+            pairs: list[tuple[LiveUnit, LiveUnit]] = []
+            for live in worker.live:
+                outermost = pairs.pop()[0] if live.depth > 1 and pairs else live
+                pairs.append((outermost, live))
+            found += pairs
+        return found
 
     @property
     def pools(self) -> dict[str, list[PoolSnapshot]]:
@@ -298,27 +303,27 @@ METRICS = (
         "flask_uow_live_units",
         Kind.AMOUNT,
         "Outermost units that are active now, by state.",
-        lambda reading: _states(reading.units),
+        lambda reading: _states(inner for outer, inner in reading.live if outer.kind == "unit"),
         ("state",),
     ),
     Metric(
         "flask_uow_live_connections",
         Kind.AMOUNT,
         "Connections that are in use outside of units now, by state.",
-        lambda reading: _states(live for live in reading.live if live.kind != "unit"),
+        lambda reading: _states(inner for outer, inner in reading.live if outer.kind != "unit"),
         ("state",),
     ),
     Metric(
         "flask_uow_oldest_unit_seconds",
         Kind.EXTREME,
         "How long ago the oldest active unit began; 0 if there is none.",
-        lambda reading: _longest(unit.seconds for unit in reading.units),
+        lambda reading: _longest(outer.seconds for outer, _ in reading.live if outer.kind == "unit"),
     ),
     Metric(
         "flask_uow_oldest_idle_in_transaction_seconds",
         Kind.EXTREME,
         "How long the longest idle transaction has been so; 0 if there is none.",
-        lambda reading: _longest(live.state_seconds for live in reading.live if live.state == State.IDLE),
+        lambda reading: _longest(inner.state_seconds for _, inner in reading.live if inner.state == State.IDLE),
     ),
     Metric(
         "flask_uow_workers",

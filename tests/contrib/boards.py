@@ -86,8 +86,10 @@ OWN = Worker(
     counts=COUNTS,
     pools=(POOL,),
     live=(
-        live(age=9.0, since=2.0, state=State.IDLE),
-        live(depth=2, age=8.0, state=State.IDLE, since=1.0),
+        # Idle when the savepoint inside it began; what runs now is known to that.
+        live(age=9.0, since=35.0, state=State.IDLE),
+        live(depth=2, age=8.0, state=State.IDLE, since=34.0),
+        live(depth=3, age=7.0, since=1.0),
         live("session", depth=0, age=40.0, since=30.0, state=State.IDLE),
     ),
     untold={"labels": 11},
@@ -99,7 +101,10 @@ OTHER = Worker(
     started_at=datetime(2026, 1, 2, tzinfo=UTC),
     counts=Counts(units=UnitCounts(begun=1000, committed=900), statements=7000, rules={"UOW103": 40, "UOW201": 1}),
     pools=(replace(POOL, process_pid=OTHER_PID, checked_out=1, longest_wait_seconds=1.5),),
-    live=(live(age=5.0), live("connection", depth=0, age=60.0, since=50.0, state=State.HELD)),
+    live=(
+        live(age=5.0, state=State.IDLE, since=4.0),
+        live("connection", depth=0, age=60.0, since=50.0, state=State.HELD),
+    ),
 )
 
 ENDED = EndedWorkers(workers=2, counts=Counts(units=UnitCounts(begun=10_000, committed=9000), statements=70_000))

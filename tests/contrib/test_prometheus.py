@@ -187,7 +187,7 @@ def test_what_a_pool_does_not_know_is_missing(publish: Publish, registry: Collec
 
 
 def test_what_lives_now_is_counted_by_state(publish: Publish, registry: CollectorRegistry) -> None:
-    """Outermost units, and connections outside of units, each apart; inner units are part of theirs."""
+    """Transactions of units, and connections outside of units; the innermost unit says what its transaction does."""
     samples = scraped(registry)
 
     units = {
