@@ -28,6 +28,7 @@ LAYERS = (
     "_settings",
     "_drivers",
     "_retry",
+    "_unit_log",
     "_engines",
     "_body",
     "_outcome",

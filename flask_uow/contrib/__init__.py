@@ -1,0 +1,1 @@
+"""One file for each library that is optional; nothing else imports them."""
