@@ -41,11 +41,12 @@ AT_APP, AT_HOST = 16, 24
 NAME_WORDS = 8
 
 AT_COUNTS = 64
-BEGUN, RETRIED, OPENED, CLOSED, LEAKED, STATEMENTS_OUTSIDE, CHECKOUTS, HELD_S = range(AT_COUNTS, AT_COUNTS + 8)
-"""``BEGUN`` are the units that had no slot of their thread's; ``CHECKOUTS`` and ``HELD_S`` those outside of units."""
+BEGUN, RETRIED, OPENED, CLOSED, LEAKED, STATEMENTS_OUTSIDE, FAST_CHECKOUTS, HELD_S = range(AT_COUNTS, AT_COUNTS + 8)
+"""``BEGUN`` are the units that had no slot of their thread's, ``FAST_CHECKOUTS`` and ``HELD_S`` of connections outside
+of units."""
 BUCKETS = len(BUCKET_BOUNDS_SECONDS) + 1
 UNIT_SECONDS, HELD_SECONDS, IDLE_SECONDS = (AT_COUNTS + 16 + BUCKETS * each for each in range(3))
-"""Histograms. The first bucket is not written: it holds all that is in no other one."""
+"""Histograms. The first bucket is not written: it holds what the labels have counted, and not counted as long."""
 AT_RULES = IDLE_SECONDS + BUCKETS
 MAX_RULES = 32
 """Each a rule's number and its count."""
@@ -63,10 +64,10 @@ TEXT_WORDS = 20
 LABEL_WHERE, LABEL_INNER, LABEL_RECORD = TEXT_WORDS, 2 * TEXT_WORDS, 2 * TEXT_WORDS + 1
 LABEL_FIELDS = (
     "count", "committed", "rolled_back", "failed", "errors", "without_connection",
-    "statements", "took_s", "worst_s", "idle_s", "held_s", "count_again",
+    "long_units", "long_idle", "long_held", "statements", "took_s", "worst_s", "idle_s", "held_s", "count_again",
 )  # fmt: skip
 """The record of a label; a reader that finds the two counts different has met it while it was written."""
-LABEL = struct.Struct("=6q5dq")
+LABEL = struct.Struct("=9q5dq")
 
 AT_LIVE = AT_LABEL_ROWS + LABEL_WORDS * MAX_LABELS
 LIVE_WORDS, MAX_LIVE = 16, 256
@@ -168,6 +169,14 @@ class Live:
         """Say what is done from now on, where no statements are counted."""
         self.reals[self.at] = what + time.monotonic()
 
+    def wait_for(self, pool_row: int) -> None:
+        """Say in which pool it waits for its first connection.
+
+        :param pool_row: the row of the pool, -1 for none.
+        """
+        if not self.held_since_s:
+            self.words[self.at + _LIVE_CONNECTION] = -(pool_row + 1)
+
     def free(self) -> None:
         """Leave the slot to others."""
         self.words[self.at - 1] = 0
@@ -188,7 +197,8 @@ class Live:
 class Row:
     """Where the units of a label are counted."""
 
-    __slots__ = ("at", "code", "count", "errors", "held_s", "idle_s", "index", "is_inner", "line", "offset", "outcomes",
+    __slots__ = ("at", "code", "count", "errors", "held_s", "idle_s", "index", "is_inner", "line",
+                 "long_held", "long_idle", "long_units", "offset", "outcomes",
                  "place", "statements", "took_s", "without_connection", "worst_s")  # fmt: skip
 
     def __init__(self, index: int, site: CallSite | None, *, is_inner: bool) -> None:
@@ -201,6 +211,7 @@ class Row:
         self.is_inner = is_inner
         self.outcomes = [0, 0, 0]
         self.count = self.errors = self.without_connection = 0
+        self.long_units = self.long_idle = self.long_held = 0
         self.statements = self.took_s = self.worst_s = self.idle_s = self.held_s = 0.0
 
 
@@ -385,28 +396,35 @@ class Board:
                 row.without_connection += 1
             if took_s > row.worst_s:
                 row.worst_s = took_s
+            if took_s > _FIRST_BOUND_S:
+                self._count_long(row, took_s, idle_s, held_s)
             LABEL.pack_into(
                 self.memory, row.offset, count, *outcomes, row.errors, row.without_connection,
-                row.statements, row.took_s, row.worst_s, row.idle_s, row.held_s, count,
+                row.long_units, row.long_idle, row.long_held, row.statements, row.took_s, row.worst_s, row.idle_s,
+                row.held_s, count,
             )  # fmt: skip
-            if took_s > _FIRST_BOUND_S and not row.is_inner:
-                self.count_time(UNIT_SECONDS, took_s)
-                self.count_time(IDLE_SECONDS, idle_s)
-                self.count_time(HELD_SECONDS, held_s)
         finally:
             lock.release()
+
+    def _count_long(self, row: Row, took_s: float, idle_s: float, held_s: float) -> None:
+        """Count what is not in the first bucket of its histogram; only outermost units are in any."""
+        if not row.is_inner:
+            row.long_units += self._count_time(UNIT_SECONDS, took_s)
+            row.long_idle += self._count_time(IDLE_SECONDS, idle_s)
+            row.long_held += self._count_time(HELD_SECONDS, held_s)
+
+    def _count_time(self, histogram: int, time_s: float) -> bool:
+        bucket = bisect_left(_BOUNDS_S, time_s)
+        if bucket:
+            self.words[histogram + bucket] += 1
+        return bucket > 0
 
     def count_checkout(self, held_s: float) -> None:
         """Count a connection that came back from outside of units."""
         with self.lock:
-            self.words[CHECKOUTS] += 1
             self.reals[HELD_S] += held_s
-            self.count_time(HELD_SECONDS, held_s)
-
-    def count_time(self, histogram: int, time_s: float) -> None:
-        """Count in a histogram what is not in its first bucket; for whoever has the lock."""
-        if time_s > _FIRST_BOUND_S:
-            self.words[histogram + bisect_left(_BOUNDS_S, time_s)] += 1
+            if not self._count_time(HELD_SECONDS, held_s):
+                self.words[FAST_CHECKOUTS] += 1
 
     # ---- pools and connections
 
@@ -444,6 +462,14 @@ class Board:
 
     def _write_text(self, at: int, words: int, text: str, *, keeps_end: bool = False) -> None:
         self.memory[at * WORD : (at + words) * WORD] = _fitted(text, words * WORD, keeps_end=keeps_end)
+
+
+def shown_name(name: str) -> str:
+    """An app's or a host's name as a board has it.
+
+    :param name: the whole name.
+    """
+    return _fitted(name, NAME_WORDS * WORD).rstrip(b"\0").decode()
 
 
 def _fitted(text: str, size: int, *, keeps_end: bool = False) -> bytes:

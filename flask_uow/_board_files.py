@@ -377,12 +377,14 @@ class Image:
         return sum(self.words[at + _board.LIVE_FIELDS.index("turn_again")] for at in turns)
 
     def label_rows(self) -> Iterator[int]:
-        """Where the rows begin that count something."""
-        used = min(max(self.words[_board.AT_LABELS], 0), _board.MAX_LABELS)
+        """Where the rows of labels begin that are in use."""
+        used = min(max(self.words[_board.AT_LABELS], 0), _board.MAX_LABELS - 2)
         for index in (*range(used), _board.MAX_LABELS - 2, _board.MAX_LABELS - 1):
-            at = _board.AT_LABEL_ROWS + _board.LABEL_WORDS * index
-            if self.words[at + _board.LABEL_RECORD] > 0:
-                yield at
+            yield _board.AT_LABEL_ROWS + _board.LABEL_WORDS * index
+
+    def slots(self) -> range:
+        """Where the live slots begin."""
+        return range(_board.AT_LIVE, _board.AT_LIVE + _board.LIVE_WORDS * (_board.MAX_LIVE - 1), _board.LIVE_WORDS)
 
     def add(self, dead: Image) -> None:
         """Add the counters of another board."""
@@ -399,7 +401,8 @@ class Image:
         self._add_rules(dead)
         rows = {self._label_key(at): at for at in self.label_rows()}
         for at in dead.label_rows():
-            self._add_label(rows, dead, at)
+            if dead.words[at + _board.LABEL_RECORD]:
+                self._add_label(rows, dead, at)
 
     def _add_rules(self, dead: Image) -> None:
         for source in range(_board.AT_RULES, _board.END_OF_COUNTS, 2):

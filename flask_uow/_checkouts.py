@@ -141,6 +141,7 @@ class Watch:
             return connect(pool)
         self._describe(board, pool)
         live, kind = self._find_holder(board, sys._getframe(2))
+        live.wait_for(self._row[1])
         before, began_s = live.reals[live.at], time.monotonic()
         live.reals[live.at] = before // STATEMENT * STATEMENT + (WAITING + began_s)
         try:
@@ -149,6 +150,7 @@ class Watch:
             self._give_up(board, live, before, error, is_own=kind != _UNIT)
             raise
         now_s = time.monotonic()
+        live.wait_for(-1)
         live.reals[live.at] = before if kind == _UNIT else HELD + now_s
         self._note_wait(board, now_s - began_s)
         if kind != _UNIT:
@@ -174,6 +176,7 @@ class Watch:
         return board.occupy(kind, row, time.monotonic()), kind
 
     def _give_up(self, board: Board, live: Live, before: float, error: BaseException, *, is_own: bool) -> None:
+        live.wait_for(-1)
         live.reals[live.at] = before
         if is_own:
             live.free()

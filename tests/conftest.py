@@ -2,6 +2,7 @@
 
 import gc
 import itertools
+import tempfile
 import weakref
 from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack, suppress
@@ -68,6 +69,15 @@ def postgresql_server() -> Iterator[Server]:
         except ServerError as error:
             pytest.exit(NO_SERVER.format(error), returncode=1)
         yield server
+
+
+@pytest.fixture(autouse=True)
+def temporary_folder(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A temporary folder of the test's own, in which the boards of its apps and of its processes lie."""
+    folder = tmp_path_factory.mktemp("temporary")
+    monkeypatch.setenv("TMPDIR", str(folder))
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    return folder
 
 
 @pytest.fixture
