@@ -73,6 +73,7 @@ def _ask(database: DatabaseSnapshot, engine: Engine, app_name: str) -> DatabaseS
         database,
         server_version=server.server_version,
         found_by=_found_by(app_name, server),
+        client_address=server.client_address,
         sessions=sessions,
         blockers=tuple(_server_session(row) for row in rows if not row.is_own),
         prepared=tuple(_prepared(prepared)),

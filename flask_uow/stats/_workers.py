@@ -53,6 +53,7 @@ def worker_of(image: Image) -> Worker:
         started_at=_time(words[board.AT_STARTED_NS]),
         counts=counts_of(image),
         pools=tuple(_pools(image, pid, live)),
+        backend_pids=tuple(filter(None, (words[at + board.CONNECTION_PID] for _, at in _connections(image)))),
         live=tuple(slot.shown for slot in live),
         untold={
             name: words[board.AT_UNTOLD + place]
