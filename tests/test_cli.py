@@ -23,7 +23,8 @@ from rich.console import Console
 from sqlalchemy import orm
 
 from flask_uow import UnitOfWork, stats
-from flask_uow._cli import _duration, draw
+from flask_uow._tables import draw
+from flask_uow.stats import duration
 from tests.databases import Database
 
 COMMAND = "db-session-stats"
@@ -532,7 +533,7 @@ def test_output_that_is_not_unicode(monkeypatch: pytest.MonkeyPatch) -> None:
 )
 def test_duration(seconds: float | None, text: str) -> None:
     """A duration is given in its two largest units."""
-    assert _duration(seconds) == text
+    assert duration(seconds) == text
 
 
 def test_threads_of_the_reader_end() -> None:

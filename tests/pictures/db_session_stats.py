@@ -22,7 +22,7 @@ from rich.console import Console
 from sqlalchemy.engine import URL, make_url
 
 from flask_uow import UnitOfWork, stats
-from flask_uow._cli import draw
+from flask_uow._tables import draw
 from tests.throwaway_server import throwaway_server
 
 WIDTH = 92
