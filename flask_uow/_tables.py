@@ -102,8 +102,6 @@ def picture(snapshot: stats.Snapshot, listing: Listing) -> Iterator[RenderableTy
     """
     yield from _head(snapshot, listing)
     yield from _troubles(snapshot.troubles, listing)
-    if listing.explains:
-        yield from _explanations(snapshot.troubles)
     yield from _live_units(snapshot.workers, listing)
     for database in snapshot.databases:
         yield from _database(database, listing, has_workers=bool(snapshot.workers))
@@ -113,6 +111,8 @@ def picture(snapshot: stats.Snapshot, listing: Listing) -> Iterator[RenderableTy
     notes = (*snapshot.notes, *(note for database in snapshot.databases for note in database.notes))
     for number, note in enumerate(dict.fromkeys(notes)):
         yield text_of(f"{'' if number else chr(10)}Note: {note}", "dim")
+    if listing.explains:
+        yield from _explanations(snapshot.troubles)
 
 
 # ---- the head
@@ -167,10 +167,18 @@ def _troubles(troubles: Sequence[stats.Trouble], listing: Listing) -> Iterator[R
     table.show_header, table.columns[0].justify = False, "left"
     for trouble in troubles[: listing.limit or None]:
         style = "bold red" if trouble.kind in _GRAVE else "bold yellow"
-        table.add_row(text_of(trouble.kind, style), text_of(trouble.text))
+        table.add_row(text_of(trouble.kind, style), _with_own_line(trouble.text, trouble.where))
     yield text_of(f"\ntrouble ({len(troubles)})", "bold red")
     yield table
     yield from _rest(len(troubles), listing.limit)
+
+
+def _with_own_line(text: str, where: str | None) -> RenderableType:
+    """Let the place in the code begin a line, so that it is not torn apart."""
+    from rich.console import Group
+
+    first, place, rest = text.partition(f": {where}")
+    return Group(text_of(first), text_of(f"{where}{rest}")) if place else text_of(text)
 
 
 def _explanations(troubles: Sequence[stats.Trouble]) -> Iterator[RenderableType]:
@@ -193,7 +201,7 @@ def _live_units(workers: Iterable[stats.Worker], listing: Listing) -> Iterator[R
     stacks = sorted((stack for worker in workers for stack in worker.stacks), key=_stack_order(listing.sort))
     if not stacks:
         return
-    table = _table("age\nworker", "statements\nbackend", last="unit\nstate, line, thread")
+    table = _table("age\nworker", "statements\nbackend", last="unit\nstate, thread, line")
     for stack in stacks[: listing.limit or None]:
         for unit in stack:
             _add_unit(table, unit, is_at_work=unit is stack[-1])
@@ -211,15 +219,16 @@ def _add_unit(table: Table, unit: stats.LiveUnit, *, is_at_work: bool) -> None:
     from rich.padding import Padding
 
     is_inner = unit.depth > 1
-    details = [unit.where, None if is_inner else f"thread {unit.thread}"]
-    text = text_of(_state(unit) if is_at_work else "", _state_style(unit))
-    text.append(("; " if is_at_work and any(details) else "") + harmless(", ".join(filter(None, details))), "not bold")
+    state = [text_of(_state(unit), _state_style(unit))] if is_at_work else []
+    thread = [] if is_inner else [text_of(unit.thread)]
+    where = [text_of(unit.where)] if unit.where else []
+    details = _Parts(*state, *thread, *where)
     kind = "" if unit.kind == "unit" else f" ({unit.kind} outside of units)"
     indent = 2 * (unit.depth - 1) if is_inner else 0
     table.add_row(
         _lines(duration(unit.seconds), "" if is_inner else str(unit.worker_pid)),
         _lines(f"{unit.statements:,}", "" if is_inner else "\n".join(map(str, unit.backend_pids)) or "-"),
-        Padding(Group(Middle(f"{'+ ' if is_inner else ''}{unit.label}{kind}"), text), (0, 0, 0, indent)),
+        Padding(Group(Line(f"{'+ ' if is_inner else ''}{unit.label}{kind}"), details), (0, 0, 0, indent)),
     )
 
 
@@ -321,7 +330,7 @@ def _what(session: stats.ServerSession) -> RenderableType:
 
     parts: list[RenderableType] = []
     if session.unit is not None:
-        parts.append(Middle(session.unit))
+        parts.append(Line(session.unit))
     if session.is_orphan:
         parts.append(text_of("orphan: no living worker knows it", "bold red"))
     if session.blocked_by:
@@ -329,7 +338,7 @@ def _what(session: stats.ServerSession) -> RenderableType:
         pids = ", ".join(str(pid) for pid in session.blocked_by if pid and str(pid) not in names)
         parts.append(text_of(f"waits for {_names(names)}{f' ({pids})' if pids else ''}", "magenta"))
     query = f"role {session.user}" if session.query is None else session.query
-    return Group(*parts, _cell(query, "dim" if session.unit is not None else ""))
+    return Group(*parts, Line(query, "dim" if session.unit is not None else "", keeps_end=False))
 
 
 def _blocker_table(blockers: Iterable[stats.ServerSession]) -> Table:
@@ -438,22 +447,25 @@ def _rest(count: int, limit: int) -> Iterator[RenderableType]:
 # ---- cells
 
 
-class Middle:
-    """A line of text that loses its middle, not its end, where there is no room for it.
+class Line:
+    """A line of text that loses its middle where there is no room for it, so that both ends can be read.
 
     :param text: the text.
     :param style: how to show it.
+    :param keeps_end: whether the middle is lost; if not, the end is.
     """
 
-    def __init__(self, text: str, style: str = "") -> None:
+    def __init__(self, text: str, style: str = "", *, keeps_end: bool = True) -> None:
         self.text = harmless(text)
         self.style = style
+        self.keeps_end = keeps_end
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         from rich.text import Text
 
         dots = "..." if options.ascii_only else "…"
-        yield Text(_without_middle(self.text, options.max_width, dots), self.style, no_wrap=True, overflow="crop")
+        shortened = _shortened(self.text, options.max_width, dots, keeps_end=self.keeps_end)
+        yield Text(shortened, self.style, no_wrap=True, overflow="crop")
 
     def __rich_measure__(self, console: Console, options: ConsoleOptions) -> Measurement:
         from rich.cells import cell_len
@@ -462,7 +474,7 @@ class Middle:
         return Measurement(min(10, options.max_width), min(cell_len(self.text), options.max_width))
 
 
-class _Label(Middle):
+class _Label(Line):
     """A label, with its place behind it where the terminal is wide."""
 
     def __init__(self, text: str, where: str | None) -> None:
@@ -475,23 +487,47 @@ class _Label(Middle):
             yield text_of(f"  {self.where}", "dim")
 
 
-def _without_middle(text: str, width: int, dots: str) -> str:
-    """Shorten a text in its middle.
+class _Parts:
+    """Parts of a line; each that does not fit behind the one before begins a line of its own."""
 
-    >>> _without_middle("POST /transfers", 10, "…"), _without_middle("short", 10, "…")
-    ('POST …fers', 'short')
+    def __init__(self, *parts: Text) -> None:
+        self.parts = parts
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        from rich.text import Text
+
+        line = Text(overflow="fold")
+        for part in self.parts:
+            if line and line.cell_len + 2 + part.cell_len > options.max_width:
+                yield line
+                line = Text(overflow="fold")
+            line.append_text(Text(", ") if line else Text()).append_text(part)
+        if line:
+            yield line
+
+    def __rich_measure__(self, console: Console, options: ConsoleOptions) -> Measurement:
+        from rich.measure import Measurement
+
+        longest = sum(part.cell_len + 2 for part in self.parts)
+        return Measurement(min(10, options.max_width), min(longest, options.max_width))
+
+
+def _shortened(text: str, width: int, dots: str, *, keeps_end: bool) -> str:
+    """Shorten a text in its middle or at its end, whatever width its characters have.
+
+    >>> _shortened("POST /transfers", 10, "…", keeps_end=True), _shortened("POST /transfers", 10, "…", keeps_end=False)
+    ('POST …fers', 'POST /tra…')
     """
     from rich.cells import cell_len
 
     if cell_len(text) <= width:
         return text
-    head = tail = max(0, width - len(dots))
-    head, tail = head - head // 2, tail // 2
-    shortened = text[:head] + dots + text[len(text) - tail :]
-    while cell_len(shortened) > width and (head or tail):
+    room = max(0, width - len(dots))
+    tail = room // 2 if keeps_end else 0
+    head = room - tail
+    while head + tail and cell_len(text[:head] + text[len(text) - tail :]) > room:
         head, tail = (head - 1, tail) if head >= tail else (head, tail - 1)
-        shortened = text[:head] + dots + text[len(text) - tail :]
-    return shortened
+    return text[:head] + dots[:width] + text[len(text) - tail :]
 
 
 def _table(*numbers: str, last: str, min_width: int = 8, gap: int = 2) -> Table:
@@ -513,12 +549,6 @@ def text_of(text: str, style: str = "") -> Text:
     from rich.text import Text
 
     return Text("\n" * text.startswith("\n") + harmless(text.lstrip("\n")), style=style, overflow="fold")
-
-
-def _cell(text: str, style: str = "") -> Text:
-    from rich.text import Text
-
-    return Text(harmless(text), style=style, no_wrap=True, overflow="ellipsis")
 
 
 def harmless(text: str) -> str:

@@ -94,7 +94,7 @@ class History:
         :param encoding: of the terminal; without block elements in it, other characters rise and fall.
         """
         bars = _BARS if _can_show(_BARS, encoding) else _ASCII_BARS
-        width = max(10, width - 36)
+        width = max(4, width - 36)
         yield _line("units/s", [each.units if each else None for each in self._rates], "{:,.1f}", bars, width)
         yield _line("undone/s", [each.errors if each else None for each in self._rates], "{:,.1f}", bars, width)
         yield _line("in use", list(self._in_use), "{:,}", bars, width)

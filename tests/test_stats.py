@@ -702,7 +702,7 @@ def test_condition_idle_in_transaction(changes: dict[str, Any], limit: str, is_f
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("idle=5", "'idle=5' is no condition. Write idle-in-transaction=SECONDS."),
+        ("idle=5", "'idle=5' is no condition. Write idle-in-transaction=SECONDS, blocked=SECONDS,"),
         ("", "'' is no condition"),
         ("idle-in-transaction", "'idle-in-transaction' has no limit that can be read: '' is not a number of seconds"),
         ("idle-in-transaction=5s", "'5s' is not a number of seconds. Write idle-in-transaction=SECONDS."),

@@ -9,6 +9,7 @@ from ._conditions import Condition, condition_forms, parse_seconds
 from ._explanations import EXPLANATIONS, Explanation
 from ._filters import Filter
 from ._snapshot import snapshot
+from ._troubles import find_troubles
 from ._values import (
     ABORTED,
     BLOCKED,
@@ -71,6 +72,7 @@ __all__ = [
     "condition_forms",
     "counted",
     "duration",
+    "find_troubles",
     "group_rank",
     "parse_seconds",
     "read_boards",

@@ -169,12 +169,12 @@ def _judge_troubles(snapshot: Snapshot, number: float) -> Iterator[str]:
 def _said_of(holder: Holder, *, with_name: bool = False) -> str:
     """Give what follows a line about somebody: who it is, if that was not said, and where."""
     name = holder.name if with_name and holder.label is not None else ""
-    place = holder.place if holder.stack or holder.label is not None else ""
-    return f": {', '.join(filter(None, (name, place)))}" if name or place else ""
+    said = ", ".join(filter(None, (name, holder.place)))
+    return f": {said}" if said else ""
 
 
 def _listed(found: t.Sequence[Holder]) -> str:
-    names = [f"{holder.name} ({holder.place})" for holder in found]
+    names = [f"{holder.name}{f' ({holder.place})' if holder.place else ''}" for holder in found]
     return f": {'; '.join(names)}" if names else ""
 
 

@@ -136,7 +136,9 @@ class Holder:
 
     @property
     def place(self) -> str:
-        """Where it is, for a line of text: the line, the worker, the thread and the server's processes."""
+        """Where it is, for a line of text: the line, and what :attr:`name` leaves open of who it is."""
+        if self.label is None:
+            return self.where or ""
         parts = [
             self.where,
             self.worker_pid and f"worker {self.worker_pid}",
