@@ -183,7 +183,7 @@ class Screen:
 
                 def show(parts: Iterable[RenderableType]) -> None:
                     self._last = list(parts)
-                    screen.update(_Cropped(self._last))
+                    screen.update(Cropped(self._last))
 
                 yield show
         finally:
@@ -191,7 +191,7 @@ class Screen:
                 self._console.print(part)
 
 
-class _Cropped:
+class Cropped:
     """Parts of a picture, as many of their lines as the terminal has; the last line says how many are missing."""
 
     def __init__(self, parts: Sequence[RenderableType]) -> None:

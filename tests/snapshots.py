@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -232,6 +233,31 @@ def bad_night() -> stats.Snapshot:
         databases=(database(*sessions),),
         ended=stats.EndedWorkers(1, stats.Counts(units=stats.UnitCounts(200, 198, 2, 0, 0), statements=1400)),
     )
+
+
+def short_night() -> stats.Snapshot:
+    """What fits into a picture: one looks for his glasses, one waits for him, one has left by the window."""
+    night = bad_night()
+    first = replace(night.workers[0], pools=(pool(checked_out=3, overflow=0),))
+    second = replace(night.workers[1], live=(), pools=(pool(process_pid=4712, checked_out=1, overflow=0),))
+    sessions = [each for each in night.databases[0].sessions if each.worker_pid == 4711]
+    return snapshot(first, second, databases=(database(*sessions),))
+
+
+def evening(number: int) -> stats.Snapshot:
+    """One of many snapshots, two seconds apart: customers come and go, and the short night begins in the end."""
+    night = short_night() if number >= 48 else snapshot(worker(4711), worker(4712))
+    crowd = 40 + 25 * math.sin(number / 7) + 12 * math.sin(number / 2)
+    begun = sum(int(80 + 50 * math.sin(each / 7) + 24 * math.sin(each / 2)) for each in range(number))
+    units = stats.UnitCounts(begun, begun, number // 9 * 4, 0, 0)
+    in_use = int(crowd / 6) + max(0, number - 48) // 2
+    first, *others = night.workers
+    first = replace(
+        first,
+        counts=replace(first.counts, units=units),
+        pools=(replace(first.pools[0], checked_out=in_use, overflow=max(0, in_use - 5)),),
+    )
+    return replace(night, workers=(first, *others), taken_at=NOW + timedelta(seconds=2 * number))
 
 
 def busy_night() -> stats.Snapshot:

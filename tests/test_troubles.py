@@ -33,6 +33,7 @@ def of_units(*live: stats.LiveUnit, sessions: tuple[stats.ServerSession, ...] = 
     return [f"{trouble.kind}: {trouble.text}" for trouble in troubles(seen, **limits)]
 
 
+FAILED, OUTLIVED = "sits in a failed transaction", "has outlived its context"
 NAME = "POST /transfers"
 PLACE = "bank/counter.py:27 in transfer, worker 4711, thread ThreadPoolExecutor-0_0, backend 5101"
 
@@ -43,7 +44,7 @@ PLACE = "bank/counter.py:27 in transfer, worker 4711, thread ThreadPoolExecutor-
         ({}, None),
         ({"state": State.IDLE, "state_seconds": 1.0}, None),
         (IDLE, f"idle-in-transaction: {NAME} is idle in its transaction for 34.2 s: {PLACE}"),
-        (IDLE | {"server_state": ABORTED}, f"aborted-transaction: {NAME} sits in a failed transaction for 34.2 s: {PLACE}"),
+        (IDLE | {"server_state": ABORTED}, f"aborted-transaction: {NAME} {FAILED} for 34.2 s: {PLACE}"),
         ({"state": State.IDLE, "state_seconds": 0.05, "server_state": ABORTED}, None),
         ({"waits_for": ("GET /a",), "state_seconds": 3.0}, f"blocked: {NAME} waits for GET /a for 3.0 s: {PLACE}"),
         ({"waits_for": ("GET /a",), "state_seconds": 0.05}, None),
@@ -56,7 +57,7 @@ PLACE = "bank/counter.py:27 in transfer, worker 4711, thread ThreadPoolExecutor-
             f"waiting-for-connection: POST /transfers waits for a connection while it holds one for 2.0 s: {PLACE}",
         ),
         ({"state": State.WAITING, "state_seconds": 0.05}, None),
-        ({"state": State.LEAKED, "seconds": 7.0}, f"leaked-connection: {NAME} has outlived its context for 7.0 s: {PLACE}"),
+        ({"state": State.LEAKED, "seconds": 7.0}, f"leaked-connection: {NAME} {OUTLIVED} for 7.0 s: {PLACE}"),
         ({"seconds": 60.0}, None),
         ({"seconds": 61.0}, f"long-unit: POST /transfers has not ended (running SQL now) for 1 min 1 s: {PLACE}"),
         ({"seconds": 61.0, "kind": "session", "depth": 0}, None),

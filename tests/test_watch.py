@@ -120,7 +120,7 @@ def test_sparkline(values: list[float | None], line: str) -> None:
     assert sparkline(values) == line
 
 
-@pytest.mark.parametrize(("encoding", "bars"), [("utf-8", "▃▆█"), ("ascii", ":=#"), ("latin-1", ":=#"), ("?", ":=#")])
+@pytest.mark.parametrize(("encoding", "bars"), [("utf-8", "▃▆█"), ("ascii", ":+#"), ("latin-1", ":+#"), ("?", ":+#")])
 def test_history(encoding: str, bars: str) -> None:
     """One line for each number with its latest and highest value, in what the terminal can show."""
     history = History()
@@ -143,7 +143,7 @@ def test_history_forgets() -> None:
 
     assert all(len(line) <= 80 for line in history.lines(80, "utf-8"))
     assert all(len(line) <= 40 for line in history.lines(40, "utf-8"))
-    assert list(History().lines(80, "utf-8"))[0] == "units/s          -"
+    assert next(History().lines(80, "utf-8")) == "units/s          -"
 
 
 # ---- a real process
@@ -219,7 +219,7 @@ def terminal(folder: Path, *arguments: str, rows: int = 200, **env: str) -> Iter
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_watch_on_a_terminal(folder: Path, number: int) -> None:
-    """It draws in place, on a screen of its own, and ends with that screen left, the cursor back and the last picture."""
+    """It draws in place, on a screen of its own; at the end that is left and the last picture stays."""
     with terminal(folder, "--watch", "0.1") as seen:
         seen.wait_for(r"units/s +25\.0 .*units/s +25\.0 ")
         seen.process.send_signal(number)
