@@ -16,12 +16,12 @@ import click
 from flask.cli import with_appcontext
 
 from . import stats
-from ._tables import DEFAULT_LIMIT, SORTS, Listing, draw, harmless, make_console, picture, text_of
-from ._watch import DEFAULT_SECONDS, MIN_SECONDS, History, repeat, watched_screen
+from ._tables import DEFAULT_LIMIT, SORTS, Listing, harmless, make_console, picture, print_parts, text_of
+from ._watch import DEFAULT_SECONDS, MIN_SECONDS, History, Show, repeat, watched_screen
 from .exceptions import UnitOfWorkError
 
 if t.TYPE_CHECKING:
-    from rich.console import RenderableType
+    from rich.console import Console, RenderableType
 
 _FAILED = 1
 _UNREADABLE = 2
@@ -169,11 +169,11 @@ def _choice(wanted: stats.Filter) -> str:
 
 def _show_once(request: _Request) -> int:
     snapshot = _take()
-    shown = snapshot.only(wanted=request.wanted)
+    shown = snapshot.only(request.wanted)
     if request.as_json:
         click.echo(json.dumps(shown.as_dict(), indent=2))
     elif not snapshot.databases or len(snapshot.errors) < len(snapshot.databases) or snapshot.workers:
-        _echo(lambda console: draw(shown, console, request.listing))
+        _echo(lambda console: print_parts(console, picture(shown, request.listing)))
     return _judge(snapshot, request)
 
 
@@ -185,7 +185,7 @@ def _take() -> stats.Snapshot:
         raise click.exceptions.Exit(_UNREADABLE) from error
 
 
-def _echo(draw_on: Callable[[t.Any], None]) -> None:
+def _echo(draw_on: Callable[[Console], None]) -> None:
     """Draw for the terminal that the output goes to; in plain text where it goes elsewhere or NO_COLOR asks for it."""
     console = make_console()
     with console.capture() as capture:
@@ -216,42 +216,40 @@ def _status(snapshot: stats.Snapshot, failures: Sequence[str]) -> int:
 
 def _watch(request: _Request, seconds: float) -> int:
     """Show one snapshot after the other; the status is the worst that there was."""
-    history, statuses = History(), {0}
     screen = None if request.as_json else watched_screen()
-
-    def print_next() -> None:
-        from rich.console import Group
-
-        snapshot = _take()
-        history.add(snapshot)
-        shown = snapshot.only(wanted=request.wanted)
-        if request.as_json:
-            click.echo(json.dumps(shown.as_dict()))
-        else:
-            _echo(lambda console: console.print(Group(*_frame(shown, history, request, console))))
-            click.echo()
-        statuses.add(_judge(snapshot, request))
-
+    history, statuses = History(), {0}
     if screen is None:
-        repeat(print_next, seconds)
+        repeat(lambda: statuses.add(_print_next(request, history)), seconds)
         return max(statuses)
     with screen as show:
-        console = make_console()
-
-        def show_next() -> None:
-            snapshot = _take()
-            history.add(snapshot)
-            failures = _failures(snapshot, request)
-            shown = snapshot.only(wanted=request.wanted)
-            wrong = [text_of(f"fails: {failure}", "bold red") for failure in failures]
-            show([*_frame(shown, history, request, console), *wrong])
-            statuses.add(_status(snapshot, failures))
-
-        repeat(show_next, seconds)
+        repeat(lambda: statuses.add(_show_next(request, history, show)), seconds)
     return max(statuses)
 
 
-def _frame(snapshot: stats.Snapshot, history: History, request: _Request, console: t.Any) -> Iterator[RenderableType]:
+def _print_next(request: _Request, history: History) -> int:
+    snapshot = _take()
+    history.add(snapshot)
+    if request.as_json:
+        click.echo(json.dumps(snapshot.only(request.wanted).as_dict()))
+    else:
+        _echo(lambda console: print_parts(console, _frame(snapshot, (), history, request, console)))
+        click.echo()
+    return _judge(snapshot, request)
+
+
+def _show_next(request: _Request, history: History, show: Show) -> int:
+    snapshot = _take()
+    history.add(snapshot)
+    failures = _failures(snapshot, request)
+    show(lambda console: _frame(snapshot, failures, history, request, console))
+    return _status(snapshot, failures)
+
+
+def _frame(
+    snapshot: stats.Snapshot, failures: Sequence[str], history: History, request: _Request, console: Console
+) -> Iterator[RenderableType]:
     yield text_of(f"{snapshot.taken_at:%Y-%m-%d %H:%M:%S %Z}", "dim")
     yield from map(text_of, history.lines(console.width, console.encoding))
-    yield from picture(snapshot, request.listing)
+    yield from (text_of(f"fails: {failure}", "bold red") for failure in failures)
+    yield ""
+    yield from picture(snapshot.only(request.wanted), request.listing)

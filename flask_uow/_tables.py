@@ -41,6 +41,7 @@ _STYLES: t.Final = {
     State.NO_TRANSACTION: "dim",
 }
 _GRAVE: t.Final = ("aborted-transaction", "idle-in-transaction", "leaked-connection", "pool-exhausted", "orphan")
+_KINDS: t.Final = {"session": " (session outside of units)", "connection": " (connection taken by hand)"}
 # A session that does nothing and holds nothing is no news, however long it does so.
 _AGELESS: t.Final = ("idle", "hidden", "disabled")
 
@@ -90,7 +91,12 @@ def draw(snapshot: stats.Snapshot, console: Console, listing: Listing = Listing(
     :param console: where to; 80 columns are enough.
     :param listing: how to lay it out.
     """
-    for part in picture(snapshot, listing):
+    print_parts(console, picture(snapshot, listing))
+
+
+def print_parts(console: Console, parts: Iterable[RenderableType]) -> None:
+    """Print the parts of a picture, one below the other."""
+    for part in parts:
         console.print(part)
 
 
@@ -174,11 +180,13 @@ def _troubles(troubles: Sequence[stats.Trouble], listing: Listing) -> Iterator[R
 
 
 def _with_own_line(text: str, where: str | None) -> RenderableType:
-    """Let the place in the code begin a line, so that it is not torn apart."""
+    """Let the place in the code begin a line, so that neither it nor what follows it is torn apart."""
     from rich.console import Group
 
     first, place, rest = text.partition(f": {where}")
-    return Group(text_of(first), text_of(f"{where}{rest}")) if place else text_of(text)
+    if not place:
+        return text_of(text)
+    return Group(text_of(first), _Parts(text_of(f"{where}"), *map(text_of, filter(None, rest.split(", ")))))
 
 
 def _explanations(troubles: Sequence[stats.Trouble]) -> Iterator[RenderableType]:
@@ -223,7 +231,7 @@ def _add_unit(table: Table, unit: stats.LiveUnit, *, is_at_work: bool) -> None:
     thread = [] if is_inner else [text_of(unit.thread)]
     where = [text_of(unit.where)] if unit.where else []
     details = _Parts(*state, *thread, *where)
-    kind = "" if unit.kind == "unit" else f" ({unit.kind} outside of units)"
+    kind = _KINDS.get(unit.kind, "")
     indent = 2 * (unit.depth - 1) if is_inner else 0
     table.add_row(
         _lines(duration(unit.seconds), "" if is_inner else str(unit.worker_pid)),
@@ -234,6 +242,8 @@ def _add_unit(table: Table, unit: stats.LiveUnit, *, is_at_work: bool) -> None:
 
 def _state(unit: stats.LiveUnit) -> str:
     state = stats.ABORTED if _is_aborted(unit) else unit.state
+    if unit.server_state is not None and unit.state in (State.HELD, State.LEAKED):
+        state = f"{state}, {unit.server_state}"
     attempt = f", attempt {unit.attempt}" if unit.attempt > 1 else ""
     waiting = f", waits for {_names(unit.waits_for)}" if unit.waits_for else ""
     return f"{state} for {duration(unit.state_seconds)}{attempt}{waiting}"

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 
 from . import stats
-from ._tables import make_console, text_of
+from ._tables import make_console, print_parts, text_of
 
 if t.TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
@@ -26,6 +26,9 @@ MIN_SECONDS = 0.1
 KEPT = 60
 _BARS = "▁▂▃▄▅▆▇█"
 _ASCII_BARS = "_.:-=+*#"
+
+Show = Callable[[Callable[["Console"], Iterable["RenderableType"]]], None]
+"""What shows the picture that a function draws for a console."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -165,30 +168,20 @@ def _ended_by_sigterm() -> Iterator[None]:
 # ---- where it is shown
 
 
-class Screen:
-    """A terminal whose picture is replaced by the next one; at the end, the last one stays on the usual screen.
+@contextmanager
+def _opened(console: Console) -> Iterator[Show]:
+    """Replace each picture by the next one; at the end, leave the last one on the usual screen."""
+    last: list[RenderableType] = []
+    try:
+        with console.screen(hide_cursor=True) as screen:
 
-    :param console: the terminal.
-    """
+            def show(draw: Callable[[Console], Iterable[RenderableType]]) -> None:
+                last[:] = draw(console)
+                screen.update(Cropped(last))
 
-    def __init__(self, console: Console) -> None:
-        self._console = console
-        self._last: list[RenderableType] = []
-
-    @contextmanager
-    def opened(self) -> Iterator[Callable[[Iterable[RenderableType]], None]]:
-        """Take the screen, and give what shows a picture on it."""
-        try:
-            with self._console.screen(hide_cursor=True) as screen:
-
-                def show(parts: Iterable[RenderableType]) -> None:
-                    self._last = list(parts)
-                    screen.update(Cropped(self._last))
-
-                yield show
-        finally:
-            for part in self._last:
-                self._console.print(part)
+            yield show
+    finally:
+        print_parts(console, last)
 
 
 class Cropped:
@@ -211,7 +204,7 @@ class Cropped:
             yield text_of(f"... {missing + 1} more lines; Ctrl-C prints them all", "dim")
 
 
-def watched_screen() -> AbstractContextManager[Callable[[Iterable[RenderableType]], None]] | None:
+def watched_screen() -> AbstractContextManager[Show] | None:
     """Take the terminal that the output goes to; None if it is none, or one that can only print line after line."""
     console = make_console()
     if not sys.stdout.isatty() or not console.is_terminal or console.is_dumb_terminal:
@@ -219,4 +212,4 @@ def watched_screen() -> AbstractContextManager[Callable[[Iterable[RenderableType
     reconfigure = getattr(sys.stdout, "reconfigure", None)
     if reconfigure is not None:
         reconfigure(errors="replace")
-    return Screen(console).opened()
+    return _opened(console)

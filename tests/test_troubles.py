@@ -35,7 +35,7 @@ def of_units(*live: stats.LiveUnit, sessions: tuple[stats.ServerSession, ...] = 
 
 FAILED, OUTLIVED = "sits in a failed transaction", "has outlived its context"
 NAME = "POST /transfers"
-PLACE = "bank/counter.py:27 in transfer, worker 4711, thread ThreadPoolExecutor-0_0, backend 5101"
+PLACE = "bank/counter.py:27 in transfer, worker 4711, backend 5101"
 
 
 @pytest.mark.parametrize(

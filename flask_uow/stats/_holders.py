@@ -45,11 +45,6 @@ class Holder:
         return self.stack[0].worker_pid if self.stack else self.sessions[0].worker_pid
 
     @property
-    def thread(self) -> str | None:
-        """The thread's name."""
-        return self.stack[0].thread if self.stack else None
-
-    @property
     def backend_pids(self) -> tuple[int, ...]:
         """The server's processes behind it, those of what is at work first."""
         told = [pid for unit in reversed(self.stack) for pid in unit.backend_pids]
@@ -142,7 +137,6 @@ class Holder:
         parts = [
             self.where,
             self.worker_pid and f"worker {self.worker_pid}",
-            self.thread and f"thread {self.thread}",
             self.backend_pids and f"backend {', '.join(map(str, self.backend_pids))}",
         ]
         return ", ".join(part for part in parts if part)

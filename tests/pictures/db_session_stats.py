@@ -46,6 +46,7 @@ def _watch() -> Iterable[RenderableType]:
         history.add(seen := snapshots.evening(number))
     yield text_of(f"{seen.taken_at:%Y-%m-%d %H:%M:%S %Z}", "dim")
     yield from map(text_of, history.lines(WIDTH, "utf-8"))
+    yield ""
     yield from picture(seen, Listing())
 
 
