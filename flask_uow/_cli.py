@@ -249,7 +249,7 @@ def _frame(
     snapshot: stats.Snapshot, failures: Sequence[str], history: History, request: _Request, console: Console
 ) -> Iterator[RenderableType]:
     yield text_of(f"{snapshot.taken_at:%Y-%m-%d %H:%M:%S %Z}", "dim")
-    yield from map(text_of, history.lines(console.width, console.encoding))
+    yield from (text_of(line, "cyan") for line in history.lines(console.width, console.encoding))
     yield from (text_of(f"fails: {failure}", "bold red") for failure in failures)
     yield ""
     yield from picture(snapshot.only(request.wanted), request.listing)

@@ -26,7 +26,6 @@ if t.TYPE_CHECKING:
 
 DEFAULT_LIMIT = 20
 _IDLE_LIMIT = 5
-_WIDE = 120
 
 _STYLES: t.Final = {
     "idle in transaction (aborted)": "bold red",
@@ -485,16 +484,23 @@ class Line:
 
 
 class _Label(Line):
-    """A label, with its place behind it where the terminal is wide."""
+    """A label, with its place behind it where there is room for both."""
 
     def __init__(self, text: str, where: str | None) -> None:
         super().__init__(text)
         self.where = where
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        whole = text_of(self.text).append_text(text_of(f"  {self.where or ''}".rstrip(), "dim"))
+        if whole.cell_len <= options.max_width:
+            yield whole
+            return
         yield from super().__rich_console__(console, options)
-        if self.where and console.width >= _WIDE:
-            yield text_of(f"  {self.where}", "dim")
+
+    def __rich_measure__(self, console: Console, options: ConsoleOptions) -> Measurement:
+        from rich.measure import Measurement
+
+        return Measurement(min(10, options.max_width), options.max_width)
 
 
 class _Parts:

@@ -154,6 +154,7 @@ def _check(value: Any, kind: str, place: str, schema: Mapping[str, Mapping[str, 
         for key, each in value.items():
             yield from _check(each, schema[kind][key][0], f"{place}.{key}", schema)
     elif kind == "time":
+        assert datetime.fromisoformat(value).isoformat() == value, place
         assert datetime.fromisoformat(value).tzinfo is not None, place
     else:
         # True is an int as well.
@@ -186,4 +187,5 @@ def test_pictures_are_what_the_command_draws() -> None:
 
 
 def _words(svg: str) -> list[str]:
-    return re.findall(r"<text[^>]*>([^<]*)</text>", svg)
+    texts = re.findall(r"<text[^>]*>([^<]*)</text>", svg)
+    return " ".join(texts).replace("&#160;", " ").split()

@@ -274,6 +274,15 @@ def test_labels_are_sorted(sort: str, order: str) -> None:
     assert "".join(row.split()[-1] for row in rows) == order
 
 
+@pytest.mark.parametrize(("width", "is_shown"), [(80, False), (100, True)])
+def test_place_of_a_label(width: int, is_shown: bool) -> None:
+    """It stands behind the label where there is room for both."""
+    text = drawn(snapshots.bad_night(), width).partition("\nlabels ")[2]
+
+    assert ("  POST /transfers  bank/counter.py:27 in transfer" in text) == is_shown
+    assert "  POST /transfers" in text
+
+
 def test_live_units_are_sorted() -> None:
     """The oldest first, or by statements or label."""
     live = [

@@ -244,6 +244,12 @@ def test_worst_comes_first() -> None:
         ("orphan", 0),
         ("pool-timeouts", 0),
     ]
+    long = replace(unit("GET /b", thread_id=7, seconds=99.0), backend_pids=(7,))
+    sessions = (session(8, state="active", state_age_seconds=0.01, blocked_by=(7,)),)
+    assert [text.split()[0] for text in of_units(unit(**IDLE), long, sessions=sessions)] == [
+        "long-unit:",
+        "idle-in-transaction:",
+    ]
     ages = [unit("GET /a", thread_id=number, **{**IDLE, "state_seconds": age}) for number, age in enumerate((2.0, 9.0))]
     assert ["9.0 s" in text for text in of_units(*ages)] == [True, False]
 

@@ -45,7 +45,7 @@ def _watch() -> Iterable[RenderableType]:
     for number in range(KEPT):
         history.add(seen := snapshots.evening(number))
     yield text_of(f"{seen.taken_at:%Y-%m-%d %H:%M:%S %Z}", "dim")
-    yield from map(text_of, history.lines(WIDTH, "utf-8"))
+    yield from (text_of(line, "cyan") for line in history.lines(WIDTH, "utf-8"))
     yield ""
     yield from picture(seen, Listing())
 
