@@ -171,12 +171,15 @@ def _ended_by_sigterm() -> Iterator[None]:
 @contextmanager
 def _opened(console: Console) -> Iterator[Show]:
     """Replace each picture by the next one; at the end, leave the last one on the usual screen."""
+    from rich.control import Control
+
     last: list[RenderableType] = []
     try:
         with console.screen(hide_cursor=True) as screen:
 
             def show(draw: Callable[[Console], Iterable[RenderableType]]) -> None:
                 last[:] = draw(console)
+                console.control(Control.home())
                 screen.update(Cropped(last))
 
             yield show

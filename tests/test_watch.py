@@ -229,8 +229,10 @@ def test_watch_on_a_terminal(folder: Path, number: int) -> None:
     assert status == 0
     assert seen.seen.count(ENTER) == seen.seen.count(LEAVE) == 1
     assert seen.seen.rindex(SHOW) > seen.seen.rindex(HIDE)
-    assert "\x1b[H" in before
-    assert before.count("bank on teller-1") >= 3
+    pictures = before.count("bank on teller-1")
+    assert pictures >= 3
+    # The signal may cut one off, which is then written once more before the screen is left.
+    assert len(re.findall(r"\x1b\[H\S*2026-03-01", before)) >= pictures - 1
     assert after.count("bank on teller-1") == 1
     assert "in use" in after
     assert "rules broken" in after
