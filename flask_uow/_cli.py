@@ -148,7 +148,7 @@ def db_session_stats(
     if explains and as_json:
         raise click.UsageError("--explain is for people, --json for programs: leave one of them away.")
     wanted = stats.Filter(min_age, states, label, workers)
-    request = _Request(as_json, wanted, conditions, Listing(sort, limit, explains, _choice(wanted)))
+    request = _Request(as_json, wanted, conditions, Listing(sort, limit, explains, workers, _choice(wanted)))
     status = _show_once(request) if watch is None else _watch(request, watch)
     click.get_current_context().exit(status)
 

@@ -324,7 +324,7 @@ def test_worker_chooses(night: Flask) -> None:
     assert found["troubles"] == ["pool-exhausted", "waiting-for-connection", "pool-timeouts"]
     assert found["begun"] == 1320
     assert kept(night, "--worker", "4711", "--worker", "4712")["workers"] == [4711, 4712]
-    assert "No such worker publishes." in run(night, "--worker", "99").stdout
+    assert "No worker 99 publishes here." in run(night, "--worker", "99").stdout
 
 
 def test_age_and_state_choose_live_units_too(night: Flask) -> None:

@@ -12,7 +12,8 @@ import pytest
 from rich.console import Console
 
 from flask_uow import stats
-from flask_uow._tables import Listing, _shortened, draw
+from flask_uow._tables import Listing, draw
+from flask_uow._tables._cells import shortened
 from flask_uow.stats import duration
 from tests import snapshots
 
@@ -335,6 +336,16 @@ def test_nobody_publishes() -> None:
     assert "pools of this process" in text
 
 
+def test_what_ended_workers_have_counted() -> None:
+    """It is told after the last of them too."""
+    counts = stats.Counts(units=stats.UnitCounts(200, 198, 2, 0, 0))
+
+    text = drawn(snapshots.snapshot(ended=stats.EndedWorkers(2, counts)))
+
+    assert "No worker publishes here" in text
+    assert "units: 200 begun, 198 committed, 2 rolled back" in text
+
+
 def test_choice_is_said() -> None:
     """Who sees less than there is is told so."""
     text = drawn(snapshots.bad_night().only(label="transfers"), choice="label 'transfers'")
@@ -393,7 +404,7 @@ def test_terminal_that_knows_only_ascii() -> None:
 )
 def test_middle_is_left_out(text: str, width: int, shown: str) -> None:
     """Both ends of a text stay, in the columns that there are."""
-    assert _shortened(text, width, "…", keeps_end=True) == shown
+    assert shortened(text, width, "…", keeps_end=True) == shown
 
 
 # ---- durations
