@@ -44,10 +44,11 @@ def _read_with(read: Callable[[str], object]) -> Callable[[click.Context, click.
 
 
 def _read_state(typed: str) -> str:
-    state = typed.lower().replace("-", " ")
-    if state not in _STATES:
-        raise ValueError(f"{typed!r} is no state. Choose from: {', '.join(_STATES)}.")
-    return state
+    states = {state.lower(): state for state in _STATES}
+    try:
+        return states[typed.lower().replace("-", " ")]
+    except KeyError:
+        raise ValueError(f"{typed!r} is no state. Choose from: {', '.join(_STATES)}.") from None
 
 
 def _read_interval(typed: str) -> float:

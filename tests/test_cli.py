@@ -332,6 +332,7 @@ def test_age_and_state_choose_live_units_too(night: Flask) -> None:
     assert kept(night, "--min-age", "30")["live"] == ["POST /withdrawals", "engine.connect()"]
     assert kept(night, "--state", "waiting-for-a-connection")["live"] == ["GET /accounts/<int:number>"]
     assert kept(night, "--state", "idle in transaction")["live"] == ["POST /withdrawals"]
+    assert kept(night, "--state", "Running-SQL")["live"] == ["POST /transfers", "transfer", "GET /statement"]
     assert kept(night, "--state", "leaked")["sessions"] == []
 
 

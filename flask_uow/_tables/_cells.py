@@ -137,21 +137,24 @@ def shortened(text: str, width: int, dots: str, *, keeps_end: bool) -> str:
 
 
 def table(*numbers: str, last: str, min_width: int = 8, gap: int = 2) -> Table:
-    """Make a table of narrow columns that are never cut, and a last one that takes what is left."""
+    """Make a table of narrow columns that are never cut, and a last one that takes what is left.
+
+    :param numbers: the heads of the narrow columns.
+    :param last: the head of the last one.
+    :param min_width: of the narrow ones.
+    :param gap: between two columns.
+    """
     from rich.table import Table
 
-    table = Table(box=None, pad_edge=False, padding=(0, gap, 0, 0), header_style="dim")
+    made = Table(box=None, pad_edge=False, padding=(0, gap, 0, 0), header_style="dim")
     for number in numbers:
-        table.add_column(number, justify="right", no_wrap=True, min_width=min_width)
-    table.add_column(last, overflow="fold")
-    return table
-
-
-def lines(*lines: str) -> str:
-    return "\n".join(lines)
+        made.add_column(number, justify="right", no_wrap=True, min_width=min_width)
+    made.add_column(last, overflow="fold")
+    return made
 
 
 def text_of(text: str, style: str = "") -> Text:
+    """Make text that is harmless and folded where it does not fit; an empty line may stand before it."""
     from rich.text import Text
 
     return Text("\n" * text.startswith("\n") + harmless(text.lstrip("\n")), style=style, overflow="fold")
@@ -162,18 +165,17 @@ def harmless(text: str) -> str:
     return "".join("?" if unicodedata.category(char) in ("Cc", "Cf", "Cs", "Co", "Zl", "Zp") else char for char in text)
 
 
-def names_of(names: Iterable[str]) -> str:
-    return ", ".join(names)
-
-
-def pids(pids: Iterable[int]) -> str:
+def named_pids(pids: Iterable[int]) -> str:
+    """Name the server's processes that somebody waits for."""
     return ", ".join(str(pid) if pid else "a prepared transaction" for pid in pids)
 
 
 def known(number: int | None) -> str:
+    """Give a number, or a dash if nobody knows it."""
     return "-" if number is None else str(number)
 
 
 def rest(count: int, limit: int) -> Iterator[RenderableType]:
+    """Say how many rows are not shown, if any."""
     if limit and count > limit:
         yield text_of(f"... and {count - limit:,} more (--limit 0 lists all)", "dim")

@@ -9,7 +9,7 @@ from itertools import groupby
 
 from .. import stats
 from ..stats import counted, duration
-from ._cells import STYLES, Line, known, names_of, pids, rest, table, text_of
+from ._cells import STYLES, Line, known, named_pids, rest, table, text_of
 from ._counts import pool_table
 from ._listing import Listing
 
@@ -108,9 +108,8 @@ def _what(session: stats.ServerSession) -> RenderableType:
     if session.is_orphan:
         parts.append(text_of("orphan: no living worker knows it", "bold red"))
     if session.blocked_by:
-        names = session.waits_for or [str(pid) if pid else "a prepared transaction" for pid in session.blocked_by]
-        pids = ", ".join(str(pid) for pid in session.blocked_by if pid and str(pid) not in names)
-        parts.append(text_of(f"waits for {names_of(names)}{f' ({pids})' if pids else ''}", "magenta"))
+        names, pids = ", ".join(session.waits_for), named_pids(session.blocked_by)
+        parts.append(text_of(f"waits for {f'{names} ({pids})' if names not in ('', pids) else pids}", "magenta"))
     query = f"role {session.user}" if session.query is None else session.query
     return Group(*parts, Line(query, "dim" if session.unit is not None else "", keeps_end=False))
 
@@ -118,7 +117,7 @@ def _what(session: stats.ServerSession) -> RenderableType:
 def _blocker_table(blockers: Iterable[stats.ServerSession]) -> Table:
     rows = table("pid", "in state", "in trans.", last="what")
     for session in blockers:
-        waiting = f", waits for {pids(session.blocked_by)}" if session.blocked_by else ""
+        waiting = f", waits for {named_pids(session.blocked_by)}" if session.blocked_by else ""
         rows.add_row(
             str(session.pid),
             duration(session.state_age_seconds),

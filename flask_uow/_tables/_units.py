@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from .. import stats
 from ..stats import State, duration
-from ._cells import STYLES, Line, Parts, lines, names_of, rest, table, text_of
+from ._cells import STYLES, Line, Parts, rest, table, text_of
 from ._listing import BY_UNIT, Listing
 
 if t.TYPE_CHECKING:
@@ -45,10 +45,11 @@ def _add_unit(rows: Table, unit: stats.LiveUnit, *, is_at_work: bool) -> None:
     where = [text_of(unit.where)] if unit.where else []
     details = Parts(*state, *thread, *where)
     kind = _KINDS.get(unit.kind, "")
+    backends = "\n".join(map(str, unit.backend_pids)) or "-"
     indent = 2 * (unit.depth - 1) if is_inner else 0
     rows.add_row(
-        lines(duration(unit.seconds), "" if is_inner else str(unit.worker_pid)),
-        lines(f"{unit.statements:,}", "" if is_inner else "\n".join(map(str, unit.backend_pids)) or "-"),
+        f"{duration(unit.seconds)}\n{'' if is_inner else unit.worker_pid}",
+        f"{unit.statements:,}\n{'' if is_inner else backends}",
         Padding(Group(Line(f"{'+ ' if is_inner else ''}{unit.label}{kind}"), details), (0, 0, 0, indent)),
     )
 
@@ -58,7 +59,7 @@ def _state(unit: stats.LiveUnit) -> str:
     if unit.server_state is not None and unit.state in (State.HELD, State.LEAKED):
         state = f"{state}, {unit.server_state}"
     attempt = f", attempt {unit.attempt}" if unit.attempt > 1 else ""
-    waiting = f", waits for {names_of(unit.waits_for)}" if unit.waits_for else ""
+    waiting = f", waits for {', '.join(unit.waits_for)}" if unit.waits_for else ""
     return f"{state} for {duration(unit.state_seconds)}{attempt}{waiting}"
 
 
