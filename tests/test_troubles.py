@@ -33,7 +33,7 @@ def of_units(*live: stats.LiveUnit, sessions: tuple[stats.ServerSession, ...] = 
     return [f"{trouble.kind}: {trouble.text}" for trouble in troubles(seen, **limits)]
 
 
-FAILED, OUTLIVED = "sits in a failed transaction", "has outlived its context"
+FAILED, OUTLIVED = "sits in a failed transaction", "has left a connection behind"
 NAME = "POST /transfers"
 PLACE = "bank/counter.py:27 in transfer, worker 4711, backend 5101"
 

@@ -66,7 +66,7 @@ def _rank(trouble: Trouble) -> tuple[bool, int, float]:
 def _of_holder(holder: Holder, snapshot: Snapshot, max_idle_s: float, max_unit_s: float) -> Trouble | None:
     """Tell the worst of a holder, if there is anything to tell."""
     if holder.is_leaked:
-        return _trouble("leaked-connection", holder, "has outlived its context", holder.seconds)
+        return _trouble("leaked-connection", holder, "has left a connection behind", holder.seconds)
     if _exceeds(holder.aborted_seconds, GRACE_S):
         return _trouble("aborted-transaction", holder, "sits in a failed transaction", holder.aborted_seconds)
     if _exceeds(holder.blocked_seconds, GRACE_S):

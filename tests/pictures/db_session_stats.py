@@ -18,7 +18,7 @@ from flask_uow._watch import KEPT, Cropped, History
 from tests import snapshots
 
 WIDTH = 96
-ROWS = 30
+ROWS = 22
 COMMAND = "db-session-stats"
 
 
