@@ -14,7 +14,7 @@ from rich.console import Console
 from flask_uow import stats
 from flask_uow._tables import Listing, draw
 from flask_uow._tables._cells import shortened
-from flask_uow.stats import duration
+from flask_uow.stats import State, duration
 from tests import snapshots
 
 
@@ -215,6 +215,51 @@ def test_every_live_unit_is_told_with_all_that_is_known(width: int) -> None:
     assert "bank/counter.py:58 in withdraw" in unit
 
 
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        ({}, "running SQL for 0.0 s, ThreadPoolExecutor-0_0"),
+        ({"attempt": 3}, "running SQL for 0.0 s, attempt 3, ThreadPoolExecutor-0_0"),
+        ({"server_state": "active"}, "running SQL for 0.0 s, ThreadPoolExecutor-0_0"),
+        (
+            {"state": State.IDLE, "server_state": "idle in transaction (aborted)", "thread": "Thread-1"},
+            "idle in transaction (aborted) for 0.0 s, Thread-1",
+        ),
+        ({"state": State.HELD, "server_state": "idle"}, "held, idle for 0.0 s, ThreadPoolExecutor-0_0"),
+        ({"state": State.HELD}, "held for 0.0 s, ThreadPoolExecutor-0_0"),
+        ({"waits_for": ("GET /a", "99")}, "running SQL for 0.0 s, waits for GET /a, 99"),
+    ],
+)
+def test_state_of_a_live_unit(changes: dict[str, Any], line: str) -> None:
+    """In the worker's words, with its server's where the worker cannot know."""
+    worker = snapshots.worker(4711, snapshots.unit(**changes), counts=stats.Counts(), pools=())
+
+    assert line in words(drawn(snapshots.snapshot(worker)))
+
+
+def test_what_is_no_unit_is_called_so() -> None:
+    """A connection that was taken by hand, or by a session outside of units."""
+    live = [snapshots.unit(kind=kind, depth=0, thread_id=at) for at, kind in enumerate(("session", "connection"))]
+    text = drawn(snapshots.snapshot(snapshots.worker(4711, *live)))
+
+    assert "POST /transfers (session outside of units)" in text
+    assert "POST /transfers (connection taken by hand)" in text
+
+
+def test_counts_that_are_odd() -> None:
+    """A rule of another version, a label that no unit has ended of, a pool without a limit, and one note twice."""
+    labels = (snapshots.label_counts("begun only", count=0, errors=0, total_seconds=0.0, statements=0),)
+    counts = stats.Counts(rules={"UOW999": 2, "UOW101": 0}, labels=labels)
+    worker = snapshots.worker(counts=counts, pools=(snapshots.pool(max_overflow=-1),))
+    text = drawn(replace(snapshots.snapshot(worker), notes=("Once.", "Once.")))
+
+    assert "UOW999  a rule of another version" in text
+    assert "UOW101" not in text
+    assert re.search(r"\n +0 +0 +- +820 ms +-  begun only", text)
+    assert "pools (1): 4 connections in use, 0 waited for" in text
+    assert text.count("Note: Once.") == 1
+
+
 def test_inner_units_stand_under_their_outermost_one() -> None:
     """They are indented, and the innermost alone says what is at work and whom it waits for."""
     lines = [line.rstrip() for line in drawn(snapshots.bad_night()).splitlines()]
@@ -356,10 +401,11 @@ def test_choice_is_said() -> None:
 
 def test_explanations_follow_for_each_kind_once() -> None:
     """What it means and what to do, at the end, where it is read first."""
-    text = words(drawn(snapshots.bad_night(), explains=True))
+    night = snapshots.bad_night()
+    kinds = {trouble.kind for trouble in night.troubles}
+    text = words(drawn(replace(night, troubles=night.troubles * 2), explains=True))
 
     end = text[text.index("what it means, and what to do") :]
-    kinds = {trouble.kind for trouble in snapshots.bad_night().troubles}
     assert all(words(stats.EXPLANATIONS[kind].remedy) in end for kind in kinds)
     assert not any(words(each.remedy) in end for kind, each in stats.EXPLANATIONS.items() if kind not in kinds)
     assert end.count("At the bank:") == len(kinds)

@@ -47,8 +47,8 @@ EXPLANATIONS: t.Final[Mapping[str, Explanation]] = {
         "Every connection that the pool may open is in use. The next request waits for pool_timeout seconds, and "
         "fails after that.",
         "See who holds them, among the live units. If they idle, mend that first. If all of them work, raise "
-        "pool_size or max_overflow in SQLALCHEMY_ENGINE_OPTIONS to the worker's threads, and keep workers times limit "
-        "below the server's max_connections.",
+        "pool_size or max_overflow in SQLALCHEMY_ENGINE_OPTIONS to as many as the worker has threads, and keep "
+        "workers times limit below the server's max_connections.",
     ),
     "waiting-for-connection": Explanation(
         "A customer waits for a teller.",
@@ -62,8 +62,8 @@ EXPLANATIONS: t.Final[Mapping[str, Explanation]] = {
         "A statement waits for a row or a table that another transaction has locked. It goes on when that one commits "
         "or rolls back.",
         "Look at the one that it waits for: it idles, or does too much in one unit. Write late in the unit, take rows "
-        "in one order everywhere, and bound the wait by SET lock_timeout. Now: SELECT pg_terminate_backend(pid) of "
-        "the other.",
+        "in one order everywhere, and bound the wait by SET LOCAL lock_timeout. Now: SELECT pg_terminate_backend(pid) "
+        "of the other.",
     ),
     "orphan": Explanation(
         "The customer is gone for good, and nobody told the teller.",
