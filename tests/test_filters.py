@@ -47,6 +47,7 @@ def test_label(text: str, label: str | None, is_kept: bool) -> None:
         ({"states": (State.IDLE,)}, False),
         ({"states": (State.IDLE, State.RUNNING)}, True),
         ({"states": ("active",)}, True),
+        ({"states": ("idle in transaction",)}, False),
         ({"min_age_seconds": 5.0}, True),
         ({"min_age_seconds": 5.1}, False),
     ],
@@ -56,7 +57,9 @@ def test_stack(criteria: dict[str, object], is_kept: bool) -> None:
     outer = unit(state=State.IDLE, seconds=5.0)
     inner = unit("record", depth=2, seconds=1.0, state=State.RUNNING, server_state="active")
 
+    told_of_outer = (replace(outer, server_state="active"), replace(inner, server_state=None))
     assert Filter(**criteria).keeps_stack((outer, inner)) == is_kept  # type: ignore[arg-type]
+    assert Filter(**criteria).keeps_stack(told_of_outer) == is_kept  # type: ignore[arg-type]
 
 
 def test_session_of_another_worker_or_label() -> None:

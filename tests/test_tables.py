@@ -237,6 +237,16 @@ def test_state_of_a_live_unit(changes: dict[str, Any], line: str) -> None:
     assert line in words(drawn(snapshots.snapshot(worker)))
 
 
+def test_what_a_server_says_of_the_outer_unit() -> None:
+    """It is said of what is at work, whichever of the units has the connection."""
+    outer = snapshots.unit(waits_for=("GET /a",), server_state="idle in transaction (aborted)")
+    inner = snapshots.unit("record", depth=2, backend_pids=(), state=State.IDLE)
+
+    text = words(drawn(snapshots.snapshot(snapshots.worker(4711, outer, inner))))
+
+    assert "idle in transaction (aborted) for 0.0 s, waits for GET /a" in text
+
+
 def test_what_is_no_unit_is_called_so() -> None:
     """A connection that was taken by hand, or by a session outside of units."""
     live = [snapshots.unit(kind=kind, depth=0, thread_id=at) for at, kind in enumerate(("session", "connection"))]

@@ -82,7 +82,9 @@ def test_stack_is_told_once() -> None:
     seen = snapshot(worker(4711, outer, inner, counts=NOTHING, pools=()))
 
     (found,) = troubles(seen)
+    (aborted,) = of_units(replace(outer, server_state=ABORTED), inner)
 
+    assert aborted.startswith("aborted-transaction: record inside POST /transfers")
     assert found.text.startswith("record inside POST /transfers is idle in its transaction for 34.2 s: bank/audit.py:9")
     assert (found.label, found.where, found.view) == ("record", "bank/audit.py:9 in record", "POST /transfers")
     assert (found.seconds, found.worker_pid, found.backend_pid) == (34.2, 4711, 5101)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import typing as t
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
@@ -24,8 +25,9 @@ def live_units(workers: Iterable[stats.Worker], listing: Listing) -> Iterator[Re
         return
     rows = table("age\nworker", "statements\nbackend", last="unit\nstate, thread, line")
     for stack in stacks[: listing.limit or None]:
-        for unit in stack:
-            _add_unit(rows, unit, is_at_work=unit is stack[-1])
+        for unit in stack[:-1]:
+            _add_unit(rows, unit, is_at_work=False)
+        _add_unit(rows, _at_work(stack), is_at_work=True)
     yield text_of(f"\nlive units ({len(stacks)})", "bold")
     yield rows
     yield from rest(len(stacks), listing.limit)
@@ -33,6 +35,13 @@ def live_units(workers: Iterable[stats.Worker], listing: Listing) -> Iterator[Re
 
 def _stack_order(sort: str) -> Callable[[Sequence[stats.LiveUnit]], t.Any]:
     return BY_UNIT.get(sort, lambda stack: -stack[0].seconds)
+
+
+def _at_work(stack: Sequence[stats.LiveUnit]) -> stats.LiveUnit:
+    """Give the innermost unit with what is known of the connection, which may be one of the units around it."""
+    told = (unit.server_state for unit in reversed(stack) if unit.server_state is not None)
+    names = dict.fromkeys(name for unit in stack for name in unit.waits_for)
+    return dataclasses.replace(stack[-1], server_state=next(told, None), waits_for=tuple(names))
 
 
 def _add_unit(rows: Table, unit: stats.LiveUnit, *, is_at_work: bool) -> None:

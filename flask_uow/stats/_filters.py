@@ -32,7 +32,9 @@ class Filter:
     def keeps_stack(self, stack: Sequence[LiveUnit]) -> bool:
         """Whether a live unit is listed, with all that is inside it."""
         is_old = not self.min_age_seconds or stack[0].seconds >= self.min_age_seconds
-        is_in_state = not self.states or stack[-1].state in self.states or stack[-1].server_state in self.states
+        # The connection may be one of the units around it.
+        server_state = next((unit.server_state for unit in reversed(stack) if unit.server_state is not None), None)
+        is_in_state = not self.states or stack[-1].state in self.states or server_state in self.states
         return is_old and is_in_state and any(self.keeps_label(unit.label) for unit in stack)
 
     def keeps_trouble(self, trouble: Trouble) -> bool:

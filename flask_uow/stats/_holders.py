@@ -88,7 +88,8 @@ class Holder:
     @property
     def aborted_seconds(self) -> float | None:
         """For how long it has sat in a transaction that has failed."""
-        told = (unit.state_seconds for unit in self.stack[-1:] if unit.server_state == ABORTED)
+        is_told = any(unit.server_state == ABORTED for unit in self.stack)
+        told = (unit.state_seconds for unit in self.stack[-1:] if is_told)
         return _longest(*told, *(each.state_age_seconds or 0.0 for each in self.sessions if each.state == ABORTED))
 
     @property
