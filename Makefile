@@ -83,8 +83,8 @@ build: $(VENV)/dev.stamp ## Build the wheel and the source archive into dist/ an
 	@$(PY) -m twine check --strict dist/*
 
 .PHONY: pictures
-pictures: $(VENV)/dev.stamp ## Draw the README's picture again, from a server's real sessions
-	@$(PY) -m tests.pictures.db_session_stats docs/db-session-stats.svg
+pictures: $(VENV)/dev.stamp ## Draw the README's pictures again
+	@$(PY) -m tests.pictures.db_session_stats docs
 
 .PHONY: clean
 clean: ## Remove everything that make has made, the sample's SQLite file too

@@ -24,6 +24,7 @@ class Rule:
     """One rule.
 
     :param code: its short name, which never changes meaning.
+    :param title: what it is about, for tables.
     :param what: the first line of its text; ``{...}`` is filled in.
     :param fix: the order that mends it.
     :param origin: where the rule comes from.
@@ -31,6 +32,7 @@ class Rule:
     """
 
     code: str
+    title: str
     what: str
     fix: str
     origin: str
@@ -42,6 +44,7 @@ RULES = {
     for rule in (
         Rule(
             "UOW101",
+            "commit or begin by hand inside a unit",
             "{call} was called inside unit of work {label!r}.",
             "Delete the {noun}: {reason}",
             "SIP-99B",
@@ -49,6 +52,7 @@ RULES = {
         ),
         Rule(
             "UOW102",
+            "rollback or close by hand inside a unit",
             "{call} was called inside unit of work {label!r}.",
             "Delete the {noun}: raise an exception, or call unit.set_rollback_only(), and the unit is rolled back.",
             "SIP-99B",
@@ -56,54 +60,63 @@ RULES = {
         ),
         Rule(
             "UOW103",
+            "writes outside a unit that nobody committed, lost when the context ends",
             "Writes outside a unit of work were lost at the end of the context: {lost}.",
             "Put @transactional on the view, command or function that writes.",
             "SIP-99A",
         ),
         Rule(
             "UOW104",
+            "a commit with nothing to commit",
             "session.commit() was called with nothing new, changed, deleted or written to commit.",
             "Commit only where something has changed: what was only read ends with its context.",
             "SIP-99A",
         ),
         Rule(
             "UOW105",
+            "merge() of an object that the session holds already",
             "merge() was called with {entity}, which this session holds already.",
             "Delete the merge and change the object itself: what is persistent is written by the next flush.",
             "SIP-99A",
         ),
         Rule(
             "UOW106",
+            "a row committed and then deleted in the same context",
             "{entity} was committed and then deleted in the same context.",
             "Replace the first commit by session.flush(), so that one transaction does both.",
             "SIP-99A",
         ),
         Rule(
             "UOW107",
+            "a transaction begun again after the unit, while a template renders say",
             "A transaction was begun again after unit of work {label!r} had ended.",
             "Load what the response shows inside the unit, with selectinload() say, or read it in a unit of its own.",
             "best practices",
         ),
         Rule(
             "UOW108",
+            "a unit longer than UOW_MAX_UNIT_SECONDS",
             "Unit of work {label!r} took {seconds} s, and UOW_MAX_UNIT_SECONDS is {limit}.",
             "Move what is no work of the database out of the unit.",
             "best practices",
         ),
         Rule(
             "UOW109",
+            "a unit idle in its transaction for longer than UOW_MAX_IDLE_SECONDS",
             "{who} sat idle in its transaction for {seconds} s, and UOW_MAX_IDLE_SECONDS is {limit}.",
             "Ask other services before the unit begins, or in an after_commit hook.",
             "best practices",
         ),
         Rule(
             "UOW110",
+            "a second connection taken while a unit holds one",
             "A second connection was taken while unit of work {label!r} held one.",
             "Use the unit's session, so that the pool cannot run dry with every thread waiting for another's.",
             "pools",
         ),
         Rule(
             "UOW111",
+            "a write in a read-only unit",
             "A write was sent inside read-only unit of work {label!r}: {statement}",
             "Drop read_only=True, or move the write out of the unit.",
             "reads",
@@ -111,6 +124,7 @@ RULES = {
         ),
         Rule(
             "UOW201",
+            "a session used outside an app context",
             "{what} was used outside an app context.",
             "Push one: with app.app_context(): ...; in a thread, inside the thread's function; on a command, "
             "@with_appcontext.",
@@ -119,6 +133,7 @@ RULES = {
         ),
         Rule(
             "UOW202",
+            "a session or connection that outlived its app context",
             "A session or connection outlived its app context: {what}.",
             "Take connections in a with block, and keep no session. Join threads before the view returns, or give them "
             "an app context of their own.",
@@ -126,6 +141,7 @@ RULES = {
         ),
         Rule(
             "UOW203",
+            "two tasks or threads inside one session at once",
             "Two tasks or threads were inside one session at once: {what}.",
             "Await one before the next begins, or give each an app context of its own.",
             "scoped sessions",

@@ -60,7 +60,8 @@ class Settings:
     :param two_phase: whether a unit over several databases is committed in all or none.
     :param max_unit_s: seconds that a unit may take; no bound where rule UOW108 is off.
     :param max_idle_s: seconds that a transaction may wait for the next statement; no bound where rule UOW109 is off.
-    :param slow_unit_s: seconds after which a unit is logged as slow, whatever the rules are.
+    :param slow_unit_s: seconds after which a unit is logged and shown as slow, whatever the rules are.
+    :param idle_limit_s: seconds after which an idle transaction is shown as trouble, whatever the rules are.
     :param stats: whether this process publishes what it does.
     :param stats_dir: in which folder; None for the default one.
     """
@@ -75,6 +76,7 @@ class Settings:
     max_unit_s: float = math.inf
     max_idle_s: float = math.inf
     slow_unit_s: float = 5.0
+    idle_limit_s: float = 1.0
     stats: bool = True
     stats_dir: str | None = None
 
@@ -104,6 +106,7 @@ def read_settings(
         max_unit_s=math.inf if modes["UOW108"] == "off" else values.get("UOW_MAX_UNIT_SECONDS", 5.0),
         max_idle_s=math.inf if modes["UOW109"] == "off" else values.get("UOW_MAX_IDLE_SECONDS", 1.0),
         slow_unit_s=values.get("UOW_MAX_UNIT_SECONDS", 5.0),
+        idle_limit_s=values.get("UOW_MAX_IDLE_SECONDS", 1.0),
         stats=values.get("UOW_STATS", True),
         stats_dir=values.get("UOW_STATS_DIR"),
     )

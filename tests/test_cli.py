@@ -9,9 +9,6 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import replace
-from datetime import UTC, datetime
-from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +16,10 @@ import pytest
 import sqlalchemy as sa
 from click.testing import Result
 from flask import Flask
-from rich.console import Console
 from sqlalchemy import orm
 
 from flask_uow import UnitOfWork, stats
-from flask_uow._cli import _duration, draw
+from tests import snapshots
 from tests.databases import Database
 
 COMMAND = "db-session-stats"
@@ -280,17 +276,114 @@ def test_sqlite_file(database: Database) -> None:
     assert "no writer seen" in result.stdout
 
 
+# ---- a night made by hand
+
+
+@pytest.fixture
+def night(monkeypatch: pytest.MonkeyPatch) -> Flask:
+    """An app that has a bad night."""
+    monkeypatch.setattr(stats, "snapshot", snapshots.bad_night)
+    return make_app("sqlite://")
+
+
+def kept(app: Flask, *arguments: str) -> dict[str, Any]:
+    """What is left of workers, live units, sessions and troubles."""
+    document = json.loads(run(app, "--json", *arguments).stdout)
+    live = [unit["label"] for worker in document["workers"] for unit in worker["live"]]
+    return {
+        "workers": [worker["pid"] for worker in document["workers"]],
+        "live": live,
+        "sessions": [session["pid"] for session in document["databases"][0]["sessions"]],
+        "troubles": [trouble["kind"] for trouble in document["troubles"]],
+        "labels": [each["label"] for each in document["totals"]["labels"]],
+        "begun": document["totals"]["units"]["begun"],
+    }
+
+
+def test_label_chooses(night: Flask) -> None:
+    """A part of a label in any case, an inner unit's too; what is inside of the outer one stays with it."""
+    found = kept(night, "--label", "TRANSFER")
+
+    assert found["live"] == ["POST /transfers", "transfer"]
+    assert found["sessions"] == [5102]
+    assert found["troubles"] == ["blocked"]
+    assert found["labels"] == ["POST /transfers", "transfer", snapshots.LONG]
+    assert kept(night, "--label", "transfer")["live"] == found["live"]
+    assert kept(night, "--label", "POST /*")["live"] == ["POST /withdrawals", "POST /transfers", "transfer"]
+    assert kept(night, "--label", "nothing of this")["live"] == []
+    assert "Listed: label 'TRANSFER'." in run(night, "--label", "TRANSFER").stdout
+
+
+def test_worker_chooses(night: Flask) -> None:
+    """Its units, sessions and pools are listed, and what it alone has counted."""
+    found = kept(night, "--worker", "4712")
+
+    assert found["workers"] == [4712]
+    assert found["live"] == ["GET /accounts/<int:number>", "GET /statement"]
+    assert found["sessions"] == [5201, *range(5110, 5118)]
+    assert found["troubles"] == ["pool-exhausted", "waiting-for-connection", "pool-timeouts"]
+    assert found["begun"] == 1320
+    assert kept(night, "--worker", "4711", "--worker", "4712")["workers"] == [4711, 4712]
+    assert "No worker 99 publishes here." in run(night, "--worker", "99").stdout
+
+
+def test_age_and_state_choose_live_units_too(night: Flask) -> None:
+    """A unit is as old as its outermost one, and in the state that its innermost one is in."""
+    assert kept(night, "--min-age", "30")["live"] == ["POST /withdrawals", "engine.connect()"]
+    assert kept(night, "--state", "waiting-for-a-connection")["live"] == ["GET /accounts/<int:number>"]
+    assert kept(night, "--state", "idle in transaction")["live"] == ["POST /withdrawals"]
+    assert kept(night, "--state", "Running-SQL")["live"] == ["POST /transfers", "transfer", "GET /statement"]
+    assert kept(night, "--state", "leaked")["sessions"] == []
+
+
+def test_conditions_judge_what_is_not_listed(night: Flask) -> None:
+    """Whatever is chosen."""
+    result = run(night, "--label", "nothing of this", "--fail-on", "leaked=1", "--fail-on", "pool-usage=90%")
+
+    assert result.exit_code == 1
+    who = "engine.connect() (bank/reports.py:12 in nightly, worker 4711, backend 5103)"
+    assert result.stderr.splitlines() == [
+        f"leaked=1: 1 session or connection has outlived its context: {who}",
+        "pool-usage=90%: pool default of worker 4712 has 15 of 15 connections in use (100%)",
+    ]
+
+
+def test_explain_and_limit_and_sort(night: Flask) -> None:
+    """They reach the tables."""
+    assert "what it means, and what to do" in run(night, "--explain").stdout
+    assert "... and 4 more" in run(night, "--limit", "1").stdout
+    assert "by worst" in run(night, "--sort", "worst").stdout
+
+
+def test_workers_are_shown_where_every_database_is_down(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the workers tell does not need a database."""
+    down = snapshots.database(error="Connection refused", server_version=None)
+    seen = snapshots.snapshot(snapshots.worker(4711, snapshots.unit()), databases=(down,))
+    monkeypatch.setattr(stats, "snapshot", lambda: seen)
+
+    result = run(make_app("sqlite://"))
+
+    assert result.exit_code == 2
+    assert "live units (1)" in result.stdout
+
+
 # ---- usage
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--fail-on", "idle=5"], "'idle=5' is no condition. Write idle-in-transaction=SECONDS."),
+        (["--fail-on", "idle=5"], "'idle=5' is no condition. Write idle-in-transaction=SECONDS, blocked=SECONDS,"),
         (["--fail-on", "idle-in-transaction=soon"], "'soon' is not a number of seconds."),
         (["--min-age", "nan"], "'nan' is not a number of seconds."),
         (["--min-age", "-1"], "'-1' is not a number of seconds."),
         (["--state", "asleep"], "'asleep' is no state. Choose from: idle in transaction (aborted), "),
+        (["--fail-on", "pool-usage=0"], "'0' is not a percentage above 0 and up to 100. Write pool-usage=PERCENT."),
+        (["--watch", "0"], "'0' is too often. Choose 0.1 seconds or more."),
+        (["--watch", "soon"], "'soon' is not a number of seconds."),
+        (["--sort", "colour"], "'colour' is not one of"),
+        (["--limit", "-1"], "-1 is not in the range"),
+        (["--explain", "--json"], "--explain is for people, --json for programs: leave one of them away."),
     ],
 )
 def test_wrong_usage(arguments: list[str], message: str) -> None:
@@ -300,24 +393,6 @@ def test_wrong_usage(arguments: list[str], message: str) -> None:
     assert result.exit_code == 2
     assert message in result.output
     assert "Traceback" not in result.output
-
-
-def test_help_documents_the_json_keys() -> None:
-    """Every key of the JSON document is in the help."""
-    text = run(make_app("sqlite://"), "--help").stdout
-
-    snapshot = snapshot_of(session())
-    values = (
-        snapshot,
-        snapshot.databases[0],
-        session(),
-        stats.Summary(0, ()),
-        stats.StateCount("idle", 0, None),
-        stats.PoolSnapshot("default", "QueuePool", 1),
-        stats.SQLiteDatabase(None),
-    )
-    missing = {name for value in values for name in type(value).__dataclass_fields__ if name not in text}
-    assert missing == set()
 
 
 def test_rich_is_imported_by_the_command_only() -> None:
@@ -331,165 +406,14 @@ def test_rich_is_imported_by_the_command_only() -> None:
     assert done.stdout.strip() == "[]"
 
 
-# ---- the drawing
-
-
-def session(**changes: Any) -> stats.ServerSession:
-    """A session that is idle in a transaction, unless changed; its numbers are as long as they get."""
-    idle = stats.ServerSession(
-        pid=4194304,
-        application_name="flask_uow:bank:4194303",
-        worker_pid=4194303,
-        user="bank",
-        database="bank",
-        client_address=None,
-        state="idle in transaction",
-        transaction_age_seconds=95000.0,
-        state_age_seconds=86399.0,
-        wait_event=None,
-        query="SELECT 1",
-        blocked_by=(),
-    )
-    return replace(idle, **changes)
-
-
-def snapshot_of(*sessions: stats.ServerSession, **changes: Any) -> stats.Snapshot:
-    """A snapshot of one database with these sessions."""
-    database = stats.DatabaseSnapshot(
-        binds=("default",),
-        dialect="postgresql",
-        driver="psycopg2",
-        url="postgresql://bank:***@db.example/bank",
-        pools=(stats.PoolSnapshot("default", "QueuePool", 1, 5, 3, 0, 0, -1, 5.0),),
-        server_version="15.18 (Debian 15.18-0+deb12u1)",
-        found_by="application_name flask_uow:bank:*",
-        sessions=sessions,
-        summary=stats.Summary.of(sessions),
-    )
-    return stats.Snapshot("bank", datetime.now(UTC), (replace(database, **changes),))
-
-
-def drawn(snapshot: stats.Snapshot, width: int = 80) -> str:
-    """What is printed at a width."""
-    file = StringIO()
-    draw(snapshot, Console(file=file, width=width, highlight=False, markup=False, color_system=None))
-    return file.getvalue()
-
-
-def test_trouble_comes_first() -> None:
-    """Groups stand in the order of trouble, and within a group the longest comes first."""
-    text = drawn(
-        snapshot_of(
-            session(state="hidden", query=None, state_age_seconds=None, transaction_age_seconds=None, user="clerk"),
-            session(state="idle", pid=1, state_age_seconds=7.0),
-            session(state="idle", pid=2, state_age_seconds=70.0),
-            session(state="active"),
-            session(state="active", blocked_by=(4711, 0)),
-            session(),
-            session(state="idle in transaction (aborted)", transaction_age_seconds=None),
-        )
-    )
-
-    groups = ("idle in transaction (aborted)", "idle in transaction", "blocked", "active", "hidden")
-    places = [text.index(f"\n{group} (1)\n") for group in groups]
-    assert places == sorted(places)
-    assert text.index("       2 ") < text.index("       1 ")
-    assert "4711, a prepared transaction" in text
-    assert "role clerk" in text
-
-
-@pytest.mark.parametrize("width", [80, 60])
-def test_nothing_that_counts_is_cut(width: int) -> None:
-    """Pid, worker, state and ages are whole at 80 columns and below; the statement takes what is left."""
-    text = drawn(snapshot_of(session(query="SELECT " + "x, " * 100), session(blocked_by=(4194302,))), width)
-
-    lines = text.splitlines()
-    assert max(map(len, lines)) <= width
-    (idle,) = [line for line in lines if "SELECT x" in line]
-    assert idle.split()[:6] == ["4194304", "4194303", "23", "h", "59", "min"]
-    assert "1 d 2 h" in idle
-    assert idle.rstrip().endswith("…")
-    assert any("4194302" in line and "4194304" in line for line in lines)
-
-
-def test_long_summary_is_whole() -> None:
-    """A summary with every state and large numbers is wrapped at words, not cut."""
-    states = [state for state in stats.GROUPS for _ in range(120)]
-    text = drawn(snapshot_of(*(session(state=state) for state in states)))
-
-    summary = " ".join(text.split())
-    assert "1080 sessions: 120 idle in transaction (aborted) for 23 h 59 min, 120 idle in transaction for" in summary
-    assert max(map(len, text.splitlines())) <= 80
-
-
-HOSTILE = "[bold red]x[/] \x1b[31m\x1b]0;owned\x07\r\n\u202eevil\u2066\x9b2J :smile: [link=http://x]y[/link]"
-
-
-def test_hostile_names_and_queries() -> None:
-    """Neither rich's markup nor a terminal's control sequences nor reversed text gets through."""
-    hostile = session(application_name=HOSTILE, query=HOSTILE, user=HOSTILE, state="active", blocked_by=(1,))
-    blocker = session(application_name=HOSTILE, user=HOSTILE, state=HOSTILE, pid=1, blocked_by=(0,))
-    hidden = session(user=HOSTILE, query=None, state="hidden")
-    snapshot = snapshot_of(
-        hostile, hidden, session(state=HOSTILE), blockers=(blocker,), url=HOSTILE, binds=(HOSTILE,), notes=(HOSTILE,)
-    )
-
-    text = drawn(snapshot, 200)
-
-    assert not set(text) & set("\x1b\x07\r\x9b\u202e\u2066")
-    assert "[bold red]x[/] ?[31m?]0;owned???" in text
-    assert ":smile: [link=http://x]y[/link]" in text
-
-
-def test_blockers_outside_the_app() -> None:
-    """Who is not of the app and in its way is named with state and age."""
-    blocker = session(pid=99, application_name="", user="root", state="idle in transaction", blocked_by=(98,))
-
-    text = drawn(snapshot_of(session(blocked_by=(99,)), blockers=(blocker,)))
-
-    assert "not of this app, but in its way" in text
-    assert "idle in transaction, waits for 98:" in text
-    assert "no name, role root" in " ".join(text.split())
-
-
-def test_pools_and_notes() -> None:
-    """A pool without counters has dashes, one without a limit says so; notes stand below."""
-    pools = (
-        stats.PoolSnapshot("default", "QueuePool", 1, 5, 3, 0, 0, -1, 5.0),
-        stats.PoolSnapshot("reader", "QueuePool", 1, 5, 15, 0, 10, 10, 5.0),
-        stats.PoolSnapshot("archive", "NullPool", 1),
-    )
-
-    lines = drawn(snapshot_of(pools=pools, notes=("A NullPool keeps no counters.",))).splitlines()
-
-    assert lines[-1] == "Note: A NullPool keeps no counters."
-    assert [line.split()[:4] for line in lines[-4:-1]] == [["5", "3", "0", "no"], ["5", "15", "10", "10"], ["-"] * 4]
-    assert "0 sessions" in lines
-
-
-def test_writer_of_a_sqlite_file_and_its_log() -> None:
-    """The process that writes and the size of the log are named; a mode that cannot be read is said to be unknown."""
-    sqlite = stats.SQLiteDatabase("/bank.db", 1234567, 4096, None, 4711)
-
-    text = drawn(snapshot_of(server_version=None, sqlite=sqlite), 100)
-
-    assert "SQLite file of 1,234,567 bytes, write-ahead log 4,096 bytes, journal mode not known" in text
-    assert "process 4711 holds the write lock" in text
-
-
-def test_several_databases_are_set_apart() -> None:
-    """Between two databases there is an empty line."""
-    snapshot = snapshot_of()
-    (database,) = snapshot.databases
-
-    text = drawn(replace(snapshot, databases=(database, replace(database, binds=("archive",)))))
-
-    assert "\n\narchive: postgresql://" in text
+# ---- where it is printed
 
 
 def show(monkeypatch: pytest.MonkeyPatch, *, charset: str = "utf-8", **env: str | None) -> bytes:
     """What the command writes for a snapshot with a long statement."""
-    monkeypatch.setattr(stats, "snapshot", lambda: snapshot_of(session(query="SELECT 'ü' " + "x" * 100)))
+    session = snapshots.session(query="SELECT 'ü' " + "x" * 100)
+    seen = snapshots.snapshot(databases=(snapshots.database(session),))
+    monkeypatch.setattr(stats, "snapshot", lambda: seen)
     runner = make_app("sqlite://").test_cli_runner(charset=charset, env=env)
     result = runner.invoke(args=[COMMAND])
     assert result.exit_code == 0
@@ -511,28 +435,6 @@ def test_output_that_is_not_unicode(monkeypatch: pytest.MonkeyPatch) -> None:
     text = show(monkeypatch, charset="ascii")
 
     assert b"SELECT '?' xxx" in text
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [
-        (None, "-"),
-        (0.0, "0.0 s"),
-        (0.25, "0.2 s"),
-        (9.94, "9.9 s"),
-        (10.0, "10 s"),
-        (59.9, "59 s"),
-        (60.0, "1 min"),
-        (125.0, "2 min 5 s"),
-        (3600.0, "1 h"),
-        (7325.0, "2 h 2 min"),
-        (86400.0, "1 d"),
-        (200000.0, "2 d 7 h"),
-    ],
-)
-def test_duration(seconds: float | None, text: str) -> None:
-    """A duration is given in its two largest units."""
-    assert _duration(seconds) == text
 
 
 def test_threads_of_the_reader_end() -> None:

@@ -46,6 +46,8 @@ LAYERS = (
     "_transactional",
     "_requests",
     "stats",
+    "_tables",
+    "_watch",
     "_cli",
     "_extension",
     "testing",

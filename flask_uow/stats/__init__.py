@@ -5,10 +5,16 @@
 
 from .._board import BUCKET_BOUNDS_SECONDS
 from ._boards import read_boards
-from ._conditions import Condition, parse_seconds
+from ._conditions import Condition, condition_forms, parse_seconds
+from ._explanations import EXPLANATIONS, Explanation
+from ._filters import Filter
 from ._snapshot import snapshot
+from ._troubles import find_troubles
 from ._values import (
+    ABORTED,
+    BLOCKED,
     GROUPS,
+    STATES,
     VERSION,
     Boards,
     Counts,
@@ -31,16 +37,23 @@ from ._values import (
     Worker,
     group_rank,
 )
+from ._wording import counted, duration
 
 __all__ = [
+    "ABORTED",
+    "BLOCKED",
     "BUCKET_BOUNDS_SECONDS",
+    "EXPLANATIONS",
     "GROUPS",
+    "STATES",
     "VERSION",
     "Boards",
     "Condition",
     "Counts",
     "DatabaseSnapshot",
     "EndedWorkers",
+    "Explanation",
+    "Filter",
     "Histogram",
     "LabelCounts",
     "LiveUnit",
@@ -56,6 +69,10 @@ __all__ = [
     "Trouble",
     "UnitCounts",
     "Worker",
+    "condition_forms",
+    "counted",
+    "duration",
+    "find_troubles",
     "group_rank",
     "parse_seconds",
     "read_boards",

@@ -12,15 +12,20 @@ _LITERAL_OR_NOT = re.compile(
     | (?<![\w$]) (?P<dollar>\$(?:[^\W\d]\w*)?\$) .*? (?:(?P=dollar)|\Z)
     | (?<!\w) [eE] '(?:\\.|''|[^'\\])*(?:'|\\?\Z)
     | '(?:''|[^'])*(?:'|\Z)
+    | (?P<number> (?<![\w$.]) (?: 0[xXoObB][\da-fA-F_]+ | (?:\d[\d_]*\.?\d*|\.\d+) (?:[eE][+-]?\d+)? ) (?!\w) )
     """,
     re.VERBOSE | re.DOTALL,
 )
 
 
 def query_line(query: str) -> str:
-    """Give a statement's first line that is not blank, with ``'?'`` in the place of each string literal.
+    """Give a statement's first line that is not blank, with ``'?'`` or ``?`` in the place of each literal.
 
     :param query: the statement, maybe cut by the server.
     """
-    masked = _LITERAL_OR_NOT.sub(lambda match: match["kept"] or "'?'", query)
+    masked = _LITERAL_OR_NOT.sub(_shown, query)
     return next((line.strip() for line in masked.splitlines() if line.strip()), "")
+
+
+def _shown(match: re.Match[str]) -> str:
+    return match["kept"] or ("?" if match["number"] else "'?'")

@@ -18,12 +18,14 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from .._application_name import as_part
 from .._hiding import error_line, shown_url
+from .._state import state_of_app
 from ..exceptions import ConfigurationError, UnitOfWorkError
 from ._boards import read_boards
 from ._join import Known, with_servers, with_units
 from ._pools import pool_snapshot
 from ._postgresql import outcome_of, with_sessions
 from ._sqlite import sqlite_database
+from ._troubles import find_troubles
 from ._values import Boards, DatabaseSnapshot, Snapshot
 
 
@@ -57,7 +59,7 @@ def _joined(app: Flask, boards: Boards, databases: list[DatabaseSnapshot]) -> Sn
     later = read_boards(app).workers if any(database.sessions for database in databases) else ()
     known = Known(boards.workers, later, is_complete=not boards.notes)
     joined = tuple(with_units(database, known) for database in databases)
-    return Snapshot(
+    snapshot = Snapshot(
         app=app.name,
         taken_at=datetime.now(UTC),
         databases=joined,
@@ -66,6 +68,9 @@ def _joined(app: Flask, boards: Boards, databases: list[DatabaseSnapshot]) -> Sn
         totals=boards.totals,
         notes=boards.notes,
     )
+    settings = state_of_app(app).settings
+    troubles = find_troubles(snapshot, max_idle_seconds=settings.idle_limit_s, max_unit_seconds=settings.slow_unit_s)
+    return dataclasses.replace(snapshot, troubles=troubles)
 
 
 def _engines(app: Flask) -> Mapping[str, Engine]:

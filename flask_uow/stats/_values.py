@@ -16,6 +16,7 @@ from collections.abc import Collection, Iterable, Mapping
 from datetime import datetime
 
 from .._board import BUCKET_BOUNDS_SECONDS
+from ._filters import Filter
 
 VERSION = 1
 """The version of the document that :meth:`Snapshot.as_dict` gives. It grows when a key changes its meaning or goes."""
@@ -53,6 +54,19 @@ class State:
     """A connection that no session of ours has taken: only its server knows what it does."""
     LEAKED: t.Final = "leaked"
     """The context in which it was taken has ended."""
+
+
+STATES: t.Final = (
+    State.LEAKED,
+    State.IDLE,
+    State.WAITING,
+    State.RUNNING,
+    State.COMMITTING,
+    State.ROLLING_BACK,
+    State.HELD,
+    State.NO_TRANSACTION,
+)
+"""What a live unit may be doing, trouble first."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -327,6 +341,13 @@ class Counts:
             labels=tuple(labels.values()),
         )
 
+    def only(self, wanted: Filter) -> Counts:
+        """Keep some of the labels; what is counted otherwise stays as it is.
+
+        :param wanted: what to keep.
+        """
+        return dataclasses.replace(self, labels=tuple(each for each in self.labels if wanted.keeps_label(each.label)))
+
 
 @dataclasses.dataclass(frozen=True)
 class LiveUnit:
@@ -377,6 +398,28 @@ class Worker:
     untold: Mapping[str, int] = dataclasses.field(default_factory=dict)
     """How many ``units``, ``connections``, ``labels`` or ``pools`` found no room on the board."""
 
+    @property
+    def stacks(self) -> tuple[tuple[LiveUnit, ...], ...]:
+        """The live units, each outermost one together with what is inside it: the last one is what is at work."""
+        stacks: list[list[LiveUnit]] = []
+        latest: dict[int, list[LiveUnit]] = {}
+        for unit in self.live:
+            if unit.depth > 1 and unit.thread_id in latest:
+                latest[unit.thread_id].append(unit)
+                continue
+            stacks.append(stack := [unit])
+            if unit.depth:
+                latest[unit.thread_id] = stack
+        return tuple(map(tuple, stacks))
+
+    def only(self, wanted: Filter) -> Worker:
+        """Keep some of the live units and labels; what is counted stays as it is.
+
+        :param wanted: what to keep.
+        """
+        live = tuple(unit for stack in self.stacks if wanted.keeps_stack(stack) for unit in stack)
+        return dataclasses.replace(self, live=live, counts=self.counts.only(wanted))
+
 
 @dataclasses.dataclass(frozen=True)
 class EndedWorkers:
@@ -418,6 +461,10 @@ class Trouble:
     seconds: float | None = None
     worker_pid: int | None = None
     backend_pid: int | None = None
+    view: str | None = None
+    """The label of the outermost unit; :attr:`label` and :attr:`where` are those of the innermost, which is at work."""
+    holds_up: int = 0
+    """How many sessions wait for a lock of it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -461,13 +508,12 @@ class DatabaseSnapshot:
     notes: tuple[str, ...] = ()
     """What is not shown here, and why."""
 
-    def only(self, *, min_age_seconds: float = 0.0, states: Collection[str] = ()) -> DatabaseSnapshot:
+    def only(self, wanted: Filter) -> DatabaseSnapshot:
         """Keep some of the sessions; the summary and the blockers stay as they are.
 
-        :param min_age_seconds: the least age in seconds, of the transaction or of the state.
-        :param states: the states or groups to keep; all of them if empty.
+        :param wanted: what to keep.
         """
-        kept = tuple(session for session in self.sessions if session.is_within(min_age_seconds, states))
+        kept = tuple(session for session in self.sessions if wanted.keeps_session(session))
         return dataclasses.replace(self, sessions=kept)
 
 
@@ -498,18 +544,42 @@ class Snapshot:
             if database.error is not None
         )
 
-    def only(self, *, min_age_seconds: float = 0.0, states: Collection[str] = ()) -> Snapshot:
-        """Keep some of the sessions of every database.
+    def only(self, wanted: Filter | None = None, **criteria: t.Any) -> Snapshot:
+        """Keep some of the sessions, live units, labels and troubles.
 
-        :param min_age_seconds: the least age in seconds, of the transaction or of the state.
-        :param states: the states or groups to keep; all of them if empty.
+        .. code-block:: python
+
+            stats.snapshot().only(label="transfers", min_age_seconds=5)
+
+        :param wanted: what to keep.
+        :param criteria: the same, as keyword arguments of :class:`Filter`.
         """
-        kept = (database.only(min_age_seconds=min_age_seconds, states=states) for database in self.databases)
-        return dataclasses.replace(self, databases=tuple(kept))
+        wanted = wanted or Filter(**criteria)
+        kept = tuple(worker for worker in self.workers if wanted.keeps_worker(worker.pid))
+        totals = Boards(kept).totals if wanted.workers else self.totals
+        return dataclasses.replace(
+            self,
+            databases=tuple(database.only(wanted) for database in self.databases),
+            workers=tuple(worker.only(wanted) for worker in kept),
+            ended=None if wanted.workers else self.ended,
+            totals=totals.only(wanted),
+            troubles=tuple(filter(wanted.keeps_trouble, self.troubles)),
+        )
 
     def as_dict(self) -> dict[str, t.Any]:
-        """Give what JSON can hold, under the names of the attributes, the time in ISO 8601."""
-        return {"version": self.version, **dataclasses.asdict(self), "taken_at": self.taken_at.isoformat()}
+        """Give what JSON can hold, under the names of the attributes, times in ISO 8601."""
+        document: dict[str, t.Any] = _plain(self)
+        return {"version": self.version, **document}
+
+
+def _plain(value: t.Any) -> t.Any:
+    if dataclasses.is_dataclass(value):
+        return {field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): _plain(each) for key, each in value.items()}
+    if isinstance(value, tuple | list):
+        return [_plain(each) for each in value]
+    return value.isoformat() if isinstance(value, datetime) else value
 
 
 def group_rank(group: str) -> int:
