@@ -330,6 +330,9 @@ class Boundary:
             return
         if self.error is not None and self._may_retry(self.error):
             self._plan_retry(unit, self.error)
+        is_slow = unit.took_s > self._app_state.settings.slow_unit_s
+        if self.error is not None or is_slow:
+            unit.log(self.error, is_slow=is_slow, is_retried=self.wait_s is not None)
         if self.wait_s is None and (self.error is not None or unit.has_hooks):
             self._finish(unit)
 

@@ -40,6 +40,7 @@ from ._notices import has_written_unseen, note_committed, notice_idle, notice_le
 from ._options import ISOLATION_LEVELS, Relation, UnitOptions
 from ._outcome import Outcome
 from ._state import Begins, Link, SessionState, has_pending, innermost
+from ._unit_log import UnitOutcome, log_unit
 from .exceptions import (
     CommitOutcomeUnknownError,
     NoActiveUnitError,
@@ -119,6 +120,7 @@ class Unit:
     :ivar request: the request in which it was begun, None outside of one.
     :ivar live: its place on the board, None where nobody is told.
     :ivar deadline: until when it may send statements, in seconds of the monotonic clock; None without a timeout.
+    :ivar took_s: how long it took, in seconds, when it has ended.
     :ivar parent: the unit around it on the same session, or None.
     """
 
@@ -127,6 +129,7 @@ class Unit:
         "_around",
         "_has_savepoint",
         "_failure",
+        "_has_failed",
         "_hooks",
         "_is_in_doubt",
         "_is_rollback_only",
@@ -156,6 +159,7 @@ class Unit:
         "read_only",
         "request",
         "session",
+        "took_s",
         "was_committed",
     )
 
@@ -197,7 +201,8 @@ class Unit:
         self._is_rollback_only = False
         self._hooks: Hooks | None = None
         self.live: Live | None = None
-        self._is_length_noticed = False
+        self._is_length_noticed = self._has_failed = False
+        self.took_s = 0.0
         self.deadline = deadline
 
     def __repr__(self) -> str:
@@ -407,8 +412,30 @@ class Unit:
             live.reals[live.at] = self._state.told + (what + time.monotonic())
 
     @property
-    def _statements(self) -> int:
-        return round((self._state.told - self._told_before) / STATEMENT)
+    def outcome(self) -> UnitOutcome:
+        """How it ended: in doubt is a unit of whose COMMIT nobody knows what it did."""
+        if self._is_in_doubt:
+            return "unknown"
+        return "committed" if self.was_committed else "failed" if self._has_failed else "rolled_back"
+
+    def log(self, error: BaseException | None, *, is_slow: bool, is_retried: bool) -> None:
+        """Log an outermost unit that has ended, if there is anything to say about it.
+
+        :param error: what left it.
+        :param is_slow: whether it took longer than it should.
+        :param is_retried: whether another attempt follows.
+        """
+        log_unit(
+            label=self.label,
+            where=self.where,
+            attempt=self.attempt,
+            seconds=self.took_s,
+            statements=round((self._state.told - self._told_before) / STATEMENT),
+            outcome=self.outcome,
+            error=error,
+            is_slow=is_slow,
+            is_retried=is_retried,
+        )
 
     # ---- for the guard
 
@@ -551,7 +578,9 @@ class Unit:
 
         :param has_failed: whether the work was to be kept, and could not be.
         """
+        self._has_failed = has_failed
         outcome = _COMMITTED if self.was_committed else _FAILED if has_failed else _ROLLED_BACK
+        self.took_s = time.monotonic() - self._began_s
         self.leave_board(outcome, is_error=leaving is not None)
         if self.parent is None:
             self._state.told_in_units += self._state.told - self._told_before

@@ -218,9 +218,9 @@ def _end_unannounced(unit: Unit, unit_span: _UnitSpan) -> None:
     if unit.was_committed:
         _end(unit_span, "committed")
         return
-    what = "It is not known whether the unit was committed." if unit._is_in_doubt else "The unit had not ended."
+    what = "It is not known whether the unit was committed." if unit.outcome == "unknown" else "The unit had not ended."
     unit_span.span.set_status(StatusCode.ERROR, what)
-    _end(unit_span, "unknown" if unit._is_in_doubt else "rolled_back")
+    _end(unit_span, unit.outcome)
 
 
 def _end_all(exception: BaseException | None) -> None:
