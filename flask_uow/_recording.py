@@ -75,6 +75,7 @@ class Recorder:
         self._app = app
         self._app_state = app_state
         self._dispatch, self._handle = app.full_dispatch_request, app.handle_exception
+        self._before = {name: vars(app).get(name) for name in ("full_dispatch_request", "handle_exception")}
         self._observers: list[Observer] | None = None
         self._deciding = threading.Lock()
 
@@ -106,10 +107,11 @@ class Recorder:
             self._observers = observers
 
     def _step_aside(self) -> None:
-        ours = {"full_dispatch_request": self._dispatch, "handle_exception": self._handle}
-        for name, before in ours.items():
-            if vars(self._app).get(name) == getattr(self, name):  # else somebody has wrapped it, and we are passed
-                vars(self._app)[name] = before
+        attributes = vars(self._app)
+        for name, before in self._before.items():
+            if attributes.get(name) == getattr(self, name):  # else somebody has wrapped it, and it stays
+                attributes.pop(name)
+                attributes.update({name: before} if before is not None else {})
 
     def _finish(self, response: Response) -> Response:
         timeline = find_timeline()
@@ -382,7 +384,7 @@ class _Call:
         lane, now = self._lane, clock()
         is_in = self._watched.is_in_transaction(lane)
         was_begun = bool(is_in) and not lane.is_in_transaction
-        told = self._trips_of_limit()
+        told = self._trips_of_limit() if is_in else 0
         since = now if lane.begun_at is None else lane.begun_at
         if was_begun and not self._watched.is_libpq:
             self._add(Sent.BEGIN, since, now, "BEGIN", is_in_transaction=True)
