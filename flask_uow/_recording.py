@@ -217,6 +217,7 @@ def watch(engine: sa.Engine, bind: str) -> None:
         setattr(dialect, name, watched.end(getattr(dialect, name), kind))
     setattr(dialect, "do_begin", watched.begin(dialect.do_begin))  # noqa: B010  # mypy knows it as a method
     setattr(dialect, "do_ping", watched.ping(dialect.do_ping))  # noqa: B010
+    event.listen(engine, "before_execute", watched.about_to_execute)
     event.listen(engine, "do_connect", watched.connecting)
     event.listen(engine, "connect", watched.connected)
     event.listen(engine, "checkout", watched.checked_out)
@@ -289,7 +290,13 @@ class _Watched:
 
         return do_ping
 
-    # ---- what the pool tells
+    # ---- what connections and the pool tell
+
+    def about_to_execute(self, connection: sa.Connection, *about: Any) -> None:
+        """Note what was sent before SQLAlchemy takes its time to compile the statement."""
+        timeline = find_timeline()
+        if timeline is not None and connection.connection.dbapi_connection is not None:
+            _Call(self, timeline, connection.connection, Sent.STATEMENT, "").note_unseen()
 
     def connecting(self, dialect: Any, record: Any, cargs: Any, cparams: Any) -> None:
         self._connecting.since = clock()
@@ -363,7 +370,7 @@ class _Call:
     def run(self, function: Callable[[], None]) -> None:
         """Make the call, and note it."""
         lane, dbapi_connection = self._lane, self._lane.dbapi_connection
-        self._note_unseen()
+        self.note_unseen()
         seen, was_in = len(lane.spans), lane.is_in_transaction
         prepared, start, error = self._watched.prepared(dbapi_connection), clock(), None
         try:
@@ -379,8 +386,8 @@ class _Call:
                 self.trips += max(0, self._watched.prepared(dbapi_connection) - prepared)
             self._note(start, was_in=was_in, error=error)
 
-    def _note_unseen(self) -> None:
-        """What was sent past SQLAlchemy before: BEGIN on SQLite, a deadline on PostgreSQL, what the app knows."""
+    def note_unseen(self) -> None:
+        """Note what was sent past SQLAlchemy before: BEGIN on SQLite, a deadline on PostgreSQL, what the app knows."""
         lane, now = self._lane, clock()
         is_in = self._watched.is_in_transaction(lane)
         was_begun = bool(is_in) and not lane.is_in_transaction

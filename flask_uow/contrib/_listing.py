@@ -46,9 +46,14 @@ class Row(NamedTuple):
     trips: int | None = None
 
 
-def legend() -> Markup:
-    """What the picture's colours mean."""
-    entries = (Markup('<li><i class="uow-key {}"></i>{}</li>').format(name, text) for name, text in _LEGEND)
+def legend(timeline: Timeline) -> Markup:
+    """What the colours mean that the picture has."""
+    present = {row.name for row in rows(timeline)} | {"held" for lane in timeline.lanes if lane.holds}
+    present |= {"begin" for lane in timeline.lanes for span in lane.spans if span.begins}
+    present |= {"idle" for lane in timeline.lanes if any(lane.idle(timeline.end))}
+    entries = (
+        Markup('<li><i class="uow-key {}"></i>{}</li>').format(name, text) for name, text in _LEGEND if name in present
+    )
     return Markup('<ul class="uow-legend">{}</ul>').format(Markup("").join(entries))
 
 
@@ -80,25 +85,24 @@ def violations(breaches: list[Breach], title: str) -> Markup:
 
 def table(timeline: Timeline) -> Markup:
     """Every step, in order."""
+    line = Markup(
+        '<tr class="{0}"><td>{1}</td><td>{2}</td><td>{3}</td><td><i class="uow-key {0}"></i>{4}</td><td>{5}{6}</td></tr>'
+    )
     lines = (
-        Markup(
-            '<tr class="{}"><td>{}</td><td>{}</td><td>{}</td><td><i class="uow-key {}"></i>{}</td><td>{}</td>'
-            "<td>{}</td></tr>"
-        ).format(
+        line.format(
             row.name,
             milliseconds(row.start - timeline.start),
             "" if row.duration is None else milliseconds(row.duration),
             "" if row.trips is None else row.trips,
-            row.name,
             row.what,
             row.text,
-            row.unit,
+            Markup(" <small>in {}</small>").format(row.unit) if row.unit else "",
         )
         for row in sorted(rows(timeline), key=lambda each: each.start)
     )
-    heads = "".join(f"<th>{head}</th>" for head in ("start", "took", "trips", "what", "", "unit"))
+    heads = Markup("").join(Markup("<th>{}</th>").format(head) for head in ("start", "took", "trips", "", "step"))
     return Markup('<table class="uow-steps"><thead><tr>{}</tr></thead><tbody>{}</tbody></table>').format(
-        Markup(heads), Markup("").join(lines)
+        heads, Markup("").join(lines)
     )
 
 
@@ -106,16 +110,17 @@ def rows(timeline: Timeline) -> Iterator[Row]:
     """The table's lines, in no order."""
     for unit in timeline.units:
         name = "undone" if unit.outcome == "rolled back" else "unit"
-        kind = "savepoint's unit" if unit.depth > 1 else "unit"
+        kind = "unit inside" if unit.depth > 1 else "unit"
         attempt = f", attempt {unit.attempt}" if unit.attempt > 1 else ""
         text = f"{unit.label}{attempt}: {unit.outcome or 'not ended'}"
         yield Row(unit.start, unit.end - unit.start, name, kind, text)
     for number, lane in enumerate(timeline.lanes, start=1):
+        place = f", connection {number}" if len(timeline.lanes) > 1 else ""
         for span in lane.spans:
-            yield _row_of_span(span, number)
+            yield _row_of_span(span, place)
         for start, end in lane.idle(timeline.end):
             if end - start >= _SHORTEST_IDLE_S:
-                yield Row(start, end - start, "idle", "idle", f"in its transaction, on connection {number}")
+                yield Row(start, end - start, "idle", f"idle{place}", "in its transaction")
     for rendering in timeline.renderings:
         duration = rendering.end - rendering.start
         yield Row(rendering.start, duration, "template", "rendering", rendering.template)
@@ -123,14 +128,14 @@ def rows(timeline: Timeline) -> Iterator[Row]:
         yield Row(breach.at, None, "breach", breach.code, shown_breach(breach))
 
 
-def _row_of_span(span: Span, number: int) -> Row:
+def _row_of_span(span: Span, place: str) -> Row:
     ahead = "BEGIN; " if span.begins and span.kind is not Sent.BEGIN else ""
     error = f" ({span.error})" if span.error else ""
     return Row(
         span.start,
         span.end - span.start,
         _CLASSES.get(span.kind, "other"),
-        f"connection {number}",
+        f"{span.kind}{place}",
         f"{ahead}{statement_line(span.text)}{error}",
         span.unit or "",
         span.trips,

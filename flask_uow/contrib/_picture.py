@@ -15,10 +15,10 @@ from .._timeline import Lane, Sent, Span, Stretch, Timeline, UnitSpan
 from ._words import milliseconds, short_statement, shown_breach, statement_line
 
 STANDALONE_WIDTH = 960
-_LETTER = 6.4
+_LETTER = 6.6
 """How wide a letter is, in pixels, at most on average."""
 
-_NARROWEST = 560
+_NARROWEST = 500
 """How wide the picture is at least, in pixels: a label is drawn where it fits into that."""
 
 _MARGIN = 0.6
@@ -43,7 +43,7 @@ _DARK = """
 STYLE = """
 .uow-timeline{LIGHT display:block;background:var(--paper)!important}
 .uow-timeline text{font:12px/1 system-ui,-apple-system,"Segoe UI",Roboto,sans-serif!important;fill:var(--ink)}
-.uow-timeline .caption{font-weight:600!important}
+.uow-timeline .caption{font-weight:600!important;stroke:var(--paper);stroke-width:4;paint-order:stroke}
 .uow-timeline .soft,.uow-timeline .tick text{fill:var(--soft);font-weight:400!important}
 .uow-timeline .tick text{font-size:11px!important}
 .uow-timeline .tick line{stroke:var(--grid)}
@@ -136,20 +136,20 @@ class _Drawing:
     def __init__(self, timeline: Timeline) -> None:
         self._timeline = timeline
         self._length = max(timeline.end - timeline.start, 1e-6)
-        self._y = 28.0
+        self._y = 24.0
+        self._captions: list[Markup] = []
         self.height = 0
 
     def parts(self) -> Iterator[Markup]:
         """Yield the parts, what lies behind first."""
-        breaches = list(self._timeline.breaches)
-        if breaches:
+        if self._timeline.breaches:
             self._y += _CAPTION
         rows = [*self._units()]
         for number, lane in enumerate(self._timeline.lanes, start=1):
             rows += self._lane(lane, number)
         rows += self._templates()
-        self.height = round(self._y + 6)
-        return iter([*self._axis(), *rows, *self._breaches()])
+        self.height = round(self._y + 2)
+        return iter([*self._axis(), *rows, *self._breaches(), *self._captions])
 
     # ---- rows
 
@@ -165,18 +165,21 @@ class _Drawing:
     def _units(self) -> Iterator[Markup]:
         if not self._timeline.units:
             return
-        yield self._caption("Units of work")
-        for unit, row in in_rows(self._timeline.units):
+        self._caption("Units of work")
+        placed = in_rows(self._timeline.units)
+        for unit, row in placed:
+            following = [other.start for other, its in placed if its == row and other.start >= unit.end]
             label = unit.label if unit.attempt == 1 else f"{unit.label}, attempt {unit.attempt}"
             title = f"{label}: {unit.outcome or 'not ended'}, {milliseconds(unit.end - unit.start)}"
             name = "unit undone" if unit.outcome == "rolled back" else "unit"
-            yield self._bar((unit.start, unit.end), self._y + row * _ROW, name, label, title)
-        self._y += (1 + max(row for _, row in in_rows(self._timeline.units))) * _ROW + 6
+            free_until = min([*following, self._timeline.end])
+            yield self._bar((unit.start, unit.end), self._y + row * _ROW, name, label, title, free_until)
+        self._y += (1 + max(row for _, row in placed)) * _ROW + 6
 
     def _lane(self, lane: Lane, number: int) -> Iterator[Markup]:
         end = self._timeline.end
         held = sum(until - since for since, until in lane.holds)
-        yield self._caption(f"Connection {number}", f"{lane.bind}, held {milliseconds(held)}")
+        self._caption(f"Connection {number}", f"{lane.bind}, held {milliseconds(held)}")
         top = self._y
         for stretch in lane.holds:
             title = f"out of the pool for {milliseconds(stretch[1] - stretch[0])}"
@@ -190,16 +193,20 @@ class _Drawing:
         self._y += _TRACK + 2
         brackets = list(savepoints(lane, end))
         for bracket in brackets:
-            yield self._bracket(bracket)
-        self._y += 20 * (1 + max((bracket.depth for bracket in brackets), default=-1)) + 6
+            beside = [each.start for each in brackets if each.depth == bracket.depth and each.start >= bracket.end]
+            yield self._bracket(bracket, free_until=min([*beside, end]))
+        self._y += 22 * (1 + max((bracket.depth for bracket in brackets), default=-1)) + 6
 
     def _templates(self) -> Iterator[Markup]:
         if not self._timeline.renderings:
             return
-        yield self._caption("Rendering")
+        self._caption("Rendering")
         for rendering in self._timeline.renderings:
             title = f"{rendering.template}: {milliseconds(rendering.end - rendering.start)}"
-            yield self._bar((rendering.start, rendering.end), self._y, "template", rendering.template, title)
+            stretch = (rendering.start, rendering.end)
+            starts = [each.start for each in self._timeline.renderings if each.start > rendering.start]
+            free_until = min([*starts, self._timeline.end])
+            yield self._bar(stretch, self._y, "template", rendering.template, title, free_until)
         self._y += _ROW + 4
 
     def _breaches(self) -> Iterator[Markup]:
@@ -222,15 +229,21 @@ class _Drawing:
 
     # ---- parts of rows
 
-    def _caption(self, text: str, more: str = "") -> Markup:
+    def _caption(self, text: str, more: str = "") -> None:
         self._y += _CAPTION
-        return Markup('<text class="caption" x="{}%" y="{}">{} <tspan class="soft" dx="4">{}</tspan></text>').format(
-            _MARGIN, self._y - 6, text, more
-        )
+        caption = Markup('<text class="caption" x="{}%" y="{}">{} <tspan class="soft" dx="4">{}</tspan></text>')
+        self._captions.append(caption.format(_MARGIN, self._y - 6, text, more))
 
-    def _bar(self, stretch: Stretch, y: float, name: str, label: str, title: str) -> Markup:
+    def _bar(self, stretch: Stretch, y: float, name: str, label: str, title: str, free_until: float = 0.0) -> Markup:
+        """A bar with a light ground.
+
+        :param free_until: until when nothing stands to its right, where a label that is too long for it may go.
+        """
+        inside = self._inside(stretch, y, label)
+        if not inside and len(label) * _LETTER + 8 < self._pixels((stretch[1], free_until)):
+            inside = Markup('<text x="{}%" dx="6" y="{}">{}</text>').format(self._x(stretch[1]), y + 14, label)
         return Markup('<g class="{}"><title>{}</title>{}{}</g>').format(
-            name, title, self._rect(stretch, y, _BAR), self._inside(stretch, y, label)
+            name, title, self._rect(stretch, y, _BAR), inside
         )
 
     def _span(self, span: Span, y: float) -> Markup:
@@ -262,18 +275,16 @@ class _Drawing:
             f"idle in its transaction for {text}", stripes, label
         )
 
-    def _bracket(self, savepoint: Savepoint) -> Markup:
-        y = self._y + savepoint.depth * 20
+    def _bracket(self, savepoint: Savepoint, free_until: float) -> Markup:
+        y = self._y + savepoint.depth * 22
         start, end = self._x(savepoint.start), self._x(savepoint.end)
         lines = Markup("").join(
             Markup('<line x1="{}%" x2="{}%" y1="{}" y2="{}"/>').format(*line)
             for line in ((start, end, y + 5, y + 5), (start, start, y, y + 6), (end, end, y, y + 6))
         )
-        text = Markup('<text x="4" y="14">{}</text>').format(savepoint.label)
-        space = Markup('<svg x="{}%" y="{}" width="{}%" height="18">{}</svg>')
         label = Markup("")
-        if self._pixels((savepoint.start, savepoint.end)) > min(len(savepoint.label), 6) * _LETTER:
-            label = space.format(start, y + 3, self._width((savepoint.start, savepoint.end)), text)
+        if len(savepoint.label) * _LETTER < self._pixels((savepoint.start, free_until)):
+            label = Markup('<text x="{}%" y="{}">{}</text>').format(start, y + 18, savepoint.label)
         outcome = "rolled back to" if savepoint.is_undone else "released"
         title = f"savepoint of {savepoint.label}: {outcome} after {milliseconds(savepoint.end - savepoint.start)}"
         return Markup('<g class="bracket{}"><title>{}</title>{}{}</g>').format(

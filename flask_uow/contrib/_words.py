@@ -14,6 +14,8 @@ _COMMENT = re.compile(r"--[^\n]*|/\*.*?(?:\*/|\Z)", re.DOTALL)
 def milliseconds(seconds: float) -> str:
     """A duration or a moment, with as many digits as say something."""
     value = seconds * 1000
+    if value < 0.005:
+        return "0 ms"
     if value >= 100:
         return f"{value:.0f} ms"
     return f"{value:.1f} ms" if value >= 1 else f"{value:.2f} ms"

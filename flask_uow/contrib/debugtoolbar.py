@@ -64,18 +64,19 @@ _PAGE_STYLE = """
 #flDebug .uow .uow-violations li,#flDebug .uow .uow-violations b{font-size:13px}
 #flDebug .uow .uow-violations b{color:#b3126b;margin-right:6px}
 #flDebug .uow .uow-violations dl{display:grid;grid-template-columns:max-content 1fr;gap:0 12px;margin-top:4px}
-#flDebug .uow .uow-violations dt{color:#5d6779}
+#flDebug .uow .uow-violations dt{color:#5d6779;margin:0}
 #flDebug .uow .uow-violations dd{margin:0;overflow-wrap:anywhere}
 #flDebug .uow table.uow-steps{display:table;border:1px solid #d5d9e2;border-radius:8px;border-collapse:separate;
 border-spacing:0;margin:0}
-#flDebug .uow .uow-steps th{font-size:12px;font-weight:600;color:#5d6779;padding:6px 10px}
-#flDebug .uow .uow-steps td{padding:4px 10px;border-top:1px solid #e6e9ef;font-variant-numeric:tabular-nums}
+#flDebug .uow .uow-steps th{font-size:12px;font-weight:600;color:#5d6779;padding:6px 8px}
+#flDebug .uow .uow-steps td{padding:4px 8px;border-top:1px solid #e6e9ef;font-variant-numeric:tabular-nums}
 #flDebug .uow .uow-steps td:nth-child(-n+4){white-space:nowrap}
 #flDebug .uow .uow-steps td:nth-child(-n+3),#flDebug .uow .uow-steps th:nth-child(-n+3){text-align:right}
 #flDebug .uow .uow-steps td:nth-child(5){width:100%;overflow-wrap:anywhere}
 #flDebug .uow .uow-steps tr:is(.statement,.savepoint,.commit,.rollback,.begin,.other) td:nth-child(5){
 font-family:ui-monospace,Consolas,Menlo,"DejaVu Sans Mono",monospace}
-#flDebug .uow .uow-steps td:nth-child(6){color:#5d6779;min-width:90px}
+#flDebug .uow .uow-steps small{color:#5d6779;white-space:nowrap;
+font-family:system-ui,-apple-system,"Segoe UI",Roboto,sans-serif}
 """
 
 
@@ -182,7 +183,7 @@ def page(timeline: Timeline, late: list[Breach]) -> Markup:
         figures(timeline),
         violations(timeline.breaches, "Rule violations"),
         picture(timeline),
-        legend(),
+        legend(timeline),
         violations(late, "Noticed after an earlier response, when its context ended"),
         Markup("<h4>Steps</h4>"),
         table(timeline),
