@@ -136,7 +136,8 @@ def _listen(app: Flask, app_state: AppState) -> None:
         from sqlalchemy import orm
 
         # The engines of another library are met when a session uses them.
-        event.listen(orm.Session, "after_begin", _meet_engine)
+        if not event.contains(orm.Session, "after_begin", _meet_engine):
+            event.listen(orm.Session, "after_begin", _meet_engine)
     signals.unit_began.connect(_unit_began, app)
     signals.unit_committed.connect(_unit_committed, app)
     signals.unit_rolled_back.connect(_unit_rolled_back, app)

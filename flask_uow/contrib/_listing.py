@@ -86,7 +86,8 @@ def violations(breaches: list[Breach], title: str) -> Markup:
 def table(timeline: Timeline) -> Markup:
     """Every step, in order."""
     line = Markup(
-        '<tr class="{0}"><td>{1}</td><td>{2}</td><td>{3}</td><td><i class="uow-key {0}"></i>{4}</td><td>{5}{6}</td></tr>'
+        '<tr class="{0}"><td>{1}</td><td>{2}</td><td>{3}</td>'
+        '<td><i class="uow-key {0}"></i>{4}</td><td>{5}{6}</td></tr>'
     )
     lines = (
         line.format(
