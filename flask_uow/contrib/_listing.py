@@ -8,23 +8,10 @@ from typing import NamedTuple
 from markupsafe import Markup
 
 from .._timeline import Breach, Sent, Span, Timeline
-from ._picture import _CLASSES
+from ._picture import _CLASSES, LEGEND
 from ._words import milliseconds, plural, shown_breach, statement_line
 
 _SHORTEST_IDLE_S = 0.001
-_LEGEND = (
-    ("unit", "unit of work"),
-    ("undone", "rolled back"),
-    ("held", "connection held"),
-    ("idle", "in transaction, idle"),
-    ("begin", "BEGIN"),
-    ("statement", "statement"),
-    ("savepoint", "savepoint"),
-    ("commit", "COMMIT"),
-    ("rollback", "ROLLBACK"),
-    ("template", "rendering"),
-    ("breach", "rule violation"),
-)
 
 
 class Row(NamedTuple):
@@ -52,7 +39,7 @@ def legend(timeline: Timeline) -> Markup:
     present |= {"begin" for lane in timeline.lanes for span in lane.spans if span.begins}
     present |= {"idle" for lane in timeline.lanes if any(lane.idle(timeline.end))}
     entries = (
-        Markup('<li><i class="uow-key {}"></i>{}</li>').format(name, text) for name, text in _LEGEND if name in present
+        Markup('<li><i class="uow-key {}"></i>{}</li>').format(name, text) for name, text in LEGEND if name in present
     )
     return Markup('<ul class="uow-legend">{}</ul>').format(Markup("").join(entries))
 

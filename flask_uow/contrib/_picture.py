@@ -6,7 +6,7 @@ escaped. No script, and nothing that is fetched from somewhere.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 from markupsafe import Markup
@@ -15,11 +15,27 @@ from .._timeline import Lane, Sent, Span, Stretch, Timeline, UnitSpan
 from ._words import milliseconds, short_statement, shown_breach, statement_line
 
 STANDALONE_WIDTH = 960
+LEGEND = (
+    ("unit", "unit of work"),
+    ("undone", "rolled back"),
+    ("held", "connection held"),
+    ("idle", "in transaction, idle"),
+    ("begin", "BEGIN"),
+    ("statement", "statement"),
+    ("savepoint", "savepoint"),
+    ("commit", "COMMIT"),
+    ("rollback", "ROLLBACK"),
+    ("template", "rendering"),
+    ("breach", "rule violation"),
+)
+"""What there is to see, by the name of its colour."""
+
 _LETTER = 6.6
 """How wide a letter is, in pixels, at most on average."""
 
-_NARROWEST = 500
-"""How wide the picture is at least, in pixels: a label is drawn where it fits into that."""
+_NARROW, _WIDE = 500, 980
+"""How wide a page's picture is at least, in pixels, in a narrow window and in a wide one: a label is drawn where it
+fits into that."""
 
 _MARGIN = 0.6
 _BAR = 20
@@ -47,6 +63,8 @@ STYLE = """
 .uow-timeline .soft,.uow-timeline .tick text{fill:var(--soft);font-weight:400!important}
 .uow-timeline .tick text{font-size:11px!important}
 .uow-timeline .tick line{stroke:var(--grid)}
+@media (min-width:1240px){.uow-timeline .narrow{display:none}}
+@media (max-width:1239px){.uow-timeline .wide{display:none}}
 .uow-timeline .held{fill:var(--held)}
 .uow-timeline .transaction{fill:var(--idle)}
 .uow-timeline .idle text{fill:var(--idle-ink);font-size:11px!important}
@@ -62,6 +80,9 @@ STYLE = """
 .uow-timeline .commit rect{fill:var(--commit);stroke:var(--commit)}
 .uow-timeline .rollback rect{fill:var(--rollback);stroke:var(--rollback)}
 .uow-timeline .other rect{fill:var(--other);stroke:var(--other)}
+.uow-timeline .key-held rect{fill:var(--held);stroke:var(--held)}
+.uow-timeline .key-idle rect{fill:var(--idle);stroke:var(--stripe)}
+.uow-timeline .key-breach rect{fill:var(--breach);stroke:var(--breach)}
 .uow-timeline .failed rect{stroke:var(--breach);stroke-width:2.5}
 .uow-timeline .bracket line{stroke:var(--savepoint);stroke-width:2}
 .uow-timeline .bracket text{fill:var(--savepoint);font-size:11px!important}
@@ -73,6 +94,13 @@ STYLE = """
 """.replace("LIGHT", _LIGHT)
 _STANDALONE_STYLE = f"{STYLE}@media (prefers-color-scheme:dark){{.uow-timeline{{{_DARK}}}}}"
 
+_KEYS = {
+    "undone": "unit undone",
+    "held": "sent key-held",
+    "idle": "sent key-idle",
+    "breach": "sent key-breach",
+    **{name: f"sent {name}" for name in ("begin", "statement", "savepoint", "commit", "rollback")},
+}
 _CLASSES = {
     Sent.STATEMENT: "statement",
     Sent.SAVEPOINT: "savepoint",
@@ -104,7 +132,7 @@ def picture(timeline: Timeline, *, is_standalone: bool = False) -> Markup:
     :param is_standalone: whether it is a file of its own, which has its style in it and follows the reader's scheme of
         colours; else the page has :data:`STYLE`.
     """
-    drawing = _Drawing(timeline)
+    drawing = _Drawing(timeline, is_standalone=is_standalone)
     body = Markup("").join(drawing.parts())
     size = Markup('width="100%" height="{}"').format(drawing.height)
     style = Markup("")
@@ -133,8 +161,9 @@ class _Drawing:
     :ivar height: in pixels; known when all parts are drawn.
     """
 
-    def __init__(self, timeline: Timeline) -> None:
+    def __init__(self, timeline: Timeline, *, is_standalone: bool) -> None:
         self._timeline = timeline
+        self._is_standalone = is_standalone
         self._length = max(timeline.end - timeline.start, 1e-6)
         self._y = 24.0
         self._captions: list[Markup] = []
@@ -149,7 +178,8 @@ class _Drawing:
             rows += self._lane(lane, number)
         rows += self._templates()
         self.height = round(self._y + 2)
-        return iter([*self._axis(), *rows, *self._breaches(), *self._captions])
+        parts = [*self._axis(), *rows, *self._breaches(), *self._captions]
+        return iter([*parts, *self._legend()] if self._is_standalone else parts)
 
     # ---- rows
 
@@ -214,7 +244,7 @@ class _Drawing:
         for breach in sorted(self._timeline.breaches, key=lambda each: each.at):
             x = self._x(breach.at)
             is_free, is_last = x > free_from, x > 90
-            free_from = x + 100 * 70 / _NARROWEST if is_free else free_from
+            free_from = x + 100 * 70 / _NARROW if is_free else free_from
             text = Markup('<text x="{}%" dx="{}" y="40" text-anchor="{}">{}</text>').format(
                 x, -12 if is_last else 12, "end" if is_last else "start", breach.code
             )
@@ -226,6 +256,18 @@ class _Drawing:
                 *(x, x, self.height - 4, x, x),
                 text if is_free else "",
             )
+
+    def _legend(self) -> Iterator[Markup]:
+        """The meaning of the colours, below a picture of its own."""
+        columns = 6
+        step = (STANDALONE_WIDTH - 16) / columns
+        for number, (name, text) in enumerate(LEGEND):
+            x, y = 8 + number % columns * step, self.height + 14 + number // columns * 20
+            yield Markup(
+                '<g class="{}"><rect x="{}" y="{}" width="10" height="10" rx="2"/></g>'
+                '<text class="soft" x="{}" y="{}">{}</text>'
+            ).format(_KEYS.get(name, name), x, y, x + 16, y + 9, text)
+        self.height += 22 + -(-len(LEGEND) // columns) * 20
 
     # ---- parts of rows
 
@@ -239,11 +281,15 @@ class _Drawing:
 
         :param free_until: until when nothing stands to its right, where a label that is too long for it may go.
         """
-        inside = self._inside(stretch, y, label)
-        if not inside and len(label) * _LETTER + 8 < self._pixels((stretch[1], free_until)):
-            inside = Markup('<text x="{}%" dx="6" y="{}">{}</text>').format(self._x(stretch[1]), y + 14, label)
+
+        def text(page: int) -> Markup:
+            inside = self._inside(stretch, y, label, page)
+            if inside or len(label) * _LETTER + 8 > self._pixels((stretch[1], free_until), page):
+                return inside
+            return Markup('<text x="{}%" dx="6" y="{}">{}</text>').format(self._x(stretch[1]), y + 14, label)
+
         return Markup('<g class="{}"><title>{}</title>{}{}</g>').format(
-            name, title, self._rect(stretch, y, _BAR), inside
+            name, title, self._rect(stretch, y, _BAR), self._in_each_width(text)
         )
 
     def _span(self, span: Span, y: float) -> Markup:
@@ -256,23 +302,28 @@ class _Drawing:
         name = f"sent {_CLASSES.get(span.kind, 'other')}{' failed' if span.error else ''}"
         stretch = (span.start, span.end)
         return Markup('<g class="{}"><title>{}</title>{}{}{}</g>').format(
-            name, span_title(span), self._rect(stretch, y, _BAR), self._inside(stretch, y, label), begin
+            name,
+            span_title(span),
+            self._rect(stretch, y, _BAR),
+            self._in_each_width(lambda page: self._inside(stretch, y, label, page)),
+            begin,
         )
 
     def _idle(self, stretch: Stretch, y: float) -> Markup:
         text = milliseconds(stretch[1] - stretch[0])
         middle = self._x((stretch[0] + stretch[1]) / 2)
-        pixels = self._pixels(stretch)
-        label = Markup("")
-        if pixels > len(f"idle {text}") * _LETTER + 8:
-            label = Markup('<text x="{}%" y="{}" text-anchor="middle">{}</text>').format(middle, y + 15, f"idle {text}")
-        elif pixels > len(text) * _LETTER + 4:
-            label = Markup('<text x="{}%" y="{}" text-anchor="middle">{}</text>').format(middle, y + 15, text)
+
+        def label(page: int) -> Markup:
+            room = self._pixels(stretch, page) - 6
+            fitting = next((each for each in (f"idle {text}", text) if len(each) * _LETTER < room), None)
+            place = Markup('<text x="{}%" y="{}" text-anchor="middle">{}</text>')
+            return place.format(middle, y + 15, fitting) if fitting else Markup("")
+
         stripes = Markup('<rect x="{}%" y="{}" width="{}%" height="3" fill="url(#uow-stripes)"/>').format(
             self._x(stretch[0]), y + _TRACK - 11, self._width(stretch)
         )
         return Markup('<g class="idle"><title>{}</title>{}{}</g>').format(
-            f"idle in its transaction for {text}", stripes, label
+            f"idle in its transaction for {text}", stripes, self._in_each_width(label)
         )
 
     def _bracket(self, savepoint: Savepoint, free_until: float) -> Markup:
@@ -282,18 +333,33 @@ class _Drawing:
             Markup('<line x1="{}%" x2="{}%" y1="{}" y2="{}"/>').format(*line)
             for line in ((start, end, y + 5, y + 5), (start, start, y, y + 6), (end, end, y, y + 6))
         )
-        label = Markup("")
-        if len(savepoint.label) * _LETTER < self._pixels((savepoint.start, free_until)):
-            label = Markup('<text x="{}%" y="{}">{}</text>').format(start, y + 18, savepoint.label)
+
+        def label(page: int) -> Markup:
+            if len(savepoint.label) * _LETTER > self._pixels((savepoint.start, free_until), page):
+                return Markup("")
+            return Markup('<text x="{}%" y="{}">{}</text>').format(start, y + 18, savepoint.label)
+
         outcome = "rolled back to" if savepoint.is_undone else "released"
         title = f"savepoint of {savepoint.label}: {outcome} after {milliseconds(savepoint.end - savepoint.start)}"
         return Markup('<g class="bracket{}"><title>{}</title>{}{}</g>').format(
-            " undone" if savepoint.is_undone else "", title, lines, label
+            " undone" if savepoint.is_undone else "", title, lines, self._in_each_width(label)
         )
 
-    def _inside(self, stretch: Stretch, y: float, label: str) -> Markup:
+    def _in_each_width(self, draw: Callable[[int], Markup]) -> Markup:
+        """What a narrow window has room for, and a wide one.
+
+        :param draw: draws a label for a picture that is so many pixels wide.
+        """
+        if self._is_standalone:
+            return draw(STANDALONE_WIDTH)
+        narrow, wide = draw(_NARROW), draw(_WIDE)
+        if narrow == wide:
+            return wide
+        return Markup('<g class="narrow">{}</g><g class="wide">{}</g>').format(narrow, wide)
+
+    def _inside(self, stretch: Stretch, y: float, label: str, page: int) -> Markup:
         """A label where it fits: whole, or its first word, or none."""
-        pixels = self._pixels(stretch) - 8
+        pixels = self._pixels(stretch, page) - 8
         fitting = next((text for text in (label, label.partition(" ")[0]) if len(text) * _LETTER < pixels), None)
         if fitting is None:
             return Markup("")
@@ -316,8 +382,8 @@ class _Drawing:
     def _width(self, stretch: Stretch) -> float:
         return round(self._x(stretch[1]) - self._x(stretch[0]), 3)
 
-    def _pixels(self, stretch: Stretch) -> float:
-        return self._width(stretch) / 100 * _NARROWEST
+    def _pixels(self, stretch: Stretch, page: int) -> float:
+        return self._width(stretch) / 100 * page
 
 
 def ticks(length: float) -> list[float]:
