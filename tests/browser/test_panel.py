@@ -184,7 +184,8 @@ def overlapping(browser: Chrome) -> list[str]:
             .filter(text => text.getClientRects().length && !text.matches('.sign'))
             .map(text => [text.textContent, text.getBoundingClientRect()]);
         const cross = (low, high, otherLow, otherHigh) => low < otherHigh && otherLow < high;
-        const meet = (a, b) => cross(a.left, a.right, b.left, b.right) && cross(a.top + 4, a.bottom, b.top + 4, b.bottom);
+        const meet = (a, b) =>
+            cross(a.left, a.right, b.left, b.right) && cross(a.top + 4, a.bottom, b.top + 4, b.bottom);
         return texts.flatMap(([text, box], index) => texts.slice(index + 1)
             .filter(([_, other]) => meet(box, other)).map(([other]) => `${text} / ${other}`));
     """)
