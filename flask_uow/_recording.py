@@ -296,7 +296,7 @@ class _Watched:
     def about_to_execute(self, connection: sa.Connection, *about: Any) -> None:
         """Note what was sent before SQLAlchemy takes its time to compile the statement."""
         timeline = find_timeline()
-        if timeline is not None and connection.connection.dbapi_connection is not None:
+        if timeline is not None and not connection.closed and not connection.invalidated:
             _Call(self, timeline, connection.connection, Sent.STATEMENT, "").note_unseen()
 
     def connecting(self, dialect: Any, record: Any, cargs: Any, cparams: Any) -> None:

@@ -20,6 +20,7 @@ from flask import Flask, Response
 from ._timeline import Timeline
 
 HEADER = "Server-Timing"
+_BEGINS = "unit;dur="
 
 
 class ServerTiming:
@@ -36,9 +37,10 @@ class ServerTiming:
         return app.debug if self._setting is None else self._setting
 
     def finish(self, timeline: Timeline, response: Response) -> None:
-        """Add to what the app says itself."""
+        """Add to what the app says itself; a response that is used again loses what was said of the request before."""
         if not timeline.is_empty:
-            response.headers.add(HEADER, header_value(timeline))
+            of_the_app = [value for value in response.headers.getlist(HEADER) if not value.startswith(_BEGINS)]
+            response.headers.setlist(HEADER, [*of_the_app, header_value(timeline)])
 
 
 def header_value(timeline: Timeline) -> str:

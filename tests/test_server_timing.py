@@ -143,6 +143,20 @@ def test_what_the_app_says_itself_stays(timed: Flask) -> None:
     assert re.fullmatch(PATTERN, values[1])
 
 
+def test_a_response_that_is_used_again(timed: Flask, uow: UnitOfWork) -> None:
+    """It tells of its last request only."""
+    kept = Response("ok")
+
+    @timed.get("/kept")
+    @transactional(read_only=True)
+    def view_of_kept() -> Response:
+        uow.session.execute(sa.text("SELECT 1"))
+        return kept
+
+    for _ in range(2):
+        assert len(timed.test_client().get("/kept").headers.getlist(HEADER)) == 1
+
+
 def test_no_text_of_a_statement_is_told(timed: Flask, uow: UnitOfWork) -> None:
     """The header is numbers and the names of the metrics, whatever the units are called."""
 
