@@ -325,10 +325,6 @@ class _Watched:
         status = self._probe(lane.dbapi_connection)
         return None if status is TransactionStatus.UNKNOWN else status in _IN_TRANSACTION
 
-    def begins_by_itself(self, dbapi_connection: Any) -> bool:
-        """Whether the driver sends BEGIN ahead of a transaction's first statement, as a request of its own."""
-        return not (self.is_libpq and dbapi_connection.autocommit)
-
     def prepared(self, dbapi_connection: Any) -> int:
         """How many statements psycopg 3 has prepared; each takes a request of its own."""
         return len(getattr(getattr(dbapi_connection, "_prepared", None), "_names", ()))
@@ -423,8 +419,7 @@ class _Call:
             if is_end and not is_in:  # refused, and rolled back in its place
                 self._add(Sent.ROLLBACK, start, clock(), "ROLLBACK", error=type(error).__name__)
             return
-        begins = is_in and not was_in and not self.says_begin
-        begins = begins and self._watched.begins_by_itself(lane.dbapi_connection)
+        begins = is_in and not was_in and not self.says_begin  # the driver has sent BEGIN ahead of it
         trips = self.trips + begins + self._trips_of_limit() if self._watched.was_sent(error) else 0
         if not is_in:
             lane.limit_s = None  # it went with the transaction

@@ -94,6 +94,7 @@ def test_a_unit(app: Flask, uow: UnitOfWork, database: Database) -> None:
     )
     (held,) = [hold for hold in lane.holds if hold[1] >= spans[-1].end]
     assert held[0] <= spans[-2].start
+    assert held[1] < timeline.end
     assert lane.bind == "default"
 
 
@@ -261,12 +262,16 @@ def test_templates(app: Flask) -> None:
     """Each by its name, from its context to its text."""
 
     def view() -> str:
-        return render_template_string("{{ pause() }}", pause=lambda: time.sleep(PAUSE_S))
+        text = render_template_string("{{ pause() }}", pause=lambda: time.sleep(PAUSE_S))
+        time.sleep(PAUSE_S)
+        return text
 
-    (rendering,) = timeline_of(app, view).renderings
+    timeline = timeline_of(app, view)
 
+    (rendering,) = timeline.renderings
     assert rendering.template == "a text"
-    assert PAUSE_S <= rendering.end - rendering.start < 1000
+    assert rendering.end - rendering.start >= PAUSE_S
+    assert timeline.end - rendering.end >= PAUSE_S
 
 
 @pytest.mark.parametrize("backend", ["psycopg2", "psycopg"])

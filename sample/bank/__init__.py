@@ -52,7 +52,7 @@ def _show_units(app: Flask) -> None:
     """Draw each request's units, connections and statements, in a panel of Flask-DebugToolbar."""
     from flask_debugtoolbar import DebugToolbarExtension
 
-    panels = ["timer.TimerDebugPanel", "request_vars.RequestVarsDebugPanel", "template.TemplateDebugPanel"]
+    panels = ["timer.TimerDebugPanel", "headers.HeaderDebugPanel", "request_vars.RequestVarsDebugPanel"]
     app.config["DEBUG_TB_PANELS"] = [
         "flask_uow.contrib.debugtoolbar.UnitOfWorkPanel",
         *(f"flask_debugtoolbar.panels.{panel}" for panel in panels),

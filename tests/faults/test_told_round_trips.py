@@ -120,7 +120,7 @@ def a_timeout(bench: Bench) -> None:
 
 def two_timeouts(bench: Bench) -> None:
     a_timeout(bench)
-    with transactional(timeout=30):
+    with transactional(timeout=90):
         bench.run_sql("SELECT 1")
 
 
