@@ -420,7 +420,7 @@ class _Call:
                 self._add(Sent.ROLLBACK, start, clock(), "ROLLBACK", error=type(error).__name__)
             return
         begins = is_in and not was_in and not self.says_begin  # the driver has sent BEGIN ahead of it
-        trips = self.trips + begins + self._trips_of_limit() if self._watched.was_sent(error) else 0
+        trips = begins + (self.trips + self._trips_of_limit() if self._watched.was_sent(error) else 0)
         if not is_in:
             lane.limit_s = None  # it went with the transaction
         self._add(

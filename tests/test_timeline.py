@@ -11,6 +11,7 @@ import pytest
 import sqlalchemy as sa
 from flask import Flask, copy_current_request_context, render_template_string
 from sqlalchemy.exc import DBAPIError, OperationalError
+from sqlalchemy.ext.compiler import compiles
 
 from flask_uow import UnitOfWork, transactional
 from flask_uow._timeline import Lane, Sent, Span, Timeline, UnitSpan, covered
@@ -190,6 +191,34 @@ def test_a_begin_that_waits_for_another_writer(database: SQLiteDatabase, uow: Un
     assert begin.end - begin.start >= PAUSE_S * 0.8
 
 
+@pytest.mark.parametrize("database", ["sqlite"], indirect=True)
+def test_what_sqlalchemy_takes_to_compile_is_no_begin(app: Flask, uow: UnitOfWork) -> None:
+    """It is idle, in the transaction that has begun."""
+
+    @transactional
+    def view() -> None:
+        uow.session.execute(sa.select(slow_to_compile()))
+
+    timeline = timeline_of(app, view)
+
+    assert timeline.idle_s >= PAUSE_S
+    assert timeline.sql_s < timeline.idle_s
+
+
+@pytest.mark.parametrize("database", ["sqlite"], indirect=True)
+def test_an_error_of_sqlite_was_a_round_trip(app: Flask, uow: UnitOfWork, database: Database) -> None:
+    """SQLite has no code for it, and was asked all the same."""
+    database.execute("INSERT INTO item (name) VALUES ('item')")
+
+    def view() -> None:
+        with pytest.raises(DBAPIError, match="UNIQUE"), transactional():
+            add(uow, "item")
+
+    timeline = timeline_of(app, view)
+
+    assert [span.trips for span in timeline.lanes[0].spans if span.error is not None] == [1]
+
+
 def test_an_independent_unit_has_a_connection_of_its_own(app: Flask, uow: UnitOfWork, database: Database) -> None:
     """Two lanes, and the outer one idles meanwhile; on SQLite the inner one comes first."""
 
@@ -272,6 +301,18 @@ def test_templates(app: Flask) -> None:
     assert rendering.template == "a text"
     assert rendering.end - rendering.start >= PAUSE_S
     assert timeline.end - rendering.end >= PAUSE_S
+
+
+def test_a_template_that_fails(app: Flask) -> None:
+    """Nobody says when; it goes on until the response is ready."""
+
+    def view() -> None:
+        with pytest.raises(ZeroDivisionError):
+            render_template_string("{{ 1 / 0 }}")
+
+    timeline = timeline_of(app, view)
+
+    assert [rendering.end for rendering in timeline.renderings] == [timeline.end]
 
 
 @pytest.mark.parametrize("backend", ["psycopg2", "psycopg"])
@@ -443,6 +484,19 @@ def test_a_retried_unit(app: Flask, uow: UnitOfWork) -> None:
     timeline = timeline_of(app, lambda: unit([]))
 
     assert [(each.attempt, each.outcome) for each in timeline.units] == [(1, "rolled back"), (2, "committed")]
+
+
+class slow_to_compile(sa.sql.functions.FunctionElement[int]):  # noqa: N801  # as SQLAlchemy names its functions
+    """A function that takes SQLAlchemy some time to put into SQL."""
+
+    inherit_cache = False
+    type = sa.Integer()
+
+
+@compiles(slow_to_compile)
+def _compile_slowly(element: object, compiler: object, **options: object) -> str:
+    time.sleep(PAUSE_S)
+    return "abs(1)"
 
 
 def add(uow: UnitOfWork, name: str) -> None:

@@ -142,6 +142,23 @@ def autocommit(bench: Bench) -> None:
         connection.exec_driver_sql("SELECT 1")
 
 
+def a_transaction_by_hand(bench: Bench) -> None:
+    with bench.uow.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        for statement in ("BEGIN", "SELECT 1", "COMMIT", "SELECT 2"):
+            connection.exec_driver_sql(statement)
+
+
+def a_value_that_the_driver_refuses(bench: Bench) -> None:
+    with pytest.raises(DBAPIError, match="adapt"), transactional():
+        bench.run_sql("SELECT 1")
+        bench.session.execute(sa.text("SELECT :value"), {"value": object()})
+
+
+def a_value_that_the_driver_refuses_at_once(bench: Bench) -> None:
+    with pytest.raises(DBAPIError, match="adapt"), transactional():
+        bench.session.execute(sa.text("SELECT :value"), {"value": object()})
+
+
 @pytest.mark.parametrize(
     "body",
     [
@@ -165,6 +182,9 @@ def autocommit(bench: Bench) -> None:
         timeouts_inside_each_other,
         a_confirmed_commit,
         autocommit,
+        a_transaction_by_hand,
+        a_value_that_the_driver_refuses,
+        a_value_that_the_driver_refuses_at_once,
     ],
 )
 @pytest.mark.filterwarnings("ignore::flask_uow.exceptions.RuleWarning")
