@@ -169,8 +169,8 @@ def test_a_slow_statement(app: Flask, uow: UnitOfWork) -> None:
     timeline = timeline_of(app, view)
 
     assert timeline.sql_s >= PAUSE_S
-    slow = max(timeline.lanes[0].spans, key=lambda span: span.end - span.start)
-    assert "pg_sleep" in slow.text
+    (slow,) = [span for span in timeline.lanes[0].spans if "pg_sleep" in span.text]
+    assert slow.end - slow.start >= PAUSE_S
 
 
 @pytest.mark.parametrize("database", ["sqlite"], indirect=True)
@@ -201,8 +201,7 @@ def test_what_sqlalchemy_takes_to_compile_is_no_begin(app: Flask, uow: UnitOfWor
 
     timeline = timeline_of(app, view)
 
-    assert timeline.idle_s >= PAUSE_S
-    assert timeline.sql_s < timeline.idle_s
+    assert any(end - start >= PAUSE_S for start, end in timeline.lanes[0].idle(timeline.end))
 
 
 @pytest.mark.parametrize("database", ["sqlite"], indirect=True)
