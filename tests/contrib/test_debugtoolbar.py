@@ -277,6 +277,17 @@ def test_everything_lies_within_the_picture() -> None:
         assert 0 <= float(rect.get("y") or 0) <= float(rect.get("y") or 0) + float(rect.get("height") or 0) <= height
 
 
+@pytest.mark.parametrize(("neighbour", "is_labelled"), [(0.9, True), (0.1, False)], ids=["far", "near"])
+def test_a_label_stands_beside_its_unit_where_there_is_room(neighbour: float, is_labelled: bool) -> None:
+    """Not where the next unit would be covered."""
+    units = [UnitSpan("too long for it", 1, 1, False, 0.0, 0.01), UnitSpan("", 1, 1, False, neighbour, 1.0)]
+    root = ElementTree.fromstring(picture(Timeline("GET /", start=0.0, end=1.0, units=units)))
+
+    texts = ["".join(text.itertext()) for text in root.iter(f"{SVG}text")]
+
+    assert ("too long for it" in texts) is is_labelled
+
+
 @pytest.mark.parametrize(
     ("length", "last"),
     [(0.012, 0.012), (0.0101, 0.01), (1.0, 1.0), (75.0, 70.0)],
