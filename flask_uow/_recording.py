@@ -160,7 +160,7 @@ def _meet_engine(session: Session, transaction: SessionTransaction, connection: 
 def _unit_began(sender: Any, unit: Unit) -> None:
     timeline = find_timeline()
     if timeline is not None:
-        span = UnitSpan(unit.label, unit.depth, unit.attempt, unit.read_only, clock(), session=unit.session, unit=unit)
+        span = UnitSpan(unit.label, unit.depth, unit.attempt, unit.read_only, clock(), unit=unit)
         timeline.units.append(span)
 
 

@@ -128,7 +128,7 @@ class UnitSpan:
     :param start: when it had begun.
     :param end: when it had ended; infinite before that.
     :param outcome: ``committed`` or ``rolled back``; None where nobody was told.
-    :param session: what tells an independent unit's savepoints from those of the unit around it.
+    :param unit: the unit itself, until it has ended.
     """
 
     label: str
@@ -138,7 +138,6 @@ class UnitSpan:
     start: float
     end: float = float("inf")
     outcome: str | None = None
-    session: Any = None
     unit: Any = None
 
 
@@ -202,7 +201,7 @@ class Timeline:
             lane.dbapi_connection = None
         for unit in self.units:
             unit.end = min(unit.end, self.end)
-            unit.unit = unit.session = None
+            unit.unit = None
         for rendering in self.renderings:
             rendering.end = min(rendering.end, self.end)
 

@@ -99,8 +99,9 @@ def rows(timeline: Timeline) -> Iterator[Row]:
     for unit in timeline.units:
         name = "undone" if unit.outcome == "rolled back" else "unit"
         kind = "unit inside" if unit.depth > 1 else "unit"
+        mode = ", read-only" if unit.read_only else ""
         attempt = f", attempt {unit.attempt}" if unit.attempt > 1 else ""
-        text = f"{unit.label}{attempt}: {unit.outcome or 'not ended'}"
+        text = f"{unit.label}{mode}{attempt}: {unit.outcome or 'not ended'}"
         yield Row(unit.start, unit.end - unit.start, name, kind, text)
     for number, lane in enumerate(timeline.lanes, start=1):
         place = f", connection {number}" if len(timeline.lanes) > 1 else ""

@@ -78,6 +78,8 @@ def test_everything_that_a_request_did_is_drawn(make_debugged: MakeApp, uow: Uni
         with pytest.raises(ZeroDivisionError), transactional(label="undone"):
             add(uow, "undone")
             raise ZeroDivisionError
+        with transactional(read_only=True, label="the reader"):
+            pass
         return render_template_string(PAGE)
 
     page = page_of(make_debugged(), view)
@@ -89,7 +91,8 @@ def test_everything_that_a_request_did_is_drawn(make_debugged: MakeApp, uow: Uni
     assert any(title.startswith("savepoint of the savepoint: released after") for title in words(svg))
     assert any(title.startswith("INSERT INTO item (name) VALUES") for title in words(svg))
     assert any(title.startswith("the unit: committed, ") for title in words(svg))
-    assert re.search(r"2 units, \d+ trips, \d\S* ms", page)
+    assert "the reader, read-only: committed" in page
+    assert re.search(r"3 units, \d+ trips, \d\S* ms", page)
     assert "uow-content" not in page
     assert "uow-subtitle" not in page
 
@@ -268,7 +271,9 @@ def test_what_is_short_can_be_seen() -> None:
 
 def test_everything_lies_within_the_picture() -> None:
     """From left to right, and from top to bottom."""
-    root = ElementTree.fromstring(picture(a_timeline()))
+    timeline = a_timeline()
+    timeline.lanes[0].holds.append((-1.0, 100.0))
+    root = ElementTree.fromstring(picture(timeline))
     height = float(root.get("height") or 0)
 
     for rect in root.iter(f"{SVG}rect"):
@@ -331,6 +336,15 @@ def test_savepoints_inside_each_other() -> None:
         "c": (3, 4.5, 1, True),
         "a": (0, 5.5, 0, False),
     }
+
+
+def test_a_savepoint_that_nobody_ends() -> None:
+    """It goes on until the response is ready, and is not kept."""
+    lane = Lane("default", spans=[Span(Sent.SAVEPOINT, 1.0, 1.5, "SAVEPOINT a", is_in_transaction=True)])
+
+    (left,) = savepoints(lane, 9.0)
+
+    assert (left.start, left.end, left.is_undone) == (1.0, 9.0, True)
 
 
 # ---- its words
