@@ -11,9 +11,11 @@ from flask import Flask
 from ._checkouts import watch_pool
 from ._engines import make_engines
 from ._guard import guarded_class, watch_engine
+from ._recording import OBSERVERS_KEY, record_requests
 from ._requests import serve_whole_requests
 from ._rules import RuleBook
 from ._scopes import current_context
+from ._server_timing import ServerTiming
 from ._sessions import (
     AdoptedSessions,
     CalledSessions,
@@ -120,6 +122,8 @@ class UnitOfWork:
         self._take_back_sessions(app)
         if settings.atomic_requests:
             serve_whole_requests(app, app_state)
+        app.extensions.setdefault(OBSERVERS_KEY, []).append(ServerTiming(settings.server_timing))
+        record_requests(app, app_state)
         app.cli.add_command(db_session_stats)
 
     def _take_back_sessions(self, app: Flask) -> None:

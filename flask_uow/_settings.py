@@ -64,6 +64,7 @@ class Settings:
     :param idle_limit_s: seconds after which an idle transaction is shown as trouble, whatever the rules are.
     :param stats: whether this process publishes what it does.
     :param stats_dir: in which folder; None for the default one.
+    :param server_timing: whether responses get a ``Server-Timing`` header; None for what ``app.debug`` says.
     """
 
     binds: dict[str, Bind] = field(default_factory=dict)
@@ -79,6 +80,7 @@ class Settings:
     idle_limit_s: float = 1.0
     stats: bool = True
     stats_dir: str | None = None
+    server_timing: bool | None = None
 
 
 def read_settings(
@@ -109,6 +111,7 @@ def read_settings(
         idle_limit_s=values.get("UOW_MAX_IDLE_SECONDS", 1.0),
         stats=values.get("UOW_STATS", True),
         stats_dir=values.get("UOW_STATS_DIR"),
+        server_timing=values.get("UOW_SERVER_TIMING"),
     )
 
 
@@ -354,6 +357,7 @@ _CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "UOW_RETRIES": _retries,
     "UOW_ATOMIC_REQUESTS": _methods,
     "UOW_TWO_PHASE": _boolean,
+    "UOW_SERVER_TIMING": _boolean,
     # Switched on, these would promise what this version does not do.
     "UOW_READER_URI": _off,
     "UOW_READ_YOUR_WRITES": _off,
@@ -364,5 +368,4 @@ _CHECKS: dict[str, Callable[[str, Any], Any]] = {
     # Checked already, so that a configuration written today stays right; they change no outcome.
     "UOW_RIDE": _boolean,
     "UOW_LABEL_SERVER": _boolean,
-    "UOW_SERVER_TIMING": _boolean,
 }

@@ -1,1 +1,1 @@
-"""One file for each library that is optional; nothing else imports them."""
+"""What goes with other libraries: one module for each, which is imported where that library is installed."""
