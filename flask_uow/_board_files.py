@@ -12,6 +12,7 @@ locks of files (``fcntl``) cannot tell the living from the dead.
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import mmap
 import os
@@ -40,6 +41,14 @@ _UNFIT = re.compile(r"[^A-Za-z0-9_.]")
 _LOCK = ".lock"
 _LOCK_WAIT_S = 1.0
 _MAX_UNFINISHED_S = 60.0
+_MAX_COUNT = 1 << 53
+"""More than anybody counts, and a sum of many is still a word."""
+_COUNTED = (
+    (_board.AT_LABELS, _board.AT_APP),
+    (_board.AT_COUNTS, _board.HELD_S),
+    (_board.HELD_S + 1, _board.END_OF_COUNTS),
+)
+_TURN_AGAIN = _board.LIVE_FIELDS.index("turn_again")
 _O_OURS = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NONBLOCK", 0)
 
 
@@ -136,12 +145,7 @@ def _publish(app_name: str, host: str, started_ns: int, path: Path) -> Board:
         if is_locked and not _sweep(path.parent, app_name, host):
             _ended_path(path.parent, app_name, host).unlink(missing_ok=True)
         unfinished = path.with_name(path.name + _UNFINISHED)
-        descriptor = os.open(unfinished, os.O_RDWR | os.O_CREAT | os.O_EXCL | _O_OURS, 0o600)
-        try:
-            _reserve(descriptor)
-            board = Board(app_name, host, started_ns, mmap.mmap(descriptor, _board.SIZE_BYTES))
-        finally:
-            os.close(descriptor)
+        board = Board(app_name, host, started_ns, _make_file(unfinished))
         holder = _Holder(unfinished, path)
         _fork.abandon_in_children(holder)
         weakref.finalize(board, holder.remove)
@@ -149,12 +153,35 @@ def _publish(app_name: str, host: str, started_ns: int, path: Path) -> Board:
     return board
 
 
+def _make_file(path: Path) -> mmap.mmap:
+    """The memory of a new file, which is not left behind where there is no room for it."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | _O_OURS, 0o600)
+    try:
+        _reserve(descriptor)
+        return mmap.mmap(descriptor, _board.SIZE_BYTES)
+    except BaseException:
+        path.unlink()
+        raise
+    finally:
+        os.close(descriptor)
+
+
 def _reserve(descriptor: int) -> None:
     """Take the space now: a disk that is full when a page is first written would kill the process."""
     if hasattr(os, "posix_fallocate"):
-        os.posix_fallocate(descriptor, 0, _board.SIZE_BYTES)
-    else:  # pragma: no cover  # macOS, Windows
-        os.write(descriptor, bytes(_board.SIZE_BYTES))
+        try:
+            os.posix_fallocate(descriptor, 0, _board.SIZE_BYTES)
+        except OSError as error:
+            if error.errno not in _CANNOT_RESERVE:
+                raise
+        else:
+            return
+    left = _board.SIZE_BYTES  # macOS, Windows, and file systems that have no such call
+    while left:
+        left -= os.write(descriptor, bytes(left))
+
+
+_CANNOT_RESERVE = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
 class _Holder:
@@ -316,11 +343,14 @@ def _bury_if_dead(path: Path) -> None:
 
 
 def _bury(path: Path) -> None:
-    """Add what a dead worker has counted to what others had, and remove its file."""
+    """Add what a dead worker has counted to what others had, and remove its file.
+
+    What is no board stays, for a reader to name.
+    """
     dead = _read(path)
-    path.unlink(missing_ok=True)  # first: what is lost by a crash in between is better than what is counted twice
     if dead is None:
         return
+    path.unlink(missing_ok=True)  # first: what is lost by a crash in between is better than what is counted twice
     app_name, host = dead.text(_board.AT_APP, _board.NAME_WORDS), dead.text(_board.AT_HOST, _board.NAME_WORDS)
     ended_path = _ended_path(path.parent, app_name, host)
     ended = _read(ended_path) or Image(bytes(_board.SIZE_BYTES))
@@ -334,12 +364,14 @@ def _bury(path: Path) -> None:
 
 
 def _read(path: Path) -> Image | None:
-    """A board that nobody writes any more; None if it is none."""
-    with contextlib.suppress(OSError, RefusedError):
+    """A board that nobody writes any more; None if it is none, or damaged."""
+    with contextlib.suppress(OSError, RefusedError, ValueError):
         board = _open(path)
         with open(board.descriptor, "rb") as file:
-            image = Image(file.read(_board.SIZE_BYTES))
-        return image if image.is_board else None
+            image = Image(file.read(_board.SIZE_BYTES).ljust(_board.SIZE_BYTES, b"\0"))
+        if image.is_board:
+            image.check()
+            return image
     return None
 
 
@@ -361,6 +393,22 @@ class Image:
             and words[_board.AT_SIZE] == _board.SIZE_BYTES
         )
 
+    def check(self) -> None:
+        """Refuse what no worker counts.
+
+        :raises ValueError: then.
+        """
+        labels = [value for at in self.label_rows() for value in self.label(at).values()]
+        times = [self.reals[_board.HELD_S], *(value for value in labels if isinstance(value, float))]
+        numbers = [value for value in labels if isinstance(value, int)]
+        for first, end in _COUNTED:
+            numbers += self.words[first:end]
+        numbers += (self.words[at + _TURN_AGAIN] for at in self.slots())
+        if min(numbers) < 0 or max(numbers) > _MAX_COUNT:
+            raise ValueError("it holds a number that no worker counts.")
+        if not all(0.0 <= time_s < _MAX_COUNT for time_s in times):
+            raise ValueError("it holds a time that no worker measures.")
+
     def text(self, at: int, words: int) -> str:
         """The text in some words."""
         data = bytes(self.memory[at * _board.WORD : (at + words) * _board.WORD])
@@ -374,7 +422,7 @@ class Image:
     def begun_at_home(self) -> int:
         """How many units began in the slots of their threads."""
         turns = range(_board.AT_LIVE, _board.AT_LIVE + _board.LIVE_WORDS * _board.MAX_HOMES, _board.LIVE_WORDS)
-        return sum(self.words[at + _board.LIVE_FIELDS.index("turn_again")] for at in turns)
+        return sum(self.words[at + _TURN_AGAIN] for at in turns)
 
     def label_rows(self) -> Iterator[int]:
         """Where the rows of labels begin that are in use."""
@@ -383,7 +431,7 @@ class Image:
             yield _board.AT_LABEL_ROWS + _board.LABEL_WORDS * index
 
     def slots(self) -> range:
-        """Where the live slots begin."""
+        """Where the live slots begin that readers look at."""
         return range(_board.AT_LIVE, _board.AT_LIVE + _board.LIVE_WORDS * (_board.MAX_LIVE - 1), _board.LIVE_WORDS)
 
     def add(self, dead: Image) -> None:
@@ -392,6 +440,8 @@ class Image:
         if not self.is_board:
             words[: _board.AT_COUNTS] = dead.words[: _board.AT_COUNTS]
             words[_board.AT_LABELS] = words[_board.AT_POOLS] = words[_board.AT_WORKERS] = 0
+            for at in self.label_rows():  # the last two, which are for what finds no row of its own
+                self._write_label_key(at, dead._label_key(at))
         words[_board.AT_WORKERS] += 1
         words[_board.BEGUN] += dead.begun_at_home()
         for at in range(_board.AT_COUNTS, _board.AT_RULES):
@@ -423,17 +473,19 @@ class Image:
             at = rows[key] = self._new_label(key, is_inner=bool(dead.words[source + _board.LABEL_INNER]))
         here, there = self.label(at), dead.label(source)
         both = {name: max(here[name], there[name]) if name == "worst_s" else here[name] + there[name] for name in here}
+        # Whoever was killed while it wrote its record has left it half-written.
+        both["count"] = both["count_again"] = both["committed"] + both["rolled_back"] + both["failed"]
         offset = (at + _board.LABEL_RECORD) * _board.WORD
         _board.LABEL.pack_into(self.memory, offset, *both.values())
 
     def _new_label(self, key: bytes, *, is_inner: bool) -> int:
         index = self.words[_board.AT_LABELS]
         if index >= _board.MAX_LABELS - 2:
-            index = _board.MAX_LABELS - 2 + is_inner
-            at = _board.AT_LABEL_ROWS + _board.LABEL_WORDS * index
-            self.words[at + _board.LABEL_INNER] = is_inner
-            return at
+            return _board.AT_LABEL_ROWS + _board.LABEL_WORDS * (_board.MAX_LABELS - 2 + is_inner)
         self.words[_board.AT_LABELS] = index + 1
         at = int(_board.AT_LABEL_ROWS + _board.LABEL_WORDS * index)
-        self.memory[at * _board.WORD : at * _board.WORD + len(key)] = key
+        self._write_label_key(at, key)
         return at
+
+    def _write_label_key(self, at: int, key: bytes) -> None:
+        self.memory[at * _board.WORD : at * _board.WORD + len(key)] = key

@@ -23,7 +23,8 @@ from .._state import AppState, state_of_app
 from ._values import Boards, EndedWorkers, Worker
 from ._workers import counts_of, worker_of
 
-_ATTEMPTS = 100
+_MAX_WAIT_S = 0.05
+"""How long a board is read again at most: whoever writes a record for longer has been stopped, or has never been."""
 _BUSY_ATTEMPTS = 3
 Read = Callable[[int, int], bytes]
 """Reads so many bytes of a board: where they begin, and how many."""
@@ -62,7 +63,7 @@ def _read(app: Flask, app_state: AppState) -> Boards:
             for each in found:
                 told = _told_by(each, app.name, notes)
                 workers += [told] if isinstance(told, Worker) else []
-                ended = told if isinstance(told, EndedWorkers) else ended
+                ended = _with(ended, told) if isinstance(told, EndedWorkers) else ended
     except FileNotFoundError:
         notes += _where_else(app, folder)
     except (OSError, RefusedError) as error:
@@ -81,10 +82,18 @@ def _told_by(found: FoundBoard, app_name: str, notes: list[str]) -> Worker | End
             return None
         if is_of_ended(found.path):
             return EndedWorkers(image.words[board.AT_WORKERS], counts_of(image))
+        if not found.is_alive:  # it could not be swept, or has just ended
+            return EndedWorkers(1, counts_of(image))
         return worker_of(image)
     except ValueError as error:
         notes.append(f"{found.path} cannot be read: {error} Remove it if no worker writes it.")
         return None
+
+
+def _with(ended: EndedWorkers | None, more: EndedWorkers) -> EndedWorkers:
+    if ended is None:
+        return more
+    return EndedWorkers(ended.workers + more.workers, ended.counts + more.counts)
 
 
 def _where_else(app: Flask, folder: Path) -> Iterator[str]:
@@ -114,6 +123,7 @@ def _copy(found: FoundBoard) -> Image:
     if not image.is_board:
         raise ValueError("it is no board, or one of another version.")
     _mend(image, read)
+    image.check()
     return image
 
 
@@ -125,30 +135,42 @@ def _copy_of_own(own: board.Board) -> Image:
 
 def _mend(image: Image, read: Read) -> None:
     """Read again what was met while it was written."""
+    until_s = time.monotonic() + _MAX_WAIT_S
     for at in image.label_rows():
-        _read_until(image, read, at + board.LABEL_RECORD, len(board.LABEL_FIELDS), _is_whole_label)
+        _read_until(image, read, at + board.LABEL_RECORD, len(board.LABEL_FIELDS), until_s)
+    # After the labels: no more units have ended than have begun.
+    _copy_again(image, read, board.AT_LIVE, board.WORDS - board.AT_LIVE)
     for at in image.slots():
-        if image.words[at] and not _read_until(image, read, at, board.LIVE_WORDS, _is_whole_slot):
+        if image.words[at] and not _read_until(image, read, at, len(board.LIVE_FIELDS), until_s, board.LIVE_WORDS):
             image.words[at] = 0  # its writer has stopped in the middle: nobody knows what it was about to say
 
 
-def _is_whole_label(image: Image, read: Read, at: int) -> bool:
-    return bool(image.words[at] == image.words[at + len(board.LABEL_FIELDS) - 1])
+def _read_until(image: Image, read: Read, at: int, fields: int, until_s: float, words: int = 0) -> bool:
+    """Copy a record until it is whole; whether it has become so.
 
-
-def _is_whole_slot(image: Image, read: Read, at: int) -> bool:
-    """Whether nobody else has taken the slot while it was copied."""
-    turn = image.words[at]
-    is_same = turn == image.words[at + len(board.LIVE_FIELDS) - 1]
-    return turn == 0 or (is_same and turn == int.from_bytes(read(at * board.WORD, board.WORD), sys.byteorder))
-
-
-def _read_until(image: Image, read: Read, at: int, words: int, is_whole: Callable[[Image, Read, int], bool]) -> bool:
-    for attempt in range(_ATTEMPTS):
-        if is_whole(image, read, at):
-            return True
+    :param fields: how many words it has; the first and the last are the same in one that is whole.
+    :param until_s: when to give up, in seconds of the monotonic clock.
+    :param words: how many there are with those that belong to it.
+    """
+    attempt = 0
+    while not _is_whole(image, read, at, at + fields - 1):
+        attempt += 1
         if attempt > _BUSY_ATTEMPTS:
+            if time.monotonic() > until_s:
+                return False
             time.sleep(0.0005)  # its thread waits for others
-        offset, size = at * board.WORD, words * board.WORD
-        image.memory[offset : offset + size] = read(offset, size)
-    return False
+        _copy_again(image, read, at, words or fields)
+    return True
+
+
+def _is_whole(image: Image, read: Read, first: int, last: int) -> bool:
+    """Whether nobody has begun to write a record again before all of it was copied."""
+    number = image.words[first]
+    if number != image.words[last]:
+        return False
+    return number == 0 or number == int.from_bytes(read(first * board.WORD, board.WORD), sys.byteorder)
+
+
+def _copy_again(image: Image, read: Read, at: int, words: int) -> None:
+    offset, size = at * board.WORD, words * board.WORD
+    image.memory[offset : offset + size] = read(offset, size).ljust(size, b"\0")

@@ -135,7 +135,7 @@ def _is_running(pid: int) -> bool:
         return True  # asking would end it
     try:
         os.kill(pid, 0)
-    except ProcessLookupError:
+    except (ProcessLookupError, OverflowError):
         return False
     except OSError:
         return True

@@ -45,15 +45,16 @@ def worker_of(image: Image) -> Worker:
 
     :raises ValueError: if there is something in the copy that no worker writes.
     """
-    words, pid = image.words, image.words[board.AT_PID]
-    live = _live(image, pid)
+    words, pid = image.words, _counted(image.words[board.AT_PID])
+    connections = _connections(image)
+    live = _live(image, pid, connections)
     return Worker(
         pid=pid,
         host=image.text(board.AT_HOST, board.NAME_WORDS),
         started_at=_time(words[board.AT_STARTED_NS]),
         counts=counts_of(image),
-        pools=tuple(_pools(image, pid, live)),
-        backend_pids=tuple(filter(None, (words[at + board.CONNECTION_PID] for _, at in _connections(image)))),
+        pools=tuple(_pools(image, pid, live, connections)),
+        backend_pids=tuple(each.pid for each in connections if each.pid),
         live=tuple(slot.shown for slot in live),
         untold={
             name: words[board.AT_UNTOLD + place]
@@ -141,6 +142,16 @@ def _histogram(image: Image, at: int, first: int, total_s: float) -> Histogram:
     return Histogram((first, *image.words[at + 1 : at + board.BUCKETS]), _rounded(total_s))
 
 
+def _counted(number: int) -> int:
+    """A number of times.
+
+    :raises ValueError: if it is none.
+    """
+    if number < 0:
+        raise ValueError(f"{number} is no number of times.")
+    return number
+
+
 def _rounded(seconds: float) -> float:
     """Seconds to a microsecond.
 
@@ -166,8 +177,27 @@ class _Slot:
     connection: int
     shown: LiveUnit
 
+    @property
+    def holding(self) -> int:
+        """What the row of a connection says of whoever has it, where that does not say so itself."""
+        return self.turn << board.SLOT_BITS | self.index + 1
 
-def _live(image: Image, worker_pid: int) -> list[_Slot]:
+
+@dataclasses.dataclass(frozen=True)
+class _Connection:
+    """What is in the row of an open connection."""
+
+    number: int
+    pool: int
+    pid: int
+    held: int
+
+    def is_held_by(self, slot: _Slot) -> bool:
+        """Whether it is what is in a slot that has it."""
+        return slot.connection == self.number or self.held == slot.holding
+
+
+def _live(image: Image, worker_pid: int, connections: list[_Connection]) -> list[_Slot]:
     """The live units, each outermost one before what is inside it."""
     now_s = time.monotonic()
     slots = {
@@ -177,7 +207,9 @@ def _live(image: Image, worker_pid: int) -> list[_Slot]:
         each
         for slot in slots.values()
         if slot.parent not in slots
-        for each in _with_inner(slot, slots, now_s, _backend_pids(image, slot))
+        for each in _with_inner(
+            slot, slots, now_s, tuple(held.pid for held in connections if held.pid and held.is_held_by(slot))
+        )
     ]
 
 
@@ -216,9 +248,9 @@ def _slot(image: Image, at: int, index: int, worker_pid: int, now_s: float) -> _
         where=image.text(label + board.LABEL_WHERE, board.TEXT_WORDS) or None,
         worker_pid=worker_pid,
         thread=image.text(at + board.LIVE_THREAD_NAME, board.THREAD_NAME_BYTES // board.WORD),
-        thread_id=words[at + board.LIVE_THREAD],
-        depth=words[at + board.LIVE_DEPTH],
-        attempt=words[at + board.LIVE_ATTEMPT],
+        thread_id=_counted(words[at + board.LIVE_THREAD]),
+        depth=_counted(words[at + board.LIVE_DEPTH]),
+        attempt=_counted(words[at + board.LIVE_ATTEMPT]),
         state=State.NO_TRANSACTION,
         state_seconds=0.0,
         seconds=_rounded(max(0.0, now_s - values["began_s"])),
@@ -234,36 +266,30 @@ def _checked(told: float) -> float:
     return told
 
 
-def _connections(image: Image) -> Iterator[tuple[int, int]]:
-    """The numbers of the connections that are open, and where their rows begin."""
-    for index in range(board.MAX_CONNECTIONS):
-        at = board.AT_CONNECTIONS + board.CONNECTION_WORDS * index
-        if image.words[at + board.CONNECTION_POOL] > 0:
-            yield index + 1, at
+def _backend_pids(slot: _Slot, connections: list[_Connection]) -> tuple[int, ...]:
+    return tuple(each.pid for each in connections if each.pid and each.is_held_by(slot))
 
 
-def _is_held_by(image: Image, at: int, number: int, slot: _Slot) -> bool:
-    return slot.connection == number or image.words[at + board.CONNECTION_HELD] == _held(slot)
+def _connections(image: Image) -> list[_Connection]:
+    """The connections that are open."""
+    words = image.words[board.AT_CONNECTIONS : board.WORDS].tolist()
+    rows = range(0, len(words), board.CONNECTION_WORDS)
+    pools = words[board.CONNECTION_POOL :: board.CONNECTION_WORDS]
+    return [
+        _Connection(index + 1, pool, _counted(words[at + board.CONNECTION_PID]), words[at + board.CONNECTION_HELD])
+        for index, (at, pool) in enumerate(zip(rows, pools, strict=True))
+        if pool > 0
+    ]
 
 
-def _held(slot: _Slot) -> int:
-    return slot.turn << board.SLOT_BITS | slot.index + 1
-
-
-def _backend_pids(image: Image, slot: _Slot) -> tuple[int, ...]:
-    rows = (at for number, at in _connections(image) if _is_held_by(image, at, number, slot))
-    pids = (image.words[at + board.CONNECTION_PID] for at in rows)
-    return tuple(pid for pid in pids if pid)
-
-
-def _pools(image: Image, pid: int, live: list[_Slot]) -> Iterator[PoolSnapshot]:
+def _pools(image: Image, pid: int, live: list[_Slot], connections: list[_Connection]) -> Iterator[PoolSnapshot]:
     words = image.words
-    holders = {slot.connection for slot in live if slot.connection > 0} | {_held(slot) + _MARK for slot in live}
+    held = {each.number for each in connections for slot in live if each.is_held_by(slot)}
     waits = Counter(-slot.connection for slot in live if slot.shown.state == State.WAITING)
     for index in range(min(max(words[board.AT_POOLS], 0), board.MAX_POOLS)):
         at = board.AT_POOL_ROWS + board.POOL_WORDS * index
-        opened = [(n, row) for n, row in _connections(image) if words[row + board.CONNECTION_POOL] == index + 1]
-        busy = sum(n in holders or words[row + board.CONNECTION_HELD] + _MARK in holders for n, row in opened)
+        opened = [each.number for each in connections if each.pool == index + 1]
+        busy = sum(number in held for number in opened)
         size, timeout_ms = words[at + board.POOL_SIZE], words[at + board.POOL_TIMEOUT_MS]
         yield PoolSnapshot(
             bind=image.text(at, board.POOL_NAME_WORDS),
@@ -273,13 +299,9 @@ def _pools(image: Image, pid: int, live: list[_Slot]) -> Iterator[PoolSnapshot]:
             checked_out=busy,
             checked_in=len(opened) - busy,
             overflow=max(0, len(opened) - size) if size >= 0 else None,
-            max_overflow=words[at + board.POOL_MAX_OVERFLOW] if size >= 0 else None,
+            max_overflow=max(-1, words[at + board.POOL_MAX_OVERFLOW]) if size >= 0 else None,
             timeout_seconds=timeout_ms / 1000 if timeout_ms >= 0 else None,
             waiting=waits[index + 1],
-            timeouts=words[at + board.POOL_TIMEOUTS],
+            timeouts=_counted(words[at + board.POOL_TIMEOUTS]),
             longest_wait_seconds=_rounded(image.reals[at + board.POOL_LONGEST_S]),
         )
-
-
-_MARK = 1 << 40
-"""Tells who holds a connection from the number of one."""
