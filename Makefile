@@ -83,8 +83,9 @@ build: $(VENV)/dev.stamp ## Build the wheel and the source archive into dist/ an
 	@$(PY) -m twine check --strict dist/*
 
 .PHONY: pictures
-pictures: $(VENV)/dev.stamp ## Draw the README's pictures again
+pictures: $(VENV)/dev.stamp ## Draw the README's pictures again, from a server's real sessions and a request at the bank
 	@$(PY) -m tests.pictures.db_session_stats docs
+	@$(PY) -m tests.pictures.debugtoolbar_panel docs/debugtoolbar-panel.svg
 
 .PHONY: clean
 clean: ## Remove everything that make has made, the sample's SQLite file too

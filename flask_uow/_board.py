@@ -1,4 +1,483 @@
-"""The board."""
+"""The board: what a process publishes of an app's units, sessions and connections, in memory that others can read.
+
+It is an array of 8-byte words. A word is stored whole, so that no reader sees half of one; a record of several words
+has one that tells whether the rest belongs together. What a unit does is one word, written where the unit turns to
+something else; what it has done is one record, written when it ends. Labels are written once, and units refer to their
+row. Counters are written under a lock of the process, and everything else by one thread.
+
+Where the memory lies, who may read it and who sweeps it is left to ``_board_files``, what it means to
+:mod:`flask_uow.stats`.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+import threading
+import time
+from bisect import bisect_left
+from enum import IntEnum
+from types import CodeType
+from typing import Any
+
+from . import _fork
+from ._callsite import CallSite
 
 BUCKET_BOUNDS_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 """The upper bounds of a histogram's buckets, inclusive; a last bucket has none."""
+
+# ---- the layout, in words; the version grows with every change
+
+WORD = 8
+MAGIC = int.from_bytes(b"UOWBOARD", "little")
+VERSION = 1
+
+AT_MAGIC, AT_VERSION, AT_SIZE, AT_PID, AT_STARTED_NS, AT_LABELS, AT_POOLS = range(7)
+AT_WORKERS = 7
+"""How many workers a board of ended ones stands for."""
+AT_UNTOLD = 8
+UNTOLD = ("units", "connections", "labels", "pools")
+AT_APP, AT_HOST = 16, 24
+NAME_WORDS = 8
+
+AT_COUNTS = 64
+BEGUN, RETRIED, OPENED, CLOSED, LEAKED, STATEMENTS_OUTSIDE, FAST_CHECKOUTS, HELD_S = range(AT_COUNTS, AT_COUNTS + 8)
+"""``BEGUN`` are the units that had no slot of their thread's, ``FAST_CHECKOUTS`` and ``HELD_S`` of connections outside
+of units."""
+BUCKETS = len(BUCKET_BOUNDS_SECONDS) + 1
+UNIT_SECONDS, HELD_SECONDS, IDLE_SECONDS = (AT_COUNTS + 16 + BUCKETS * each for each in range(3))
+"""Histograms. The first bucket is not written: it holds what the labels have counted, and not counted as long."""
+AT_RULES = IDLE_SECONDS + BUCKETS
+MAX_RULES = 32
+"""Each a rule's number and its count."""
+END_OF_COUNTS = AT_RULES + 2 * MAX_RULES
+
+AT_POOL_ROWS = 256
+POOL_WORDS, MAX_POOLS = 24, 16
+POOL_NAME_WORDS, POOL_CLASS_WORDS = 8, 6
+POOL_SIZE, POOL_MAX_OVERFLOW, POOL_TIMEOUT_MS, POOL_TIMEOUTS, POOL_LONGEST_S = range(14, 19)
+
+AT_LABEL_ROWS = AT_POOL_ROWS + POOL_WORDS * MAX_POOLS
+LABEL_WORDS, MAX_LABELS = 56, 256
+"""The last two rows are for what found no other: outermost units, and inner ones."""
+TEXT_WORDS = 20
+LABEL_WHERE, LABEL_INNER, LABEL_RECORD = TEXT_WORDS, 2 * TEXT_WORDS, 2 * TEXT_WORDS + 1
+LABEL_FIELDS = (
+    "count", "committed", "rolled_back", "failed", "errors", "without_connection",
+    "long_units", "long_idle", "long_held", "statements", "took_s", "worst_s", "idle_s", "held_s", "count_again",
+)  # fmt: skip
+"""The record of a label; a reader that finds the two counts different has met it while it was written."""
+LABEL = struct.Struct("=9q5dq")
+
+AT_LIVE = AT_LABEL_ROWS + LABEL_WORDS * MAX_LABELS
+LIVE_WORDS, MAX_LIVE = 16, 256
+MAX_HOMES = 128
+"""The first slots are the threads' own, for their outermost units; the others are for everything else."""
+LIVE_FIELDS = ("turn", "told", "began_s", "told_before", "label", "connection", "turn_again")
+"""The record of a slot. The turn is how often it was taken, 0 where nobody has it; what is told is one number made of
+how many statements the session has sent, the :class:`State`, and since when, in seconds of the monotonic clock."""
+LIVE = struct.Struct("=q3d3q")
+LIVE_KIND, LIVE_PARENT, LIVE_DEPTH, LIVE_ATTEMPT, LIVE_THREAD, LIVE_THREAD_NAME = range(7, 13)
+_LIVE_CONNECTION = LIVE_FIELDS.index("connection") - LIVE_FIELDS.index("told")
+THREAD_NAME_BYTES = 4 * WORD
+_THREAD = struct.Struct(f"=q{THREAD_NAME_BYTES}s")
+
+AT_CONNECTIONS = AT_LIVE + LIVE_WORDS * MAX_LIVE
+CONNECTION_WORDS, MAX_CONNECTIONS = 4, 256
+CONNECTION_POOL, CONNECTION_PID, CONNECTION_HELD = range(3)
+"""The pool's row and one, the server's process, and who holds it where that does not say so itself: 0, or its slot and
+one, and its turn."""
+SLOT_BITS = 9
+
+WORDS = AT_CONNECTIONS + CONNECTION_WORDS * MAX_CONNECTIONS
+SIZE_BYTES = WORDS * WORD
+
+
+class Kind(IntEnum):
+    """What is in a live slot."""
+
+    UNIT = 1
+    SESSION = 2
+    CONNECTION = 3
+
+
+CLOCK = float(1 << 28)
+"""More seconds than a machine runs: what is told holds states in their multiples, and statements in eightfold ones."""
+STATEMENT = 8 * CLOCK
+NO_TRANSACTION, RUNNING, IDLE, WAITING, COMMITTING, ROLLING_BACK, HELD, LEAKING = (CLOCK * each for each in range(8))
+"""What it does."""
+
+
+class Outcome(IntEnum):
+    """How a unit ended."""
+
+    COMMITTED = 0
+    ROLLED_BACK = 1
+    FAILED = 2
+
+
+_BOUNDS_S = BUCKET_BOUNDS_SECONDS
+_FIRST_BOUND_S = BUCKET_BOUNDS_SECONDS[0]
+_UNIT = int(Kind.UNIT)
+_OTHERS = "(others)"
+_get_ident = threading.get_ident
+
+
+class Live:
+    """A slot in which somebody says what it does; reused, and never by two at a time.
+
+    :ivar reals: the board's words as floating-point numbers.
+    :ivar at: the word that tells what is done.
+    :ivar offset: where its record begins, in bytes.
+    :ivar turns: how often the slot was taken.
+    :ivar is_taken: whether somebody has it.
+    :ivar held_since_s: when the unit took its first connection, 0.0 before that.
+    """
+
+    __slots__ = ("at", "board", "held_since_s", "index", "is_home", "is_taken", "offset", "reals", "turns", "words")
+
+    def __init__(self, board: Board, index: int) -> None:
+        self.board = board
+        self.words, self.reals = board.words, board.reals
+        self.index = index
+        self.at = AT_LIVE + LIVE_WORDS * index + 1
+        self.offset = (self.at - 1) * WORD
+        self.turns = 0
+        self.held_since_s = 0.0
+        self.is_home = index < MAX_HOMES
+        self.is_taken = False
+
+    def hold(self, connection: int, now_s: float) -> None:
+        """Say which connection it has.
+
+        :param connection: the number of its row.
+        """
+        self.held_since_s = now_s
+        self.words[self.at + _LIVE_CONNECTION] = connection
+
+    def take(self, row: Row, now_s: float, told: float) -> None:
+        """Have it from now on.
+
+        :param told: what the session has told of its statements.
+        """
+        self.is_taken = True
+        self.held_since_s = 0.0
+        self.turns = turn = self.turns + 1
+        LIVE.pack_into(self.board.memory, self.offset, turn, told, now_s, told, row.index, 0, turn)
+
+    def tell(self, what: float) -> None:
+        """Say what is done from now on, where no statements are counted."""
+        self.reals[self.at] = what + time.monotonic()
+
+    def wait_for(self, pool_row: int) -> None:
+        """Say in which pool it waits for its first connection.
+
+        :param pool_row: the row of the pool, -1 for none.
+        """
+        if not self.held_since_s:
+            self.words[self.at + _LIVE_CONNECTION] = -(pool_row + 1)
+
+    def free(self) -> None:
+        """Leave the slot to others."""
+        self.words[self.at - 1] = 0
+        self.is_taken = False
+        if not self.is_home:
+            self.board.free.append(self)
+
+    def describe(self, kind: int, parent: int, depth: int, attempt: int) -> None:
+        """Say whose slot it is: what changes seldom."""
+        words, at = self.words, self.at - 1
+        words[at + LIVE_KIND], words[at + LIVE_PARENT] = kind, parent
+        words[at + LIVE_DEPTH], words[at + LIVE_ATTEMPT] = depth, attempt
+        number = threading.get_native_id() if hasattr(threading, "get_native_id") else _get_ident()
+        name = _fitted(threading.current_thread().name, THREAD_NAME_BYTES)
+        _THREAD.pack_into(self.board.memory, (at + LIVE_THREAD) * WORD, number, name)
+
+
+class Row:
+    """Where the units of a label are counted."""
+
+    __slots__ = ("at", "code", "count", "errors", "held_s", "idle_s", "index", "is_inner", "line",
+                 "long_held", "long_idle", "long_units", "offset", "outcomes",
+                 "place", "statements", "took_s", "without_connection", "worst_s")  # fmt: skip
+
+    def __init__(self, index: int, site: CallSite | None, *, is_inner: bool) -> None:
+        self.index = index
+        self.at = AT_LABEL_ROWS + LABEL_WORDS * index
+        self.offset = (self.at + LABEL_RECORD) * WORD
+        self.place: object = None
+        self.code: CodeType | None = site[0] if site else None
+        self.line = site[1] if site else 0
+        self.is_inner = is_inner
+        self.outcomes = [0, 0, 0]
+        self.count = self.errors = self.without_connection = 0
+        self.long_units = self.long_idle = self.long_held = 0
+        self.statements = self.took_s = self.worst_s = self.idle_s = self.held_s = 0.0
+
+
+class Board:
+    """What one process says of one app.
+
+    :param app_name: the app's name.
+    :param host: the name of the machine.
+    :param started_ns: the time, in nanoseconds since 1970.
+    :param memory: :data:`SIZE_BYTES` bytes, all of them zero, that others can read; the process's own if None.
+    :ivar memory: the bytes.
+    :ivar words: the same as words.
+    :ivar reals: the same as floating-point numbers.
+    :ivar is_published: whether others can read it.
+    """
+
+    def __init__(self, app_name: str, host: str, started_ns: int, memory: Any = None) -> None:
+        self.is_published = memory is not None
+        self._take_memory(bytearray(SIZE_BYTES) if memory is None else memory)
+        self._lives = [Live(self, index) for index in range(MAX_LIVE)]
+        self._free_homes = self._lives[MAX_HOMES - 1 :: -1]
+        self.homes: dict[int, Live] = {}
+        self.free = self._lives[-2 : MAX_HOMES - 1 : -1]
+        self.rows: dict[str, Row] = {}
+        self._rows_of_namesakes: dict[tuple[str, Any, int, bool], Row] = {}
+        self._others = [self._write_row(MAX_LABELS - 2 + inner, _OTHERS, None, bool(inner)) for inner in (0, 1)]
+        self._pools: dict[str, int] = {}
+        self._free_connections = list(reversed(range(MAX_CONNECTIONS)))
+        self._write_header(app_name, host, started_ns)
+        _fork.abandon_in_children(self)
+
+    def _take_memory(self, memory: Any) -> None:
+        self.memory = memory
+        self.words = memoryview(memory).cast("q")
+        self.reals = memoryview(memory).cast("d")
+        self.lock = threading.Lock()
+
+    def _write_header(self, app_name: str, host: str, started_ns: int) -> None:
+        words = self.words
+        words[AT_VERSION], words[AT_SIZE] = VERSION, SIZE_BYTES
+        words[AT_PID], words[AT_STARTED_NS] = os.getpid(), started_ns
+        self._write_text(AT_APP, NAME_WORDS, app_name)
+        self._write_text(AT_HOST, NAME_WORDS, host)
+        words[AT_MAGIC] = MAGIC  # last: what lacks it is no board yet
+
+    def abandon(self) -> object:
+        """In a forked child, leave the parent's memory alone."""
+        shared = self.memory, self.words, self.reals
+        self._take_memory(bytearray(SIZE_BYTES))
+        self.is_published = False
+        for live in self._lives:
+            live.words, live.reals = self.words, self.reals
+        return shared
+
+    # ---- labels
+
+    def row(self, label: str, site: CallSite | None, *, is_inner: bool) -> Row:
+        """Where units of a label are counted.
+
+        :param site: the line where they are defined.
+        :param is_inner: whether they are inside other units.
+        """
+        row = self.rows.get(label)
+        code, line = site or (None, 0)
+        if row is not None and row.code is code and row.line == line and row.is_inner is is_inner:
+            return row
+        return self._rows_of_namesakes.get((label, code, line, is_inner)) or self._new_row(label, site, is_inner)
+
+    def _new_row(self, label: str, site: CallSite | None, is_inner: bool) -> Row:
+        with self.lock:
+            index = self.words[AT_LABELS]
+            if index == MAX_LABELS - len(self._others):
+                self.words[AT_UNTOLD + UNTOLD.index("labels")] += 1
+                return self._others[is_inner]
+            row = self._write_row(index, label, site, is_inner)
+            self.words[AT_LABELS] = index + 1
+            self.rows.setdefault(label, row)
+            self._rows_of_namesakes[label, row.code, row.line, is_inner] = row
+        return row
+
+    def _write_row(self, index: int, label: str, site: CallSite | None, is_inner: bool) -> Row:
+        row = Row(index, site, is_inner=is_inner)
+        self._write_text(row.at, TEXT_WORDS, label)
+        self._write_text(row.at + LABEL_WHERE, TEXT_WORDS, str(site) if site else "", keeps_end=True)
+        self.words[row.at + LABEL_INNER] = is_inner
+        return row
+
+    # ---- who does what
+
+    def home(self) -> Live | None:
+        """The calling thread's own slot, None if there are too many threads."""
+        with self.lock:
+            ident = _get_ident()
+            live = self.homes.get(ident)
+            if live is None:
+                if not self._free_homes:
+                    self._take_back_homes()
+                if not self._free_homes:
+                    return None
+                live = self._free_homes.pop()
+                live.describe(_UNIT, 0, 1, 1)
+                self.homes[ident] = live
+            return live
+
+    def _take_back_homes(self) -> None:
+        """Threads that have ended need no slot any more."""
+        alive = {thread.ident for thread in threading.enumerate()}
+        for ident, live in list(self.homes.items()):
+            if ident not in alive and not live.is_taken:
+                del self.homes[ident]
+                self._free_homes.append(live)
+
+    def occupy(
+        self,
+        kind: int,
+        row: Row,
+        now_s: float,
+        told: float = 0.0,
+        *,
+        parent: Live | None = None,
+        depth: int = 0,
+        attempt: int = 1,
+    ) -> Live:
+        """Take a slot that is no thread's own.
+
+        :param kind: a :class:`Kind`.
+        :param told: what the session has told of its statements.
+        :param parent: the slot of the unit around.
+        """
+        try:
+            live = self.free.pop()
+        except IndexError:
+            self.count(AT_UNTOLD)
+            live = Live(self, MAX_LIVE - 1)  # which nobody reads
+            live.is_home = True
+        live.describe(kind, 0 if parent is None else parent.index + 1, depth, attempt)
+        live.take(row, now_s, told)
+        return live
+
+    # ---- counters
+
+    def count(self, at: int, number: int = 1) -> None:
+        """Add to a counter that stands alone."""
+        with self.lock:
+            self.words[at] += number
+
+    def count_violation(self, code: str) -> None:
+        """Count the violation of a rule.
+
+        :param code: ``UOW`` and a number.
+        """
+        number = int(code[3:])
+        with self.lock:
+            for at in range(AT_RULES, END_OF_COUNTS, 2):
+                if self.words[at] in (0, number):
+                    self.words[at + 1] += 1
+                    self.words[at] = number
+                    return
+
+    def count_unit(
+        self, row: Row, outcome: int, is_error: bool, statements: float, took_s: float, idle_s: float, held_s: float
+    ) -> None:
+        """Count a unit that has ended; every unit pays for each line here.
+
+        :param outcome: an :class:`Outcome`.
+        :param idle_s: how long it was idle in its transaction.
+        :param held_s: how long it had a connection.
+        """
+        lock, outcomes = self.lock, row.outcomes
+        lock.acquire()
+        try:
+            outcomes[outcome] += 1
+            row.count = count = row.count + 1
+            row.statements += statements
+            row.took_s += took_s
+            row.idle_s += idle_s
+            if is_error:
+                row.errors += 1
+            if held_s:
+                row.held_s += held_s
+            else:
+                row.without_connection += 1
+            if took_s > row.worst_s:
+                row.worst_s = took_s
+            if took_s > _FIRST_BOUND_S:
+                self._count_long(row, took_s, idle_s, held_s)
+            LABEL.pack_into(
+                self.memory, row.offset, count, *outcomes, row.errors, row.without_connection,
+                row.long_units, row.long_idle, row.long_held, row.statements, row.took_s, row.worst_s, row.idle_s,
+                row.held_s, count,
+            )  # fmt: skip
+        finally:
+            lock.release()
+
+    def _count_long(self, row: Row, took_s: float, idle_s: float, held_s: float) -> None:
+        """Count what is not in the first bucket of its histogram; only outermost units are in any."""
+        if not row.is_inner:
+            row.long_units += self._count_time(UNIT_SECONDS, took_s)
+            row.long_idle += self._count_time(IDLE_SECONDS, idle_s)
+            row.long_held += self._count_time(HELD_SECONDS, held_s)
+
+    def _count_time(self, histogram: int, time_s: float) -> bool:
+        bucket = bisect_left(_BOUNDS_S, time_s)
+        if bucket:
+            self.words[histogram + bucket] += 1
+        return bucket > 0
+
+    def count_checkout(self, held_s: float) -> None:
+        """Count a connection that came back from outside of units."""
+        with self.lock:
+            self.reals[HELD_S] += held_s
+            if not self._count_time(HELD_SECONDS, held_s):
+                self.words[FAST_CHECKOUTS] += 1
+
+    # ---- pools and connections
+
+    def pool_row(self, bind: str, class_name: str) -> int:
+        """The row of a pool; -1 if there is no room.
+
+        :param bind: the name of its engine.
+        """
+        with self.lock:
+            if bind not in self._pools:
+                index = self.words[AT_POOLS]
+                if index == MAX_POOLS:
+                    self.words[AT_UNTOLD + UNTOLD.index("pools")] += 1
+                    return -1
+                at = AT_POOL_ROWS + POOL_WORDS * index
+                self._write_text(at, POOL_NAME_WORDS, bind)
+                self._write_text(at + POOL_NAME_WORDS, POOL_CLASS_WORDS, class_name)
+                self.words[AT_POOLS] = index + 1
+                self._pools[bind] = index
+            return self._pools[bind]
+
+    def take_connection(self) -> int | None:
+        """The index of a free connection's row, None if there is none."""
+        try:
+            return self._free_connections.pop()
+        except IndexError:
+            self.count(AT_UNTOLD + UNTOLD.index("connections"))
+            return None
+
+    def free_connection(self, index: int) -> None:
+        """Leave a connection's row to another."""
+        at = AT_CONNECTIONS + CONNECTION_WORDS * index
+        self.words[at] = self.words[at + CONNECTION_HELD] = 0
+        self._free_connections.append(index)
+
+    def _write_text(self, at: int, words: int, text: str, *, keeps_end: bool = False) -> None:
+        self.memory[at * WORD : (at + words) * WORD] = _fitted(text, words * WORD, keeps_end=keeps_end)
+
+
+def shown_name(name: str) -> str:
+    """An app's or a host's name as a board has it.
+
+    :param name: the whole name.
+    """
+    return _fitted(name, NAME_WORDS * WORD).rstrip(b"\0").decode()
+
+
+def _fitted(text: str, size: int, *, keeps_end: bool = False) -> bytes:
+    """A text in so many bytes; one that is too long loses its end, or its beginning."""
+    data = text.encode("utf-8", "replace")
+    if len(data) > size:
+        dots = "…".encode()
+        rest = data[len(data) - size + len(dots) :] if keeps_end else data[: size - len(dots)]
+        shown = rest.decode("utf-8", "ignore").encode()
+        data = dots + shown if keeps_end else shown + dots
+    return data.ljust(size, b"\0")

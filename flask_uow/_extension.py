@@ -8,17 +8,20 @@ from typing import TYPE_CHECKING, Any, Unpack, overload
 import sqlalchemy as sa
 from flask import Flask
 
+from ._checkouts import watch_pool
 from ._engines import make_engines
 from ._guard import guarded_class, watch_engine
+from ._recording import OBSERVERS_KEY, record_requests
 from ._requests import serve_whole_requests
 from ._rules import RuleBook
+from ._scopes import current_context
+from ._server_timing import ServerTiming
 from ._sessions import (
     AdoptedSessions,
     CalledSessions,
     OwnSessions,
     Sessions,
     close_scope,
-    current_context,
     release_adopted,
 )
 from ._settings import DEFAULT_BIND, read_settings
@@ -107,14 +110,20 @@ class UnitOfWork:
 
         settings = read_settings(app.config, owns_engines=self._owns_engines, engine_options=self._engine_options)
         engines = make_engines(app, settings)
+        app_state = AppState(app, settings, RuleBook(settings.rule_modes), engines, self.sessions)
+        if settings.stats:
+            app_state.rules.publish = app_state.publish_violation
+        app.extensions[EXTENSION_KEY] = self
+        app.extensions[STATE_KEY] = app_state
         for engine in engines.values():
             watch_engine(engine)
-        app.extensions[EXTENSION_KEY] = self
-        app.extensions[STATE_KEY] = AppState(app, settings, RuleBook(settings.rule_modes), engines, self.sessions)
+            watch_pool(engine, app)
         self.sessions.scopes.serve(app)
         self._take_back_sessions(app)
         if settings.atomic_requests:
-            serve_whole_requests(app, app.extensions[STATE_KEY])
+            serve_whole_requests(app, app_state)
+        app.extensions.setdefault(OBSERVERS_KEY, []).append(ServerTiming(settings.server_timing))
+        record_requests(app, app_state)
         app.cli.add_command(db_session_stats)
 
     def _take_back_sessions(self, app: Flask) -> None:

@@ -23,7 +23,9 @@ from sqlalchemy import event
 from sqlalchemy.engine import ExceptionContext
 
 from . import _fork, signals
+from ._board import IDLE, LEAKED, RUNNING, STATEMENT
 from ._callsite import application_site
+from ._checkouts import hold, watch_pool
 from ._commit import COMMIT, commit_in_order, in_order, learn_marks, run_locked, send_commit
 from ._drivers import TransactionStatus, sqlstate, status_probe
 from ._engines import begin_before_write, begin_sqlite, begins_by_statement, refuse_writes
@@ -271,6 +273,8 @@ def _name_leak(session: Session, state: SessionState) -> None:
     """A session begins after its context has ended: say so, and let a later context take it back."""
     state.lock = state.lock or threading.RLock()
     state.leaked.append(session)
+    if state.board is not None:
+        state.board.count(LEAKED)
     error = violation("UOW202", what="it took a connection after its context had ended")
     signals.session_leaked.send(state.app, session=session, where=error.where)
     report_now(state.app, state.rules, error)
@@ -302,8 +306,11 @@ def know_connection(state: SessionState, connection: sa.Connection) -> Link:
     """Tie a connection of a session's transaction to the session's state, and watch its engine."""
     if not hasattr(connection.dialect, STATUS_PROBE):
         watch_engine(connection.engine)
+        watch_pool(connection.engine, state.app)
     link = Link(state, connection)
     state.links.append(link)
+    if state.board is not None:
+        hold(link, state)
     return link
 
 
@@ -394,8 +401,7 @@ def _watched_commit(commit: End, rollback: End) -> End:
         if state.unit is not None and not state.is_own_call:
             rollback(connection)  # so that nothing is committed by halves
             raise _break(state, "UOW101", "commit")
-        if time.monotonic() - link.idle_since > state.settings.max_idle_s:
-            notice_idle(link)
+        _end_idle(link, time.monotonic(), may_raise=True)
         if not link.was_committed:
             (send_commit if len(state.links) == 1 and not state.confirms else _commit)(link)
 
@@ -421,8 +427,8 @@ def _commit(link: Link) -> None:
 def _watched_rollback(rollback: End) -> End:
     def do_rollback(connection: Any) -> None:
         link = link_of(connection)
-        if link is not None and time.monotonic() - link.idle_since > link.state.settings.max_idle_s:
-            notice_idle(link, may_raise=False)
+        if link is not None:
+            _end_idle(link, time.monotonic(), may_raise=False)
         rollback(connection)
         if link is not None and link.refuses_writes:
             link.accept_writes()
@@ -456,9 +462,12 @@ def _watched_execute(execute: Execute) -> Execute:
             else:
                 run_locked(link, execute, cursor, statement, *rest, **options)
         finally:
-            link.idle_since = time.monotonic()
+            link.idle_since = now_s = time.monotonic()
             if not link.was_begun:
                 link.was_begun = link.status() not in (TransactionStatus.IDLE, TransactionStatus.UNKNOWN)
+            live = link.state.live
+            if live is not None:
+                live.reals[live.at] = link.state.told + (IDLE + now_s if link.was_begun else 0.0)
 
     return do_execute
 
@@ -478,11 +487,29 @@ def _note_statement(statement: str, context: Any) -> Link | None:
         _begin_late(link, kind)
     if state.unit is not None:
         _check_statement(link, state.unit, kind, statement)
-    if time.monotonic() - link.idle_since > state.settings.max_idle_s:
-        notice_idle(link)
+    _begin_statement(link, state, may_raise=True)
     if kind is Kind.WRITE:
         _note_write(state)
     return link
+
+
+def _begin_statement(link: Link, state: SessionState, *, may_raise: bool) -> None:
+    """Count a statement, say that it runs, and look how long the server has waited for it."""
+    state.told = told = state.told + STATEMENT
+    now_s = time.monotonic()
+    live = state.live
+    if live is not None:
+        live.reals[live.at] = told + (RUNNING + now_s)
+    _end_idle(link, now_s, may_raise=may_raise)
+
+
+def _end_idle(link: Link, now_s: float, *, may_raise: bool) -> None:
+    idle_s = now_s - link.idle_since
+    if idle_s > 0.0 and link.was_begun:
+        state = link.state
+        state.idle_s += idle_s
+        if idle_s > state.settings.max_idle_s:
+            notice_idle(link, may_raise=may_raise)
 
 
 def _is_of_savepoint(statement: str) -> bool:
@@ -503,8 +530,7 @@ def _note_savepoint(link: Link) -> Link:
         raise state.breach
     if link.begins is not Begins.NEVER:
         _begin_late(link, Kind.BEGIN)
-    if time.monotonic() - link.idle_since > state.settings.max_idle_s:
-        notice_idle(link, may_raise=False)
+    _begin_statement(link, state, may_raise=False)
     return link
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import warnings
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from flask import Flask
@@ -132,9 +133,10 @@ RULES = {
         ),
         Rule(
             "UOW202",
-            "a session that outlived its app context",
-            "A session outlived its app context: {what}.",
-            "Join threads before the view returns, or give them an app context of their own; keep no session.",
+            "a session or connection that outlived its app context",
+            "A session or connection outlived its app context: {what}.",
+            "Take connections in a with block, and keep no session. Join threads before the view returns, or give them "
+            "an app context of their own.",
             "leaks",
         ),
         Rule(
@@ -156,10 +158,12 @@ class RuleBook:
 
     :param modes: the mode of each rule that is not always an error.
     :param counts: violations so far, by code.
+    :param publish: told of each code that is counted.
     """
 
     modes: dict[str, str]
     counts: Counter[str] = field(default_factory=Counter)
+    publish: Callable[[str], object] | None = None
 
     def mode(self, code: str) -> str:
         """``off``, ``warn`` or ``error``."""
@@ -186,6 +190,8 @@ def violation(code: str, site: CallSite | None = None, **details: str) -> RuleVi
 def report(app: Flask, book: RuleBook, violation: RuleViolationError | RuleWarning) -> None:
     """Count and signal a violation."""
     book.counts[violation.code] += 1
+    if book.publish is not None:
+        book.publish(violation.code)
     signals.rule_violated.send(app, code=violation.code, violation=violation)
 
 

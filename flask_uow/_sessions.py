@@ -7,25 +7,24 @@ thread that ends a context takes back the sessions of all threads that have work
 
 from __future__ import annotations
 
-import gc
 import threading
 import weakref
 from asyncio import _get_running_loop
 from collections.abc import Callable
-from contextvars import ContextVar
-from types import MethodType
 from typing import TYPE_CHECKING, Any, Protocol
 
 import sqlalchemy as sa
 from flask import Flask, g
 from flask.ctx import AppContext
-from flask.globals import app_ctx
 from sqlalchemy import event
 
 from . import _fork, signals
+from ._board import LEAKED
+from ._checkouts import report_leaks
 from ._drivers import TransactionStatus
 from ._guard import connection_begun, know_connection, put_under_guard
 from ._rules import report_at_teardown, violation
+from ._scopes import Scope, Scopes, contexts, current_context, find_context, thread
 from ._state import AppState, SessionState, has_pending, state_of, state_of_app
 from ._units import discard
 from .exceptions import RuleViolationError, UnitOptionsError
@@ -34,136 +33,8 @@ if TYPE_CHECKING:
     from sqlalchemy.orm import Session, SessionTransaction, scoped_session
 
     _Session = Session
-    _AppContext = AppContext
 else:
     _Session = object  # the class in front of which the routing is put
-    _AppContext = object
-
-_contexts: ContextVar[AppContext] = app_ctx.__wrapped__  # type: ignore[attr-defined]
-
-
-class _Thread(threading.local):
-    """A thread's own mark; its number is reused, this is not."""
-
-    def __init__(self) -> None:
-        self.token = object()
-
-
-_thread = _Thread()
-
-
-class Scope:
-    """The sessions of one app context.
-
-    :ivar home: the thread that pushed the context.
-    :ivar is_over: whether the context has ended.
-    :ivar slots: the sessions of each thread, the current one last; those before it are suspended.
-    :ivar adopted: sessions of another library that were seen under this context.
-    """
-
-    __slots__ = ("adopted", "home", "is_over", "slots")
-
-    def __init__(self, home: object) -> None:
-        self.home = home
-        self.is_over = False
-        self.slots: dict[object, list[Session]] = {}
-        self.adopted: list[weakref.ref[Session]] = []
-
-    def slot(self) -> list[Session]:
-        """The calling thread's sessions."""
-        key = self.home if _get_running_loop() is not None else _thread.token
-        slot = self.slots.get(key)
-        return self.slots.setdefault(key, []) if slot is None else slot
-
-    def abandon(self) -> object:
-        """Hand over what it holds."""
-        slots, self.slots = self.slots, {}
-        adopted, self.adopted = self.adopted, []
-        return slots, adopted
-
-
-def find_context() -> AppContext | None:
-    """The current app context, if there is one."""
-    return _contexts.get(None)
-
-
-def current_context(what: str) -> AppContext:
-    """The current app context.
-
-    :param what: what needs it, for the message.
-    :raises RuleViolationError: UOW201, if there is none.
-    """
-    context = _contexts.get(None)
-    if context is None:
-        raise violation("UOW201", what=what)
-    return context
-
-
-class NotingContext(_AppContext):
-    """Put in front of a context's class: notes the thread that pushes it."""
-
-    def push(self) -> None:
-        scope: Scope | None = getattr(self, "_uow_scope", None)
-        if scope is None:
-            self._uow_scope = Scope(_thread.token)
-        else:
-            scope.home = _thread.token
-            scope.is_over = False  # a client or a stream pushes a context again
-        super().push()
-
-
-_noting_classes: dict[type[AppContext], type[AppContext]] = {}
-
-
-def _noting_class(base: type[AppContext]) -> type[AppContext]:
-    noting = _noting_classes.get(base)
-    if noting is None:
-        noting = _noting_classes[base] = type(base.__name__, (NotingContext, base), {"__module__": base.__module__})
-    return noting
-
-
-class Scopes:
-    """The scope of every app context that is alive; each hangs on its context, and goes with it."""
-
-    def __init__(self) -> None:
-        self.leaked: list[Session] = []
-        _fork.abandon_in_children(self)
-
-    def serve(self, app: Flask) -> None:
-        """Let each context of ``app`` note which thread pushes it.
-
-        A listener to Flask's ``appcontext_pushed`` would see the same, for five times the price; a class that is put
-        in front of an object that exists makes every look at it dearer.
-        """
-        make_context = app.app_context
-        noting_class = _noting_class(AppContext)
-
-        def noted_context() -> AppContext:
-            return noting_class(app)
-
-        def noted_context_of_its_own_kind() -> AppContext:
-            context = make_context()
-            context.__class__ = _noting_class(type(context))
-            return context
-
-        is_flasks = make_context == MethodType(Flask.app_context, app)
-        app.app_context = noted_context if is_flasks else noted_context_of_its_own_kind  # type: ignore[method-assign]
-
-    def of(self, context: AppContext) -> Scope:
-        """The scope of a context."""
-        try:
-            return context._uow_scope  # type: ignore[attr-defined,no-any-return]
-        except AttributeError:
-            scope = context._uow_scope = Scope(_thread.token)  # type: ignore[attr-defined]
-            return scope
-
-    def abandon(self) -> object:
-        """Hand over a parent process's sessions; they are never to be touched.
-
-        A fork looks for the scopes among all objects, so that no request need enter its own anywhere.
-        """
-        leaked, self.leaked = self.leaked, []
-        return leaked, [scope.abandon() for scope in gc.get_objects() if type(scope) is Scope]
 
 
 class Sessions(Protocol):
@@ -198,12 +69,12 @@ class OwnSessions:
         self._make_session = make_session
 
     def __call__(self) -> Session:
-        context = _contexts.get(None)
+        context = contexts.get(None)
         return self.current(current_context("uow.session") if context is None else context)
 
     def current(self, context: AppContext) -> Session:
         scope: Scope = getattr(context, "_uow_scope", None) or self.scopes.of(context)
-        slot = scope.slots.get(_thread.token if _get_running_loop() is None else scope.home)
+        slot = scope.slots.get(thread.token if _get_running_loop() is None else scope.home)
         if slot:
             return slot[-1]
         slot = scope.slot()
@@ -456,8 +327,8 @@ def close_scope(scopes: Scopes, context: AppContext, exception: BaseException | 
     scope = scopes.of(context)
     scope.is_over = True
     slots, scope.slots = scope.slots, {}
-    for thread, slot in list(slots.items()):
-        is_foreign = thread is not scope.home and thread is not _thread.token
+    for token, slot in list(slots.items()):
+        is_foreign = token is not scope.home and token is not thread.token
         while slot:
             session = slot.pop()
             if is_foreign:
@@ -470,6 +341,8 @@ def close_scope(scopes: Scopes, context: AppContext, exception: BaseException | 
             close_session(session)
     if scopes.leaked:
         _close_leaked(scopes)
+    if scope.taken:
+        report_leaks(state_of_app(context.app), scope)
 
 
 def _close_leaked(scopes: Scopes) -> None:
@@ -509,7 +382,7 @@ def release_adopted(scope: Scope, exception: BaseException | None) -> None:
         state = state_of(session) if session is not None else None
         if session is None or state is None:
             continue
-        state.unit = None
+        state.close()
         if exception is None:
             report_lost_writes(session)
     scope.adopted = []
@@ -551,7 +424,7 @@ def close_session(session: Session) -> bool:
     if state.generation != _fork.generation:
         return True
     links = state.links
-    state.unit = None
+    state.close()
     state.is_over = state.is_own_call = True
     try:
         session.close()
@@ -569,6 +442,8 @@ def _report_leak(session: Session) -> None:
     state = state_of(session)
     assert state is not None
     site = state.write_site or state.begin_site
+    if state.board is not None:
+        state.board.count(LEAKED)
     error: RuleViolationError = violation(
         "UOW202", site=site, what="its thread was still in a statement when the context ended"
     )

@@ -60,6 +60,11 @@ class Settings:
     :param two_phase: whether a unit over several databases is committed in all or none.
     :param max_unit_s: seconds that a unit may take; no bound where rule UOW108 is off.
     :param max_idle_s: seconds that a transaction may wait for the next statement; no bound where rule UOW109 is off.
+    :param slow_unit_s: seconds after which a unit is logged and shown as slow, whatever the rules are.
+    :param idle_limit_s: seconds after which an idle transaction is shown as trouble, whatever the rules are.
+    :param stats: whether this process publishes what it does.
+    :param stats_dir: in which folder; None for the default one.
+    :param server_timing: whether responses get a ``Server-Timing`` header; None for what ``app.debug`` says.
     """
 
     binds: dict[str, Bind] = field(default_factory=dict)
@@ -71,6 +76,11 @@ class Settings:
     two_phase: bool = False
     max_unit_s: float = math.inf
     max_idle_s: float = math.inf
+    slow_unit_s: float = 5.0
+    idle_limit_s: float = 1.0
+    stats: bool = True
+    stats_dir: str | None = None
+    server_timing: bool | None = None
 
 
 def read_settings(
@@ -97,6 +107,11 @@ def read_settings(
         two_phase=_two_phase(values.get("UOW_TWO_PHASE", False), binds),
         max_unit_s=math.inf if modes["UOW108"] == "off" else values.get("UOW_MAX_UNIT_SECONDS", 5.0),
         max_idle_s=math.inf if modes["UOW109"] == "off" else values.get("UOW_MAX_IDLE_SECONDS", 1.0),
+        slow_unit_s=values.get("UOW_MAX_UNIT_SECONDS", 5.0),
+        idle_limit_s=values.get("UOW_MAX_IDLE_SECONDS", 1.0),
+        stats=values.get("UOW_STATS", True),
+        stats_dir=values.get("UOW_STATS_DIR"),
+        server_timing=values.get("UOW_SERVER_TIMING"),
     )
 
 
@@ -342,15 +357,15 @@ _CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "UOW_RETRIES": _retries,
     "UOW_ATOMIC_REQUESTS": _methods,
     "UOW_TWO_PHASE": _boolean,
+    "UOW_SERVER_TIMING": _boolean,
     # Switched on, these would promise what this version does not do.
     "UOW_READER_URI": _off,
     "UOW_READ_YOUR_WRITES": _off,
-    # Checked already, so that a configuration written today stays right; they change no outcome.
-    "UOW_RIDE": _boolean,
-    "UOW_LABEL_SERVER": _boolean,
     "UOW_MAX_UNIT_SECONDS": _seconds,
     "UOW_MAX_IDLE_SECONDS": _seconds,
     "UOW_STATS": _boolean,
     "UOW_STATS_DIR": _folder,
-    "UOW_SERVER_TIMING": _boolean,
+    # Checked already, so that a configuration written today stays right; they change no outcome.
+    "UOW_RIDE": _boolean,
+    "UOW_LABEL_SERVER": _boolean,
 }

@@ -11,6 +11,7 @@ import math
 import threading
 import weakref
 from collections.abc import Callable
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,9 @@ import sqlalchemy as sa
 from flask import Flask
 
 from . import _fork
+from ._board import CLOSED, OPENED, STATEMENT, STATEMENTS_OUTSIDE, Board, Live
+from ._board import Outcome as End
+from ._board_files import open_board
 from ._callsite import CallSite
 from ._drivers import TransactionStatus
 from ._engines import refuse_writes
@@ -34,7 +38,7 @@ if TYPE_CHECKING:
     from ._units import Unit
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(slots=True, eq=False, weakref_slot=True)
 class AppState:
     """What the extension keeps for one app.
 
@@ -44,6 +48,7 @@ class AppState:
     :param engines: its engines by name; empty where another library owns them.
     :param sessions: how its sessions are reached.
     :param dispatches: what serves a whole request as a unit; empty where requests are none.
+    :param board: where this process says what it does; None before there is something to say.
     :param view_labels: the label of each function that was called as a unit in a request, by endpoint, rule and method.
     """
 
@@ -53,13 +58,38 @@ class AppState:
     engines: dict[str, sa.Engine]
     sessions: Sessions
     dispatches: tuple[Callable[..., Any], ...] = ()
+    board: Board | None = None
+    board_lock: Any = field(default_factory=threading.Lock)
     view_labels: weakref.WeakKeyDictionary[Any, dict[tuple[str, str, str], str | None]] = field(
         default_factory=weakref.WeakKeyDictionary
     )
 
+    def open_board(self) -> Board | None:
+        """This process's board, made when it is first asked for; None where ``UOW_STATS`` is off."""
+        if self.board is None and self.settings.stats:
+            with self.board_lock:
+                if self.board is None:
+                    _fork.abandon_in_children(self)
+                    self.board = open_board(self.app, self.settings.stats_dir)
+        return self.board
+
+    def abandon(self) -> object:
+        """Hand over the parent's board; a forked child makes its own."""
+        board, self.board, self.board_lock = self.board, None, threading.Lock()
+        return board
+
+    def publish_violation(self, code: str) -> None:
+        """Count the violation of a rule where others can read it."""
+        board = self.board or self.open_board()
+        if board is not None:
+            board.count_violation(code)
+
 
 STATE_KEY = "uow_state"
 """Where ``app.extensions`` has an app's :class:`AppState`."""
+
+innermost: ContextVar[Unit | None] = ContextVar("innermost")
+"""The innermost unit as each task sees it: two tasks that interleave on one session see different ones."""
 
 STATUS_PROBE = "_uow_probe"
 """Where a dialect that is watched has the function that reads its driver's transaction status."""
@@ -97,6 +127,12 @@ class SessionState:
     :ivar committed_request: that request.
     :ivar committing: the unit whose COMMIT is being sent.
     :ivar confirms: whether the servers are to be asked if that is lost.
+    :ivar board: where it says what it does; None where nobody is told.
+    :ivar live: the slot there of its innermost unit, or of the connection it has outside of units.
+    :ivar told: how many statements it has sent, each as the board's ``STATEMENT``.
+    :ivar told_in_units: those that were in units that have ended.
+    :ivar idle_s: for how many seconds its transactions have waited for the next statement.
+    :ivar is_closed: whether it was counted as closed.
     :ivar inserted: the objects that this transaction has inserted, but for those after very many, for UOW106.
     :ivar committed: the identity keys of those that earlier transactions have inserted and committed.
     :ivar leaked: where a session puts itself that goes on after its context, so that a later one takes it back.
@@ -105,6 +141,7 @@ class SessionState:
     __slots__ = (
         "app",
         "begin_site",
+        "board",
         "breach",
         "committed",
         "committed_label",
@@ -113,12 +150,15 @@ class SessionState:
         "confirms",
         "error",
         "generation",
+        "idle_s",
         "inserted",
+        "is_closed",
         "is_flushing",
         "is_own_call",
         "is_over",
         "leaked",
         "links",
+        "live",
         "lock",
         "is_own_session",
         "is_stale",
@@ -126,6 +166,8 @@ class SessionState:
         "lost_commit",
         "sent_commit",
         "settings",
+        "told",
+        "told_in_units",
         "unit",
         "write_site",
         "wrote",
@@ -149,6 +191,12 @@ class SessionState:
         self.committing: Unit | None = None
         self.inserted: list[Any] = []
         self.committed: set[Any] = set()
+        self.live: Live | None = None
+        self.told = self.told_in_units = self.idle_s = 0.0
+        self.is_closed = False
+        self.board = app_state.board or app_state.open_board()
+        if self.board is not None:
+            self.board.count(OPENED)
         self.begin_transaction()
 
     def begin_transaction(self) -> None:
@@ -162,6 +210,20 @@ class SessionState:
         self.sent_commit = False
         self.confirms = False
         self.lost_commit: LostCommit | None = None  # who is to be asked when a COMMIT loses its connection
+
+    def close(self) -> None:
+        """Forget the units that its owner closes it under, and count what it did outside of units."""
+        while self.unit is not None:
+            self.unit.leave_board(End.ROLLED_BACK, is_error=True)
+            self.unit = self.unit.parent
+        if self.board is None:
+            return
+        if self.told > self.told_in_units:
+            self.board.count(STATEMENTS_OUTSIDE, round((self.told - self.told_in_units) / STATEMENT))
+            self.told_in_units = self.told
+        if not self.is_closed:
+            self.is_closed = True
+            self.board.count(CLOSED)
 
     def forget_connections(self) -> None:
         """Untie the connections of a transaction that has ended, so that no cycle keeps them."""
@@ -233,7 +295,7 @@ class SessionState:
     def has_lost_transaction(self) -> bool:
         """Whether a COMMIT sent now would not commit what was done: the servers' own word, at no cost."""
         for link in self.links:
-            dbapi_connection = link._pooled.dbapi_connection
+            dbapi_connection = link.pooled.dbapi_connection
             status = None if dbapi_connection is None else link._probe(dbapi_connection)
             if link.was_lost or status is TransactionStatus.IN_ERROR or status is None:
                 return True
@@ -274,7 +336,6 @@ class Link:
     """
 
     __slots__ = (
-        "_pooled",
         "_probe",
         "begins",
         "changes_before",
@@ -283,6 +344,7 @@ class Link:
         "idle_since",
         "limit_s",
         "is_lent",
+        "pooled",
         "refuses_writes",
         "state",
         "was_begun",
@@ -299,22 +361,22 @@ class Link:
         self.changes_before = 0
         self.limit_s: float | None = None
         self.idle_since = math.inf
-        self._pooled = connection.connection
+        self.pooled = connection.connection
         self._probe: Callable[[Any], TransactionStatus | None] = connection.dialect._uow_probe  # type: ignore[attr-defined]
-        connection._uow = self._pooled._uow = self  # type: ignore[attr-defined]
+        connection._uow = self.pooled._uow = self  # type: ignore[attr-defined]
 
     @property
     def dbapi_connection(self) -> Any:
         """The driver's connection, None once it is closed or lost."""
-        return self._pooled.dbapi_connection
+        return self.pooled.dbapi_connection
 
     def is_from(self, pool: sa.Pool) -> bool:
         """Whether a connection of ``pool`` is held, and not closed or lost."""
-        return self.connection.engine.pool is pool and self._pooled.dbapi_connection is not None
+        return self.connection.engine.pool is pool and self.pooled.dbapi_connection is not None
 
     def cut(self) -> None:
         """Untie the connection."""
-        self.connection._uow = self._pooled._uow = None  # type: ignore[attr-defined]
+        self.connection._uow = self.pooled._uow = None  # type: ignore[attr-defined]
 
     def give_back(self) -> None:
         """Close what its session has lost sight of; its driver may refuse, and the pool replaces it."""
@@ -337,7 +399,7 @@ class Link:
 
     def status(self) -> TransactionStatus | None:
         """The server's word on its transaction; None if the connection is closed or was lost."""
-        dbapi_connection = self._pooled.dbapi_connection
+        dbapi_connection = self.pooled.dbapi_connection
         return None if dbapi_connection is None else self._probe(dbapi_connection)
 
 

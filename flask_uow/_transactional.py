@@ -22,12 +22,14 @@ from sqlalchemy.exc import UnboundExecutionError
 from werkzeug.local import LocalProxy
 
 from . import signals
+from ._board import RETRIED
 from ._body import Body
-from ._callsite import CallSite, application_site
+from ._callsite import CallSite, application_site, defined_at
 from ._notices import has_written_unseen
 from ._options import Propagation, Relation, UnitOptions, is_vetoed, relation
 from ._retry import delay_s, is_retryable
-from ._sessions import Sessions, current_context, find_context, report_lost_writes
+from ._scopes import current_context, find_context
+from ._sessions import Sessions, report_lost_writes
 from ._state import STATE_KEY, AppState, SessionState, state_of, state_of_app
 from ._units import Unit, connections_held
 from ._views import find_request, status_of_response, view_label
@@ -63,6 +65,10 @@ OPTIONS = "_uow_options"
 """Where a decorated function has its options."""
 
 
+SITE = "_uow_site"
+"""Where a decorated function has the line at which it is defined."""
+
+
 class Transactional:
     """What ``transactional(...)`` returns: a decorator, and a context manager that gives the :class:`Unit`.
 
@@ -86,6 +92,7 @@ class Transactional:
         decorate = self._decorate_async if inspect.iscoroutinefunction(function) else self._decorate
         decorated = decorate(function)
         setattr(decorated, OPTIONS, self._options)
+        setattr(decorated, SITE, defined_at(function))
         return cast(F, decorated)
 
     def _decorate(self, function: Callable[..., Any]) -> Callable[..., Any]:
@@ -323,6 +330,9 @@ class Boundary:
             return
         if self.error is not None and self._may_retry(self.error):
             self._plan_retry(unit, self.error)
+        is_slow = unit.took_s > self._app_state.settings.slow_unit_s
+        if self.error is not None or is_slow:
+            unit.log(self.error, is_slow=is_slow, is_retried=self.wait_s is not None)
         if self.wait_s is None and (self.error is not None or unit.has_hooks):
             self._finish(unit)
 
@@ -367,6 +377,8 @@ class Boundary:
             self.error.__cause__ = error
             return
         self.wait_s = wait_s
+        if self._app_state.board is not None:
+            self._app_state.board.count(RETRIED)
         unit.tell(signals.unit_retried, exception=error, delay_s=wait_s)
 
     def _finish(self, unit: Unit) -> None:

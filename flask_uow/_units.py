@@ -20,10 +20,9 @@ hands its failure to the unit that it joined. The rules are those of SIP-99B, co
 from __future__ import annotations
 
 import contextlib
-import math
+import threading
 import time
 from collections.abc import Callable, Iterator
-from contextvars import ContextVar
 from enum import Enum
 from typing import TYPE_CHECKING, Any
 
@@ -31,13 +30,17 @@ import sqlalchemy as sa
 from blinker import NamedSignal
 
 from . import _fork, signals
-from ._callsite import CallSite, defined_at
+from ._board import BEGUN, COMMITTING, IDLE, LIVE, ROLLING_BACK, STATEMENT, Board, Kind, Live, Row
+from ._board import Outcome as End
+from ._callsite import CallSite
+from ._checkouts import hold
 from ._hooks import Hook, Hooks, When
 from ._limits import limit_time
 from ._notices import has_written_unseen, note_committed, notice_idle, notice_length
 from ._options import ISOLATION_LEVELS, Relation, UnitOptions
 from ._outcome import Outcome
-from ._state import Begins, Link, SessionState, has_pending
+from ._state import Begins, Link, SessionState, has_pending, innermost
+from ._unit_log import UnitOutcome, log_unit
 from .exceptions import (
     CommitOutcomeUnknownError,
     NoActiveUnitError,
@@ -51,16 +54,14 @@ if TYPE_CHECKING:
     from sqlalchemy.orm import Session, SessionTransaction
 
 
-_innermost: ContextVar[Unit | None] = ContextVar("innermost")
-"""The innermost unit as each task sees it: two tasks that interleave on one session see different ones."""
-
-
+_get_ident = threading.get_ident
+_COMMITTED, _ROLLED_BACK, _FAILED = int(End.COMMITTED), int(End.ROLLED_BACK), int(End.FAILED)
 _NONE: frozenset[sa.Connection] = frozenset()
 
 
 def _states_around() -> Iterator[SessionState]:
     """The sessions of the units that are active here, the innermost first; each as often as it has units."""
-    unit = _innermost.get(None)
+    unit = innermost.get(None)
     while unit is not None:
         if unit.is_active:
             yield unit._state
@@ -117,7 +118,9 @@ class Unit:
     :ivar is_undone: whether it was rolled back before its end, and goes on in a transaction that will be as well.
     :ivar is_view: whether it is the current request's view, or its dispatch.
     :ivar request: the request in which it was begun, None outside of one.
+    :ivar live: its place on the board, None where nobody is told.
     :ivar deadline: until when it may send statements, in seconds of the monotonic clock; None without a timeout.
+    :ivar took_s: how long it took, in seconds, when it has ended.
     :ivar parent: the unit around it on the same session, or None.
     """
 
@@ -126,6 +129,7 @@ class Unit:
         "_around",
         "_has_savepoint",
         "_failure",
+        "_has_failed",
         "_hooks",
         "_is_in_doubt",
         "_is_rollback_only",
@@ -135,8 +139,12 @@ class Unit:
         "_transaction",
         "_unended",
         "_unprotected",
-        "_began_at",
+        "_began_s",
+        "_idle_before_s",
+        "_is_length_noticed",
         "_place",
+        "_row",
+        "_told_before",
         "attempt",
         "deadline",
         "depth",
@@ -146,10 +154,12 @@ class Unit:
         "is_undone",
         "is_view",
         "label",
+        "live",
         "parent",
         "read_only",
         "request",
         "session",
+        "took_s",
         "was_committed",
     )
 
@@ -190,6 +200,9 @@ class Unit:
         self._is_in_doubt = False
         self._is_rollback_only = False
         self._hooks: Hooks | None = None
+        self.live: Live | None = None
+        self._is_length_noticed = self._has_failed = False
+        self.took_s = 0.0
         self.deadline = deadline
 
     def __repr__(self) -> str:
@@ -274,7 +287,6 @@ class Unit:
         if self._state.links or (self._options.needs_connection and self.session.in_transaction()):
             _meet_open_transaction(self.session, self._state, self._options)
         session, state = self.session, self._state
-        self._began_at = time.monotonic()
         if session.in_transaction():
             self._transaction = session.get_transaction()
             self.is_repeatable = not (state.wrote or has_pending(session))
@@ -297,13 +309,18 @@ class Unit:
                 raise
 
     def _activate(self) -> None:
-        self._state.unit = self
+        state = self._state
+        state.unit = self
         self.is_active = True
-        around = _innermost.get(None)
+        self._began_s = time.monotonic()
+        self._told_before = state.told
+        if state.board is not None:
+            self._enter_board(state, state.board)
+        around = innermost.get(None)
         while around is not None and not around.is_active:
             around = around._around
         self._around = around
-        _innermost.set(self)
+        innermost.set(self)
         if self._joined is None and signals.unit_began.receivers:
             self.tell(signals.unit_began)
 
@@ -329,6 +346,97 @@ class Unit:
         if parent.deadline is not None:
             self.deadline = min(parent.deadline, self.deadline or parent.deadline)
 
+    # ---- what others can see of it
+
+    def _enter_board(self, state: SessionState, board: Board) -> None:
+        """Take a place on the board; every unit pays for each line here."""
+        now_s, told, place = self._began_s, state.told, self._place
+        self._idle_before_s = state.idle_s
+        row = board.rows.get(self.label)
+        if self.parent is not None or row is None or row.place is not place:
+            row = board.row(self.label, self._site, is_inner=self.parent is not None)
+            row.place = place if self.parent is None else None
+        self._row = row
+        live = board.homes.get(_get_ident())
+        if live is None or live.is_taken or self.parent is not None or self.attempt > 1:
+            live = self._take_other_place(board, row)
+        else:
+            live.is_taken = True
+            live.held_since_s = 0.0
+            live.turns = turn = live.turns + 1
+            LIVE.pack_into(board.memory, live.offset, turn, told, now_s, told, row.index, 0, turn)
+        self.live = state.live = live
+        if state.links:
+            self._tell(IDLE)
+            for link in state.links if self.parent is None else ():
+                hold(link, state)
+
+    def _take_other_place(self, board: Board, row: Row) -> Live:
+        """Where the thread's own place is not for this unit, or there is none yet."""
+        parent, now_s, told = self.parent, self._began_s, self._state.told
+        if parent is not None:
+            depth, around = self.depth, parent.live
+            return board.occupy(Kind.UNIT, row, now_s, told, parent=around, depth=depth, attempt=self.attempt)
+        home = board.home()
+        if home is None or home.is_taken or self.attempt > 1:
+            board.count(BEGUN)
+            return board.occupy(Kind.UNIT, row, now_s, told, depth=1, attempt=self.attempt)
+        home.take(row, now_s, told)
+        return home
+
+    def leave_board(self, outcome: int, *, is_error: bool) -> None:
+        """Count the unit, and leave its place to another; once.
+
+        :param outcome: an :class:`~flask_uow._board.Outcome`.
+        """
+        live, state = self.live, self._state
+        if live is None or state.board is None:
+            return
+        now_s, held_since_s = time.monotonic(), live.held_since_s
+        self.live, state.live = None, None if self.parent is None else self.parent.live
+        live.free()
+        state.board.count_unit(
+            self._row,
+            outcome,
+            is_error,
+            (state.told - self._told_before) / STATEMENT,
+            now_s - self._began_s,
+            state.idle_s - self._idle_before_s,
+            now_s - held_since_s if held_since_s else 0.0,
+        )
+
+    def _tell(self, what: float) -> None:
+        """Say what it does from now on."""
+        live = self.live
+        if live is not None:
+            live.reals[live.at] = self._state.told + (what + time.monotonic())
+
+    @property
+    def outcome(self) -> UnitOutcome:
+        """How it ended: in doubt is a unit of whose COMMIT nobody knows what it did."""
+        if self._is_in_doubt:
+            return "unknown"
+        return "committed" if self.was_committed else "failed" if self._has_failed else "rolled_back"
+
+    def log(self, error: BaseException | None, *, is_slow: bool, is_retried: bool) -> None:
+        """Log an outermost unit that has ended, if there is anything to say about it.
+
+        :param error: what left it.
+        :param is_slow: whether it took longer than it should.
+        :param is_retried: whether another attempt follows.
+        """
+        log_unit(
+            label=self.label,
+            where=self.where,
+            attempt=self.attempt,
+            seconds=self.took_s,
+            statements=round((self._state.told - self._told_before) / STATEMENT),
+            outcome=self.outcome,
+            error=error,
+            is_slow=is_slow,
+            is_retried=is_retried,
+        )
+
     # ---- for the guard
 
     @property
@@ -338,7 +446,8 @@ class Unit:
 
     @property
     def _site(self) -> CallSite | None:
-        return self._place if isinstance(self._place, CallSite) else defined_at(self._place)
+        place = self._place
+        return place if isinstance(place, CallSite) else place._uow_site  # type: ignore[attr-defined]
 
     @property
     def ended_around(self) -> Unit | None:
@@ -349,7 +458,7 @@ class Unit:
     @property
     def is_seen_by_task(self) -> bool:
         """Whether the code that runs now is inside this unit, and not another task beside the one that is."""
-        unit = _innermost.get(None)
+        unit = innermost.get(None)
         while unit is not None and not unit.is_active:
             unit = unit._around
         return unit is self
@@ -457,13 +566,26 @@ class Unit:
                 self._undo(leaving)
         finally:
             self._deactivate()
-            if self.parent is None and not self.was_committed:
-                self._notice_length(may_raise=False)
+            self._tell_end(leaving, has_failed=leaving is not exception)
         if self._options.timeout is not None:
             self._lift_limit()
         if self._joined is None:
             self._announce(leaving)
         return leaving
+
+    def _tell_end(self, leaving: BaseException | None, *, has_failed: bool) -> None:
+        """Tell whoever watches.
+
+        :param has_failed: whether the work was to be kept, and could not be.
+        """
+        self._has_failed = has_failed
+        outcome = _COMMITTED if self.was_committed else _FAILED if has_failed else _ROLLED_BACK
+        self.took_s = time.monotonic() - self._began_s
+        self.leave_board(outcome, is_error=leaving is not None)
+        if self.parent is None:
+            self._state.told_in_units += self._state.told - self._told_before
+            if not self.was_committed:
+                self._notice_length(may_raise=False)
 
     def _outlived_error(self) -> BaseException | None:
         if not self.is_active or not self._state.is_over:
@@ -495,16 +617,16 @@ class Unit:
             raise self._failed_error()
 
     def _notice_length(self, *, may_raise: bool) -> None:
-        seconds = time.monotonic() - self._began_at
-        if seconds > self._state.settings.max_unit_s:
-            self._began_at = math.inf  # it is noticed once
+        seconds = time.monotonic() - self._began_s
+        if seconds > self._state.settings.max_unit_s and not self._is_length_noticed:
+            self._is_length_noticed = True
             notice_length(self._state, self.label, self._site, seconds, may_raise=may_raise)
 
     def _deactivate(self) -> None:
         self.is_active = False
         self._state.unit = self.parent
-        if _innermost.get(None) is self:
-            _innermost.set(self._around)
+        if innermost.get(None) is self:
+            innermost.set(self._around)
         if self.parent is None:
             self._state.committed_label = None
             if self.was_committed and self.request is not None and self._state.links:
@@ -531,6 +653,7 @@ class Unit:
             stray._undo(error)
             stray.is_active = False
             stray._failure = error
+            stray.leave_board(_FAILED, is_error=True)
             self._state.unit = stray.parent
 
     def _decide(self, exception: BaseException | None) -> Ending:
@@ -588,7 +711,7 @@ class Unit:
         if self.parent is None:
             if self.deadline is not None:
                 self.check_deadline()
-            if time.monotonic() - self._began_at > self._state.settings.max_unit_s:
+            if time.monotonic() - self._began_s > self._state.settings.max_unit_s:
                 self._notice_length(may_raise=True)
             self._commit()
             return
@@ -604,6 +727,7 @@ class Unit:
             self._owner._failure = self._owner._failure or leaving
             return
         links = self._state.links
+        self._tell(ROLLING_BACK)
         try:
             with self._state.own_call():
                 self._roll_back()
@@ -643,6 +767,7 @@ class Unit:
         state.confirms = self._options.confirm_commit
         state.committing = self
         state.is_own_call = True
+        self._tell(COMMITTING)
         try:
             self.session.commit()
         except BaseException as error:

@@ -2,6 +2,7 @@
 
 import gc
 import itertools
+import tempfile
 import weakref
 from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack, suppress
@@ -38,6 +39,7 @@ MARKED_FOLDERS = {"benchmarks": "benchmark", "browser": "browser"}
 # The browser's tests are collected where the extra of that name is installed.
 collect_ignore = [] if find_spec("selenium") else ["browser"]
 
+NUMBERS = itertools.count()
 HAS_FAILED = pytest.StashKey[bool]()
 # The pools that the test has made: one that is collected before it is emptied drops its connections unclosed.
 POOLS_OF_THE_TEST: list[Pool] = []
@@ -68,6 +70,24 @@ def postgresql_server() -> Iterator[Server]:
         except ServerError as error:
             pytest.exit(NO_SERVER.format(error), returncode=1)
         yield server
+
+
+@pytest.fixture(scope="session")
+def temporary_folders() -> Iterator[Path]:
+    """A folder for what this run's processes leave where temporary files lie; the server's own user can enter it."""
+    with tempfile.TemporaryDirectory(prefix="uow-tests-", ignore_cleanup_errors=True) as folder:
+        Path(folder).chmod(0o711)
+        yield Path(folder)
+
+
+@pytest.fixture(autouse=True)
+def temporary_folder(temporary_folders: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A temporary folder of the test's own, in which the boards of its apps and of its processes lie."""
+    folder = temporary_folders / str(next(NUMBERS))
+    folder.mkdir(mode=0o711)
+    monkeypatch.setenv("TMPDIR", str(folder))
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    return folder
 
 
 @pytest.fixture

@@ -17,6 +17,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 NOT_COPIED = (".git", ".venv", ".venv-oldest", "instance", "build", "dist", "*.egg-info", ".*_cache", ".hypothesis")
+EXTRAS = ["postgres", "psycopg", "prometheus", "opentelemetry", "test", "browser", "dev"]
 SLOWING = ("COVERAGE_", "PYTHONDONTWRITEBYTECODE")
 TIMEOUT_S = 100
 
@@ -101,7 +102,7 @@ def test_metadata_comes_from_setup_cfg(built: Built) -> None:
 
     assert metadata["Version"] == _version()
     assert metadata["License-Expression"] == "BSD-3-Clause"
-    assert metadata.get_all("Provides-Extra") == ["postgres", "psycopg", "test", "browser", "dev"]
+    assert metadata.get_all("Provides-Extra") == EXTRAS
     needed = [line for line in metadata.get_all("Requires-Dist", []) if "extra ==" not in line]
     assert [line.replace(" ", "") for line in needed] == ["Flask>=3.0", "SQLAlchemy<2.2,>=2.0", "rich>=13"]
 
@@ -113,12 +114,12 @@ def test_release_passes_the_check_of_the_upload_tool(built: Built) -> None:
     assert checked.count("PASSED") == 2
 
 
-def test_import_brings_no_driver_and_nothing_of_the_command() -> None:
-    """An app that never types the command never pays for it."""
+def test_import_brings_no_driver_and_nothing_that_is_optional() -> None:
+    """An app that never types the command never pays for it, and what ``contrib`` is for may be missing."""
     added = set(_run("-c", IMPORTED).split())
 
     assert "flask_uow" in added
-    assert not added & {"rich", "psycopg", "psycopg2"}
+    assert not added & {"rich", "psycopg", "psycopg2", "prometheus_client", "opentelemetry"}
 
 
 def test_import_is_quick() -> None:

@@ -61,6 +61,16 @@ def status_probe(driver: str) -> Callable[[Any], TransactionStatus | None]:
     return _PROBES.get(driver, _silent)
 
 
+def server_process(driver: str, dbapi_connection: Any) -> int:
+    """The number of the server's process behind a connection, as the server told it; 0 where there is none.
+
+    :param driver: SQLAlchemy's name of the driver.
+    """
+    if driver == "psycopg2":
+        return int(dbapi_connection.get_backend_pid())
+    return int(dbapi_connection.pgconn.backend_pid) if driver == "psycopg" else 0
+
+
 def is_readable_while_idle(dbapi_connection: Any) -> bool:
     """Whether an idle connection has something to read, which after a server's end is the end of its stream.
 

@@ -1,16 +1,154 @@
-"""Read the boards of an app's workers."""
+"""Read the boards of an app's workers: what each of them has published, without asking it.
+
+A worker writes while it is read. So a record that was met half-written is read again, and each counter is one word, or
+stands in one record: none is ever seen torn, and none falls.
+"""
 
 from __future__ import annotations
 
-from flask import Flask
+import os
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from pathlib import Path
 
-from ._values import Boards
+from flask import Flask, has_app_context
+from flask.globals import app_ctx
+
+from .. import _board as board
+from .._board_files import FoundBoard, Image, RefusedError, folder_of, is_of_ended, namesakes, reading
+from .._state import AppState, state_of_app
+from ._values import Boards, EndedWorkers, Worker
+from ._workers import counts_of, worker_of
+
+_ATTEMPTS = 100
+_BUSY_ATTEMPTS = 3
+Read = Callable[[int, int], bytes]
+"""Reads so many bytes of a board: where they begin, and how many."""
 
 
 def read_boards(app: Flask | None = None) -> Boards:
     """See what the workers of an app on this host have published; no database is asked.
 
+    .. code-block:: python
+
+        from flask_uow import stats
+
+        for worker in stats.read_boards(app).workers:
+            print(worker.pid, worker.counts.units)
+
     :param app: the app; the current one if not given.
     :raises RuntimeError: if no app is given and there is no current one.
+    :raises ConfigurationError: if the app has no :class:`~flask_uow.UnitOfWork`.
     """
-    return Boards(())
+    app = app or app_ctx.app
+    is_current = has_app_context() and app_ctx.app is app
+    with nullcontext() if is_current else app.app_context():
+        return _read(app, state_of_app(app))
+
+
+def _read(app: Flask, app_state: AppState) -> Boards:
+    if not app_state.settings.stats:
+        return Boards((), notes=("UOW_STATS is False for this app: its workers publish nothing.",))
+    folder = folder_of(app, app_state.settings.stats_dir)
+    workers: list[Worker] = []
+    ended: EndedWorkers | None = None
+    notes: list[str] = []
+    try:
+        with reading(folder) as (found, refusals):
+            notes += refusals
+            for each in found:
+                told = _told_by(each, app.name, notes)
+                workers += [told] if isinstance(told, Worker) else []
+                ended = told if isinstance(told, EndedWorkers) else ended
+    except FileNotFoundError:
+        notes += _where_else(app, folder)
+    except (OSError, RefusedError) as error:
+        notes.append(str(error))
+    own = app_state.board
+    if own is not None and not own.is_published:
+        workers.append(worker_of(_copy_of_own(own)))
+    return Boards(tuple(sorted(workers, key=lambda worker: worker.started_at)), ended, tuple(notes))
+
+
+def _told_by(found: FoundBoard, app_name: str, notes: list[str]) -> Worker | EndedWorkers | None:
+    """What a file tells, if it is the app's."""
+    try:
+        image = _copy(found)
+        if not _is_of(image, app_name, socket.gethostname()):
+            return None
+        if is_of_ended(found.path):
+            return EndedWorkers(image.words[board.AT_WORKERS], counts_of(image))
+        return worker_of(image)
+    except ValueError as error:
+        notes.append(f"{found.path} cannot be read: {error} Remove it if no worker writes it.")
+        return None
+
+
+def _where_else(app: Flask, folder: Path) -> Iterator[str]:
+    for other in namesakes(app, folder):
+        yield f"{other} belongs to another user's workers of the app. Work as that user to see them."
+
+
+def _is_of(image: Image, app_name: str, host: str) -> bool:
+    names = image.text(board.AT_APP, board.NAME_WORDS), image.text(board.AT_HOST, board.NAME_WORDS)
+    return names == (board.shown_name(app_name), board.shown_name(host))
+
+
+# ---- copies
+
+
+def _copy(found: FoundBoard) -> Image:
+    """A copy of a board, of which every record is whole.
+
+    :raises ValueError: if it is none.
+    """
+
+    def read(offset: int, size: int) -> bytes:
+        return os.pread(found.descriptor, size, offset)
+
+    data = read(0, board.SIZE_BYTES)
+    image = Image(data.ljust(board.SIZE_BYTES, b"\0"))
+    if not image.is_board:
+        raise ValueError("it is no board, or one of another version.")
+    _mend(image, read)
+    return image
+
+
+def _copy_of_own(own: board.Board) -> Image:
+    image = Image(bytes(own.memory))
+    _mend(image, lambda offset, size: bytes(own.memory[offset : offset + size]))
+    return image
+
+
+def _mend(image: Image, read: Read) -> None:
+    """Read again what was met while it was written."""
+    for at in image.label_rows():
+        _read_until(image, read, at + board.LABEL_RECORD, len(board.LABEL_FIELDS), _is_whole_label)
+    for at in image.slots():
+        if image.words[at] and not _read_until(image, read, at, board.LIVE_WORDS, _is_whole_slot):
+            image.words[at] = 0  # its writer has stopped in the middle: nobody knows what it was about to say
+
+
+def _is_whole_label(image: Image, read: Read, at: int) -> bool:
+    return bool(image.words[at] == image.words[at + len(board.LABEL_FIELDS) - 1])
+
+
+def _is_whole_slot(image: Image, read: Read, at: int) -> bool:
+    """Whether nobody else has taken the slot while it was copied."""
+    turn = image.words[at]
+    is_same = turn == image.words[at + len(board.LIVE_FIELDS) - 1]
+    return turn == 0 or (is_same and turn == int.from_bytes(read(at * board.WORD, board.WORD), sys.byteorder))
+
+
+def _read_until(image: Image, read: Read, at: int, words: int, is_whole: Callable[[Image, Read, int], bool]) -> bool:
+    for attempt in range(_ATTEMPTS):
+        if is_whole(image, read, at):
+            return True
+        if attempt > _BUSY_ATTEMPTS:
+            time.sleep(0.0005)  # its thread waits for others
+        offset, size = at * board.WORD, words * board.WORD
+        image.memory[offset : offset + size] = read(offset, size)
+    return False

@@ -20,6 +20,7 @@ from contextlib import contextmanager, suppress
 from sqlalchemy import Connection, Engine, Row, TextClause, create_engine, text
 
 from .._application_name import is_own_name, like_pattern, name_prefix, worker_pid
+from .._checkouts import unwatched
 from .._two_phase import PreparedName
 from ._query_line import query_line
 from ._values import DatabaseSnapshot, PreparedTransaction, ServerSession, Summary
@@ -72,6 +73,7 @@ def _ask(database: DatabaseSnapshot, engine: Engine, app_name: str) -> DatabaseS
         database,
         server_version=server.server_version,
         found_by=_found_by(app_name, server),
+        client_address=server.client_address,
         sessions=sessions,
         blockers=tuple(_server_session(row) for row in rows if not row.is_own),
         prepared=tuple(_prepared(prepared)),
@@ -83,7 +85,7 @@ def _ask(database: DatabaseSnapshot, engine: Engine, app_name: str) -> DatabaseS
 @contextmanager
 def _own_connection(engine: Engine) -> Iterator[Connection]:
     """Connect as the engine does (its URL, arguments, creator and events), but beside its pool."""
-    reader = create_engine(engine.url, pool=engine.pool.recreate())
+    reader = create_engine(engine.url, pool=unwatched(engine.pool))
     try:
         with reader.connect() as connection:
             yield connection

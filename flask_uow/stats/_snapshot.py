@@ -18,11 +18,15 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from .._application_name import as_part
 from .._hiding import error_line, shown_url
+from .._state import state_of_app
 from ..exceptions import ConfigurationError, UnitOfWorkError
+from ._boards import read_boards
+from ._join import Known, with_servers, with_units
 from ._pools import pool_snapshot
 from ._postgresql import outcome_of, with_sessions
 from ._sqlite import sqlite_database
-from ._values import DatabaseSnapshot, Snapshot
+from ._troubles import find_troubles
+from ._values import Boards, DatabaseSnapshot, Snapshot
 
 
 def snapshot(app: Flask | None = None) -> Snapshot:
@@ -45,9 +49,28 @@ def snapshot(app: Flask | None = None) -> Snapshot:
     is_current = has_app_context() and app_ctx.app is app
     with nullcontext() if is_current else app.app_context():
         engines = _engines(app)
+        boards = read_boards(app)
         databases = [_database(group, app.name) for group in _by_database(engines)]
         databases = [_with_outcomes(database, engines) for database in databases]
-    return Snapshot(app=app.name, taken_at=datetime.now(UTC), databases=tuple(databases))
+        return _joined(app, boards, databases)
+
+
+def _joined(app: Flask, boards: Boards, databases: list[DatabaseSnapshot]) -> Snapshot:
+    later = read_boards(app).workers if any(database.sessions for database in databases) else ()
+    known = Known(boards.workers, later, is_complete=not boards.notes)
+    joined = tuple(with_units(database, known) for database in databases)
+    snapshot = Snapshot(
+        app=app.name,
+        taken_at=datetime.now(UTC),
+        databases=joined,
+        workers=with_servers(boards.workers, joined),
+        ended=boards.ended,
+        totals=boards.totals,
+        notes=boards.notes,
+    )
+    settings = state_of_app(app).settings
+    troubles = find_troubles(snapshot, max_idle_seconds=settings.idle_limit_s, max_unit_seconds=settings.slow_unit_s)
+    return dataclasses.replace(snapshot, troubles=troubles)
 
 
 def _engines(app: Flask) -> Mapping[str, Engine]:

@@ -391,6 +391,8 @@ class Worker:
     """When it began to publish."""
     counts: Counts
     pools: tuple[PoolSnapshot, ...] = ()
+    backend_pids: tuple[int, ...] = ()
+    """The servers' processes behind its open connections, those in its pools included."""
     live: tuple[LiveUnit, ...] = ()
     """The outermost first, what is inside it after it."""
     untold: Mapping[str, int] = dataclasses.field(default_factory=dict)
@@ -491,6 +493,8 @@ class DatabaseSnapshot:
     server_version: str | None = None
     found_by: str | None = None
     """How the app's sessions were told from those of others."""
+    client_address: str | None = None
+    """The address under which the server sees this host; None over a Unix socket, or if nobody was asked."""
     sessions: tuple[ServerSession, ...] = ()
     blockers: tuple[ServerSession, ...] = ()
     """Sessions that are not this app's, but which one of its sessions waits for, directly or not."""

@@ -3,6 +3,7 @@
 import logging
 import os
 from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,21 @@ def create_app(config: Mapping[str, Any] | None = None) -> Flask:
     app.register_blueprint(counter.blueprint)
     app.register_blueprint(mistakes.blueprint)
     app.cli.add_command(bank_commands)
+    if app.debug and find_spec("flask_debugtoolbar"):
+        _show_units(app)
     return app
+
+
+def _show_units(app: Flask) -> None:
+    """Draw each request's units, connections and statements, in a panel of Flask-DebugToolbar."""
+    from flask_debugtoolbar import DebugToolbarExtension
+
+    panels = ["timer.TimerDebugPanel", "headers.HeaderDebugPanel", "request_vars.RequestVarsDebugPanel"]
+    app.config["DEBUG_TB_PANELS"] = [
+        "flask_uow.contrib.debugtoolbar.UnitOfWorkPanel",
+        *(f"flask_debugtoolbar.panels.{panel}" for panel in panels),
+    ]
+    DebugToolbarExtension(app)
 
 
 def _sqlite_file(app: Flask) -> str:

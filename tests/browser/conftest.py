@@ -16,6 +16,7 @@ from tests.throwaway_server import find_free_port
 
 ROOT = Path(__file__).parents[2]
 START_TIMEOUT_S = 30.0
+FLASK = ["flask", "--app", "sample.bank"]
 FLAGS = [
     "--headless",
     "--no-sandbox",
@@ -31,18 +32,31 @@ FLAGS = [
 @pytest.fixture
 def bank_url(tmp_path: Path) -> Iterator[str]:
     """The address of a bank with three customers, which runs in two workers for one test."""
-    environment = {
-        **os.environ,
-        "DATABASE_URL": f"sqlite:///{tmp_path / 'bank.sqlite'}",
-        "BANK_OUTBOX": str(tmp_path / "outbox.jsonl"),
-    }
-    for arguments in (["init"], ["seed", "--customers", "3"]):
-        command = [sys.executable, "-m", "flask", "--app", "sample.bank", "bank", *arguments]
-        subprocess.run(command, cwd=ROOT, env=environment, check=True, stdout=subprocess.DEVNULL)
     port = find_free_port()
     size = ["--workers=2", "--threads=2", "--worker-class=gthread", f"--bind=127.0.0.1:{port}"]
-    gunicorn = [sys.executable, "-m", "gunicorn", *size, "--log-level=warning", "sample.bank:create_app()"]
-    with subprocess.Popen(gunicorn, cwd=ROOT, env=environment) as process:
+    with _open_bank(tmp_path, port, ["gunicorn", *size, "--log-level=warning", "sample.bank:create_app()"]) as url:
+        yield url
+
+
+@pytest.fixture
+def debugged_bank_url(tmp_path: Path) -> Iterator[str]:
+    """The address of such a bank in debug, with Flask's own server."""
+    port = find_free_port()
+    with _open_bank(tmp_path, port, [*FLASK, "run", "--debug", "--no-reload", "--port", str(port)]) as url:
+        yield url
+
+
+@contextlib.contextmanager
+def _open_bank(folder: Path, port: int, server: list[str]) -> Iterator[str]:
+    environment = {
+        **os.environ,
+        "DATABASE_URL": f"sqlite:///{folder / 'bank.sqlite'}",
+        "BANK_OUTBOX": str(folder / "outbox.jsonl"),
+    }
+    for arguments in (["init"], ["seed", "--customers", "3"]):
+        command = [sys.executable, "-m", *FLASK, "bank", *arguments]
+        subprocess.run(command, cwd=ROOT, env=environment, check=True, stdout=subprocess.DEVNULL)
+    with subprocess.Popen([sys.executable, "-m", *server], cwd=ROOT, env=environment) as process:
         try:
             url = f"http://127.0.0.1:{port}"
             _wait_until_open(url)

@@ -1,0 +1,439 @@
+"""Where boards lie: a file of each process in a folder that is its user's alone, and how dead ones are swept.
+
+A process holds a lock on its file as long as it lives, and the kernel lets go of it whichever way it ends. So whoever
+reads a file knows whether its writer lives, and a process number that was given to another proves nothing. What a dead
+worker had counted is added to one file of ended workers before its own is removed; an app that is started while none
+of its workers lives begins anew.
+
+What another user owns, what is a link, and what is no board is never read, and named. Only a platform that has no
+locks of files (``fcntl``) cannot tell the living from the dead.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import mmap
+import os
+import re
+import socket
+import stat
+import tempfile
+import time
+import weakref
+from collections.abc import Iterator
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from flask import Flask
+
+from . import _board, _fork
+from ._board import Board
+
+fcntl: Any = import_module("fcntl") if find_spec("fcntl") else None
+
+_SUFFIX = ".board"
+_UNFINISHED = ".new"
+_UNFIT = re.compile(r"[^A-Za-z0-9_.]")
+_LOCK = ".lock"
+_LOCK_WAIT_S = 1.0
+_MAX_UNFINISHED_S = 60.0
+_O_OURS = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NONBLOCK", 0)
+
+
+class RefusedError(Exception):
+    """A folder or a file that is not to be trusted; its text says why, and how to mend it."""
+
+
+class FoundBoard(NamedTuple):
+    """A file in the folder, open for reading."""
+
+    path: Path
+    descriptor: int
+    is_alive: bool
+
+
+# ---- the folder
+
+
+def folder_of(app: Flask, configured: str | None) -> Path:
+    """Where the boards of an app lie.
+
+    :param configured: ``UOW_STATS_DIR``; a relative one lies in the app's instance folder.
+    """
+    if configured is not None:
+        return Path(app.instance_path, configured)
+    mark = hashlib.sha256(os.fsencode(app.root_path)).hexdigest()[:8]
+    return Path(tempfile.gettempdir(), f"flask_uow-{_user()}-{_part(app.name)}-{mark}")
+
+
+def check_folder(folder: Path) -> None:
+    """Refuse a folder that others could have prepared.
+
+    :raises RefusedError: if it is a link, somebody else's, or open to others.
+    :raises FileNotFoundError: if there is none.
+    """
+    status = os.lstat(folder)
+    if stat.S_ISLNK(status.st_mode):
+        raise RefusedError(f"{folder} is a link. Name the folder itself in UOW_STATS_DIR.")
+    if not stat.S_ISDIR(status.st_mode):
+        raise RefusedError(f"{folder} is no folder. Remove it, or name another one in UOW_STATS_DIR.")
+    _check_owner(folder, status)
+    if hasattr(os, "geteuid") and status.st_mode & 0o077:
+        raise RefusedError(
+            f"{folder} is open to other users. Say: chmod 700 '{folder}', or name another UOW_STATS_DIR."
+        )
+
+
+def _check_owner(path: Path, status: os.stat_result) -> None:
+    if hasattr(os, "geteuid") and status.st_uid != os.geteuid():
+        raise RefusedError(
+            f"{path} belongs to another user (uid {status.st_uid}). Work as that user, or name another UOW_STATS_DIR."
+        )
+
+
+def namesakes(app: Flask, folder: Path) -> list[Path]:
+    """The default folders that other users have for the app: a command that was started as another user finds them."""
+    name = folder.name.replace(f"flask_uow-{_user()}-", "flask_uow-*-", 1)
+    return [path for path in sorted(folder.parent.glob(name)) if path != folder] if "*" in name else []
+
+
+def _user() -> str:
+    return str(os.geteuid()) if hasattr(os, "geteuid") else _part(os.environ.get("USERNAME", "user"))
+
+
+def _part(name: str) -> str:
+    return _UNFIT.sub("_", name)[:40]
+
+
+# ---- a process's own file
+
+
+def open_board(app: Flask, configured: str | None) -> Board:
+    """Publish a board of this process; one that nobody else can read where that is refused, which is logged.
+
+    :param configured: ``UOW_STATS_DIR``.
+    """
+    started_ns, host = time.time_ns(), socket.gethostname()
+    if app.testing and configured is None:
+        return Board(app.name, host, started_ns)  # a suite makes an app for each of its tests
+    folder = folder_of(app, configured)
+    name = f"{_part(app.name)}-{_part(host)}-{os.getpid()}-{started_ns}{_SUFFIX}"
+    try:
+        with contextlib.suppress(FileExistsError):
+            folder.mkdir(mode=0o700, parents=configured is not None)
+        check_folder(folder)
+        return _publish(app.name, host, started_ns, folder / name)
+    except (OSError, RefusedError) as error:
+        app.logger.warning("flask_uow publishes no statistics of this process: %s", error)
+        return Board(app.name, host, started_ns)
+
+
+def _publish(app_name: str, host: str, started_ns: int, path: Path) -> Board:
+    with _locked(path.parent, wait_s=_LOCK_WAIT_S) as is_locked:
+        if is_locked and not _sweep(path.parent, app_name, host):
+            _ended_path(path.parent, app_name, host).unlink(missing_ok=True)
+        unfinished = path.with_name(path.name + _UNFINISHED)
+        descriptor = os.open(unfinished, os.O_RDWR | os.O_CREAT | os.O_EXCL | _O_OURS, 0o600)
+        try:
+            _reserve(descriptor)
+            board = Board(app_name, host, started_ns, mmap.mmap(descriptor, _board.SIZE_BYTES))
+        finally:
+            os.close(descriptor)
+        holder = _Holder(unfinished, path)
+        _fork.abandon_in_children(holder)
+        weakref.finalize(board, holder.remove)
+        os.rename(unfinished, path)
+    return board
+
+
+def _reserve(descriptor: int) -> None:
+    """Take the space now: a disk that is full when a page is first written would kill the process."""
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(descriptor, 0, _board.SIZE_BYTES)
+    else:  # pragma: no cover  # macOS, Windows
+        os.write(descriptor, bytes(_board.SIZE_BYTES))
+
+
+class _Holder:
+    """Holds the lock that says that the process lives, on a description of the file that no forked child keeps open."""
+
+    def __init__(self, unfinished: Path, path: Path) -> None:
+        self._path, self._pid = path, os.getpid()
+        self._descriptor: int | None = os.open(unfinished, os.O_RDWR | _O_OURS)
+        if fcntl is not None:
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+    def abandon(self) -> object:
+        """A forked child lets go of its copy, which would say that the parent lives when it does not."""
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
+        return None
+
+    def remove(self) -> None:
+        """The board's end, or the process's; what was counted goes to the ended ones."""
+        if self._descriptor is None or self._pid != os.getpid():
+            return
+        os.close(self._descriptor)
+        self._descriptor = None
+        with contextlib.suppress(OSError), _locked(self._path.parent, wait_s=_LOCK_WAIT_S) as is_locked:
+            if is_locked:
+                _bury(self._path)
+
+
+# ---- everybody's files
+
+
+@contextlib.contextmanager
+def reading(folder: Path) -> Iterator[tuple[list[FoundBoard], list[str]]]:
+    """Open the boards in a folder, after the dead ones were swept, and keep them as they are until the end.
+
+    :return: what was found, and a line on each thing that was refused.
+    :raises RefusedError: if the folder is not to be trusted.
+    :raises FileNotFoundError: if there is none.
+    """
+    check_folder(folder)
+    found: list[FoundBoard] = []
+    refusals: list[str] = []
+    with _locked(folder, wait_s=_LOCK_WAIT_S) as is_locked:
+        try:
+            if is_locked:
+                _bury_the_dead(folder)
+            for path in sorted(folder.glob(f"*{_SUFFIX}")):
+                try:
+                    found.append(_open(path))
+                except FileNotFoundError:
+                    continue
+                except (OSError, RefusedError) as error:
+                    refusals.append(str(error))
+            yield found, refusals
+        finally:
+            for board in found:
+                os.close(board.descriptor)
+
+
+def _open(path: Path) -> FoundBoard:
+    """Open a board that has the right owner and size.
+
+    :raises RefusedError: if it has not.
+    """
+    status = os.lstat(path)
+    if not stat.S_ISREG(status.st_mode):
+        raise RefusedError(f"{path} is no regular file. Remove it.")
+    _check_owner(path, status)
+    descriptor = os.open(path, os.O_RDONLY | _O_OURS)
+    try:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            raise RefusedError(f"{path} is no regular file. Remove it.")
+        if status.st_size != _board.SIZE_BYTES:
+            raise RefusedError(f"{path} has {status.st_size} bytes, a board has {_board.SIZE_BYTES}. Remove it.")
+        return FoundBoard(path, descriptor, _is_alive(descriptor))
+    except BaseException:
+        os.close(descriptor)
+        raise
+
+
+def _is_alive(descriptor: int) -> bool:
+    if fcntl is None:
+        return True
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    fcntl.flock(descriptor, fcntl.LOCK_UN)
+    return False
+
+
+@contextlib.contextmanager
+def _locked(folder: Path, *, wait_s: float) -> Iterator[bool]:
+    """Keep others from adding up what this process adds up; whether it was possible."""
+    if fcntl is None:
+        yield True
+        return
+    descriptor = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT | _O_OURS, 0o600)
+    try:
+        yield _has_locked(descriptor, wait_s)
+    finally:
+        os.close(descriptor)
+
+
+def _has_locked(descriptor: int, wait_s: float) -> bool:
+    until = time.monotonic() + wait_s
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        except OSError:
+            if time.monotonic() > until:
+                return False
+            time.sleep(0.002)
+
+
+# ---- the dead
+
+
+def is_of_ended(path: Path) -> bool:
+    """Whether a file is that of the workers that have ended."""
+    return path.name.endswith(f"-ended{_SUFFIX}")
+
+
+def _ended_path(folder: Path, app_name: str, host: str) -> Path:
+    return folder / f"{_part(app_name)}-{_part(host)}-ended{_SUFFIX}"
+
+
+def _sweep(folder: Path, app_name: str, host: str) -> bool:
+    """Sweep the folder.
+
+    :return: whether a worker of the app lives.
+    """
+    _bury_the_dead(folder)
+    prefix = f"{_part(app_name)}-{_part(host)}-"
+    return any(path.name.startswith(prefix) and not is_of_ended(path) for path in folder.glob(f"*{_SUFFIX}"))
+
+
+def _bury_the_dead(folder: Path) -> None:
+    if fcntl is None:
+        return
+    for path in folder.glob(f"*{_SUFFIX}{_UNFINISHED}"):
+        with contextlib.suppress(OSError):
+            if time.time() - os.lstat(path).st_mtime > _MAX_UNFINISHED_S:
+                path.unlink()
+    for path in folder.glob(f"*{_SUFFIX}"):
+        with contextlib.suppress(OSError, RefusedError):
+            if not is_of_ended(path):
+                _bury_if_dead(path)
+
+
+def _bury_if_dead(path: Path) -> None:
+    board = _open(path)
+    os.close(board.descriptor)
+    if not board.is_alive:
+        _bury(path)
+
+
+def _bury(path: Path) -> None:
+    """Add what a dead worker has counted to what others had, and remove its file."""
+    dead = _read(path)
+    path.unlink(missing_ok=True)  # first: what is lost by a crash in between is better than what is counted twice
+    if dead is None:
+        return
+    app_name, host = dead.text(_board.AT_APP, _board.NAME_WORDS), dead.text(_board.AT_HOST, _board.NAME_WORDS)
+    ended_path = _ended_path(path.parent, app_name, host)
+    ended = _read(ended_path) or Image(bytes(_board.SIZE_BYTES))
+    ended.add(dead)
+    unfinished = ended_path.with_name(ended_path.name + _UNFINISHED)
+    unfinished.unlink(missing_ok=True)
+    descriptor = os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _O_OURS, 0o600)
+    with open(descriptor, "wb") as file:
+        file.write(ended.memory)
+    os.replace(unfinished, ended_path)
+
+
+def _read(path: Path) -> Image | None:
+    """A board that nobody writes any more; None if it is none."""
+    with contextlib.suppress(OSError, RefusedError):
+        board = _open(path)
+        with open(board.descriptor, "rb") as file:
+            image = Image(file.read(_board.SIZE_BYTES))
+        return image if image.is_board else None
+    return None
+
+
+class Image:
+    """A copy of a board's bytes."""
+
+    def __init__(self, memory: bytes) -> None:
+        self.memory = bytearray(memory)
+        self.words = memoryview(self.memory).cast("q")
+        self.reals = memoryview(self.memory).cast("d")
+
+    @property
+    def is_board(self) -> bool:
+        """Whether it is a board of this version."""
+        words = self.words
+        return (
+            words[_board.AT_MAGIC] == _board.MAGIC
+            and words[_board.AT_VERSION] == _board.VERSION
+            and words[_board.AT_SIZE] == _board.SIZE_BYTES
+        )
+
+    def text(self, at: int, words: int) -> str:
+        """The text in some words."""
+        data = bytes(self.memory[at * _board.WORD : (at + words) * _board.WORD])
+        return data.rstrip(b"\0").decode("utf-8", "replace")
+
+    def label(self, at: int) -> dict[str, Any]:
+        """The record of a label's row."""
+        values = _board.LABEL.unpack_from(self.memory, (at + _board.LABEL_RECORD) * _board.WORD)
+        return dict(zip(_board.LABEL_FIELDS, values, strict=True))
+
+    def begun_at_home(self) -> int:
+        """How many units began in the slots of their threads."""
+        turns = range(_board.AT_LIVE, _board.AT_LIVE + _board.LIVE_WORDS * _board.MAX_HOMES, _board.LIVE_WORDS)
+        return sum(self.words[at + _board.LIVE_FIELDS.index("turn_again")] for at in turns)
+
+    def label_rows(self) -> Iterator[int]:
+        """Where the rows of labels begin that are in use."""
+        used = min(max(self.words[_board.AT_LABELS], 0), _board.MAX_LABELS - 2)
+        for index in (*range(used), _board.MAX_LABELS - 2, _board.MAX_LABELS - 1):
+            yield _board.AT_LABEL_ROWS + _board.LABEL_WORDS * index
+
+    def slots(self) -> range:
+        """Where the live slots begin."""
+        return range(_board.AT_LIVE, _board.AT_LIVE + _board.LIVE_WORDS * (_board.MAX_LIVE - 1), _board.LIVE_WORDS)
+
+    def add(self, dead: Image) -> None:
+        """Add the counters of another board."""
+        words = self.words
+        if not self.is_board:
+            words[: _board.AT_COUNTS] = dead.words[: _board.AT_COUNTS]
+            words[_board.AT_LABELS] = words[_board.AT_POOLS] = words[_board.AT_WORKERS] = 0
+        words[_board.AT_WORKERS] += 1
+        words[_board.BEGUN] += dead.begun_at_home()
+        for at in range(_board.AT_COUNTS, _board.AT_RULES):
+            if at != _board.HELD_S:
+                words[at] += dead.words[at]
+        self.reals[_board.HELD_S] += dead.reals[_board.HELD_S]
+        self._add_rules(dead)
+        rows = {self._label_key(at): at for at in self.label_rows()}
+        for at in dead.label_rows():
+            if dead.words[at + _board.LABEL_RECORD]:
+                self._add_label(rows, dead, at)
+
+    def _add_rules(self, dead: Image) -> None:
+        for source in range(_board.AT_RULES, _board.END_OF_COUNTS, 2):
+            code = dead.words[source]
+            for at in range(_board.AT_RULES, _board.END_OF_COUNTS, 2):
+                if code and self.words[at] in (0, code):
+                    self.words[at] = code
+                    self.words[at + 1] += dead.words[source + 1]
+                    break
+
+    def _label_key(self, at: int) -> bytes:
+        return bytes(self.memory[at * _board.WORD : (at + _board.LABEL_RECORD) * _board.WORD])
+
+    def _add_label(self, rows: dict[bytes, int], dead: Image, source: int) -> None:
+        key = dead._label_key(source)
+        at = rows.get(key)
+        if at is None:
+            at = rows[key] = self._new_label(key, is_inner=bool(dead.words[source + _board.LABEL_INNER]))
+        here, there = self.label(at), dead.label(source)
+        both = {name: max(here[name], there[name]) if name == "worst_s" else here[name] + there[name] for name in here}
+        offset = (at + _board.LABEL_RECORD) * _board.WORD
+        _board.LABEL.pack_into(self.memory, offset, *both.values())
+
+    def _new_label(self, key: bytes, *, is_inner: bool) -> int:
+        index = self.words[_board.AT_LABELS]
+        if index >= _board.MAX_LABELS - 2:
+            index = _board.MAX_LABELS - 2 + is_inner
+            at = _board.AT_LABEL_ROWS + _board.LABEL_WORDS * index
+            self.words[at + _board.LABEL_INNER] = is_inner
+            return at
+        self.words[_board.AT_LABELS] = index + 1
+        at = int(_board.AT_LABEL_ROWS + _board.LABEL_WORDS * index)
+        self.memory[at * _board.WORD : at * _board.WORD + len(key)] = key
+        return at

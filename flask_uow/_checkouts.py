@@ -1,0 +1,355 @@
+"""Who has which connection: every checkout of a watched pool is said on the board, with who waits for it.
+
+A connection that the session of a unit takes is the unit's. One that a session takes outside of units, or that somebody
+takes by hand, has a place of its own on the board, with the line that took it; if it is not back when its context ends,
+it has leaked, and is named (UOW202).
+
+A class in front of the pool's class does it: SQLAlchemy's events of a pool come too late to see who waits.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import sqlalchemy as sa
+from flask import Flask
+from sqlalchemy import event
+from sqlalchemy.orm import session as orm_session
+
+from ._board import (
+    AT_CONNECTIONS,
+    AT_POOL_ROWS,
+    CONNECTION_HELD,
+    CONNECTION_PID,
+    CONNECTION_WORDS,
+    HELD,
+    LEAKED,
+    LEAKING,
+    POOL_LONGEST_S,
+    POOL_MAX_OVERFLOW,
+    POOL_SIZE,
+    POOL_TIMEOUT_MS,
+    POOL_TIMEOUTS,
+    POOL_WORDS,
+    SLOT_BITS,
+    STATEMENT,
+    WAITING,
+    Board,
+    Kind,
+    Live,
+)
+from ._callsite import CallSite, application_site
+from ._drivers import server_process
+from ._rules import report_at_teardown, violation
+from ._scopes import Scope, find_context
+from ._state import STATE_KEY, AppState, Link, SessionState, innermost
+from ._views import find_request
+
+CHECKOUT = "uow_checkout"
+"""Where a pooled connection's ``info`` has its :class:`Checkout`."""
+
+_ORM_SESSION = orm_session.__file__
+_UNIT, _OF_SESSION, _BY_HAND = int(Kind.UNIT), int(Kind.SESSION), int(Kind.CONNECTION)
+
+
+# ---- pools
+
+
+def _watched_class(base: Any) -> type[sa.Pool]:
+    """Put the watch in front of a pool's class."""
+    connect = base.connect
+    has_queue = issubclass(base, sa.QueuePool)
+
+    class WatchedPool(base):  # type: ignore[misc]
+        __slots__ = ()
+        _uow_watch: Watch | None = None
+
+        def connect(self) -> Any:
+            unit = innermost.get(None)
+            live = unit.live if unit is not None else None
+            if live is not None and not live.held_since_s and has_queue and self._pool.queue:
+                return connect(self)  # at once, for the unit's session, which is about to tell
+            watch = self._uow_watch
+            return connect(self) if watch is None else watch.connect(self, connect)
+
+        def recreate(self) -> Any:
+            pool = super().recreate()
+            pool._uow_watch = self._uow_watch
+            return pool
+
+    WatchedPool.__name__ = WatchedPool.__qualname__ = base.__name__
+    return WatchedPool
+
+
+_watched_classes: dict[type[sa.Pool], type[sa.Pool]] = {}
+_WATCH = "_uow_watch"
+"""Where a watched pool has its :class:`Watch`."""
+
+
+def watch_pool(engine: sa.Engine, app: Flask) -> None:
+    """Watch who takes an engine's connections.
+
+    :param app: whose board tells of them.
+    """
+    app_state: AppState = app.extensions[STATE_KEY]
+    if not app_state.settings.stats or hasattr(engine.pool, _WATCH):
+        return
+    base = type(engine.pool)
+    if base not in _watched_classes:
+        _watched_classes[base] = _watched_class(base)
+    engine.pool.__class__ = _watched_classes[base]
+    setattr(engine.pool, _WATCH, Watch(app_state, engine))
+    event.listen(engine, "connect", _forget_checkout)
+    event.listen(engine, "invalidate", _forget_checkout)
+
+
+def unwatched(pool: sa.Pool) -> sa.Pool:
+    """A pool that is like another one, and told of nowhere."""
+    alike = pool.recreate()
+    if hasattr(alike, _WATCH):
+        setattr(alike, _WATCH, None)
+    return alike
+
+
+def _forget_checkout(dbapi_connection: Any, record: Any, *exception: Any) -> None:
+    """Another connection is another process of the server, and one that is lost is nobody's."""
+    checkout = record.info.pop(CHECKOUT, None)
+    if checkout is not None:
+        checkout.end()
+
+
+class Watch:
+    """What is known of a pool besides what it knows itself.
+
+    :param engine: whose pool it is.
+    """
+
+    def __init__(self, app_state: AppState, engine: sa.Engine) -> None:
+        self._app_state = app_state
+        self._driver = engine.dialect.driver
+        names = (name for name, each in app_state.engines.items() if each is engine)
+        self._bind = next(names, "default" if not app_state.engines else engine.url.database or engine.name)
+        self._row: tuple[Board | None, int] = (None, -1)
+
+    def connect(self, pool: sa.Pool, connect: Callable[[Any], Any]) -> Any:
+        """Take a connection that somebody may have to wait for, or that no unit's session asks for."""
+        board = self._app_state.board or self._app_state.open_board()
+        if board is None:
+            return connect(pool)
+        self._describe(board, pool)
+        live, kind = self._find_holder(board, sys._getframe(2))
+        live.wait_for(self._row[1])
+        before, began_s = live.reals[live.at], time.monotonic()
+        live.reals[live.at] = before // STATEMENT * STATEMENT + (WAITING + began_s)
+        try:
+            connection = connect(pool)
+        except BaseException as error:
+            self._give_up(board, live, before, error, is_own=kind != _UNIT)
+            raise
+        now_s = time.monotonic()
+        live.wait_for(-1)
+        live.reals[live.at] = before if kind == _UNIT else HELD + now_s
+        self._note_wait(board, now_s - began_s)
+        if kind != _UNIT:
+            checkout = connection.info.get(CHECKOUT) or self.know(connection, board)
+            checkout.begin(live, now_s, connection)
+            if kind == _BY_HAND:
+                _note_taken(checkout)
+        return connection
+
+    def _find_holder(self, board: Board, frame: Any) -> tuple[Live, int]:
+        """Whoever asks for a connection: the unit that runs, or a new place of its own.
+
+        :param frame: that of SQLAlchemy's engine.
+        :return: its place, and the :class:`Kind` of that.
+        """
+        is_of_session = any(map(_is_of_session, _frames(frame, 6)))
+        unit = innermost.get(None)
+        if unit is not None and is_of_session and unit.live is not None:
+            return unit.live, _UNIT
+        site = application_site()
+        row = board.row(_label(site), site, is_inner=False)
+        kind = _OF_SESSION if is_of_session else _BY_HAND
+        return board.occupy(kind, row, time.monotonic()), kind
+
+    def _give_up(self, board: Board, live: Live, before: float, error: BaseException, *, is_own: bool) -> None:
+        live.wait_for(-1)
+        live.reals[live.at] = before
+        if is_own:
+            live.free()
+        at = self._at(POOL_TIMEOUTS)
+        if isinstance(error, sa.exc.TimeoutError) and at:
+            board.count(at)
+
+    def _note_wait(self, board: Board, waited_s: float) -> None:
+        at = self._at(POOL_LONGEST_S)
+        if at and waited_s > board.reals[at]:
+            with board.lock:
+                board.reals[at] = max(waited_s, board.reals[at])
+
+    def know(self, connection: Any, board: Board) -> Checkout:
+        """A connection is met for the first time: give it a place on the board."""
+        self._describe(board, connection._pool)
+        pid = server_process(self._driver, connection.dbapi_connection)
+        checkout: Checkout = Checkout(board, self._row[1], pid)
+        connection.info[CHECKOUT] = checkout
+        return checkout
+
+    def _describe(self, board: Board, pool: sa.Pool) -> None:
+        if self._row[0] is board:
+            return
+        self._row = (board, board.pool_row(self._bind, type(pool).__name__))
+        sizes = (-1, -1, -1)
+        if isinstance(pool, sa.QueuePool):
+            sizes = (pool.size(), pool._max_overflow, round(pool.timeout() * 1000))
+        for field, number in zip((POOL_SIZE, POOL_MAX_OVERFLOW, POOL_TIMEOUT_MS), sizes, strict=True):
+            at = self._at(field)
+            if at:
+                board.words[at] = number
+
+    def _at(self, field: int) -> int | None:
+        row = self._row[1]
+        return AT_POOL_ROWS + POOL_WORDS * row + field if row >= 0 else None
+
+
+def _is_of_session(frame: Any) -> bool:
+    """Whether a frame is one of SQLAlchemy's sessions."""
+    is_session: bool = frame.f_code.co_filename == _ORM_SESSION
+    return is_session
+
+
+def _frames(frame: Any, number: int) -> Iterator[Any]:
+    for _ in range(number):
+        if frame is None:
+            return
+        yield frame
+        frame = frame.f_back
+
+
+def _label(site: CallSite | None) -> str:
+    now = find_request()
+    if now is not None:
+        return f"{now.method} {now.url_rule.rule if now.url_rule else 'without a view'}"
+    return site.code.co_qualname if site else "not known"
+
+
+# ---- connections
+
+
+class Checkout:
+    """A pooled connection's place on the board.
+
+    :param pool_row: the row of its pool, -1 for none.
+    :param pid: the server's process.
+    :ivar number: its row and one, 0 if it has none.
+    :ivar own: the place of whoever took it outside of units.
+    """
+
+    __slots__ = ("_at", "_board", "_since_s", "number", "own")
+
+    def __init__(self, board: Board, pool_row: int, pid: int) -> None:
+        self._board = board
+        index = board.take_connection()
+        self.number = 0 if index is None else index + 1
+        self._at = 0 if index is None else AT_CONNECTIONS + CONNECTION_WORDS * index
+        self._since_s = 0.0
+        self.own: Live | None = None
+        if index is not None:
+            board.words[self._at + CONNECTION_PID] = pid
+            board.words[self._at] = pool_row + 1
+
+    def __del__(self) -> None:
+        if self.own is not None:
+            self.own.free()
+        if self.number:
+            self._board.free_connection(self.number - 1)
+
+    def begin(self, live: Live, now_s: float, pooled: Any) -> None:
+        """It was taken outside of units; its pool calls back when it returns."""
+        self._since_s = now_s
+        self.own = live
+        self.tell(live)
+        pooled._connection_record.finalize_callback.append(self._returned)
+
+    def _returned(self, dbapi_connection: Any) -> None:
+        self.end()
+
+    def tell(self, live: Live | None) -> None:
+        """Say who has it, where that does not say so itself."""
+        if self.number:
+            held = 0 if live is None else live.turns << SLOT_BITS | live.index + 1
+            self._board.words[self._at + CONNECTION_HELD] = held
+
+    def end(self) -> None:
+        """It is back in the pool, or a unit's."""
+        own, self.own = self.own, None
+        if own is not None:
+            self.tell(None)
+            own.free()
+            self._board.count_checkout(time.monotonic() - self._since_s)
+
+
+def hold(link: Link, state: SessionState) -> None:
+    """Say that a connection is its session's: its outermost unit's, or its own outside of units."""
+    pooled = link.pooled
+    checkout: Checkout | None = pooled.info.get(CHECKOUT)
+    if checkout is None:
+        checkout = _know(pooled, state)
+    unit = state.unit
+    while unit is not None and unit.parent is not None:
+        unit = unit.parent
+    live = unit.live if unit is not None else None
+    if checkout is None or live is None:
+        state.live = checkout.own if checkout is not None else None
+        return
+    if checkout.own is not None:
+        checkout.end()
+    if live.held_since_s:
+        checkout.tell(live)
+    else:
+        live.hold(checkout.number, time.monotonic())
+
+
+def _know(pooled: Any, state: SessionState) -> Checkout | None:
+    """Give a place to a connection that was taken without a word of the pool's."""
+    watch: Watch | None = getattr(pooled._pool, _WATCH, None)
+    return watch.know(pooled, state.board) if watch is not None and state.board is not None else None
+
+
+# ---- leaks
+
+
+class Taken(NamedTuple):
+    """A connection that was taken by hand under a context.
+
+    :ivar own: the place that it had on the board then.
+    :ivar site: the line that took it.
+    """
+
+    checkout: Checkout
+    own: Live | None
+    site: CallSite | None
+
+
+def _note_taken(checkout: Checkout) -> None:
+    context = find_context()
+    scope: Scope | None = getattr(context, "_uow_scope", None)
+    if scope is not None:
+        scope.taken = [each for each in scope.taken or () if each.checkout.own is each.own]
+        scope.taken.append(Taken(checkout, checkout.own, application_site()))
+
+
+def report_leaks(app_state: AppState, scope: Scope) -> None:
+    """Name the connections that a context leaves behind (UOW202); never raises."""
+    taken, scope.taken = scope.taken or (), None
+    for checkout, own, site in taken:
+        board = app_state.board
+        if own is None or checkout.own is not own or board is None:
+            continue
+        own.tell(LEAKING)
+        board.count(LEAKED)
+        error = violation("UOW202", site, what="a connection that was taken there was not given back")
+        report_at_teardown(app_state.app, app_state.rules, error)

@@ -1,0 +1,160 @@
+"""Scopes: which app context the code runs in, and the sessions of each.
+
+A scope hangs on its context object itself, never on its ``id()``, which is reused; a thread that runs an event loop
+works for the thread that pushed the context, and shares its sessions. How sessions are made and taken back is left to
+``_sessions``.
+"""
+
+from __future__ import annotations
+
+import gc
+import threading
+import weakref
+from asyncio import _get_running_loop
+from contextvars import ContextVar
+from types import MethodType
+from typing import TYPE_CHECKING
+
+from flask import Flask
+from flask.ctx import AppContext
+from flask.globals import app_ctx
+
+from . import _fork
+from ._rules import violation
+
+if TYPE_CHECKING:
+    from sqlalchemy.orm import Session
+
+    from ._checkouts import Taken
+
+    _AppContext = AppContext
+else:
+    _AppContext = object
+
+contexts: ContextVar[AppContext] = app_ctx.__wrapped__  # type: ignore[attr-defined]
+
+
+class _Thread(threading.local):
+    """A thread's own mark; its number is reused, this is not."""
+
+    def __init__(self) -> None:
+        self.token = object()
+
+
+thread = _Thread()
+
+
+class Scope:
+    """The sessions of one app context.
+
+    :ivar home: the thread that pushed the context.
+    :ivar is_over: whether the context has ended.
+    :ivar slots: the sessions of each thread, the current one last; those before it are suspended.
+    :ivar adopted: sessions of another library that were seen under this context.
+    :ivar taken: connections that were taken by hand under this context; None before the first.
+    """
+
+    __slots__ = ("adopted", "home", "is_over", "slots", "taken")
+
+    def __init__(self, home: object) -> None:
+        self.home = home
+        self.is_over = False
+        self.slots: dict[object, list[Session]] = {}
+        self.adopted: list[weakref.ref[Session]] = []
+        self.taken: list[Taken] | None = None
+
+    def slot(self) -> list[Session]:
+        """The calling thread's sessions."""
+        key = self.home if _get_running_loop() is not None else thread.token
+        slot = self.slots.get(key)
+        return self.slots.setdefault(key, []) if slot is None else slot
+
+    def abandon(self) -> object:
+        """Hand over what it holds."""
+        slots, self.slots = self.slots, {}
+        adopted, self.adopted = self.adopted, []
+        return slots, adopted
+
+
+def find_context() -> AppContext | None:
+    """The current app context, if there is one."""
+    return contexts.get(None)
+
+
+def current_context(what: str) -> AppContext:
+    """The current app context.
+
+    :param what: what needs it, for the message.
+    :raises RuleViolationError: UOW201, if there is none.
+    """
+    context = contexts.get(None)
+    if context is None:
+        raise violation("UOW201", what=what)
+    return context
+
+
+class NotingContext(_AppContext):
+    """Put in front of a context's class: notes the thread that pushes it."""
+
+    def push(self) -> None:
+        scope: Scope | None = getattr(self, "_uow_scope", None)
+        if scope is None:
+            self._uow_scope = Scope(thread.token)
+        else:
+            scope.home = thread.token
+            scope.is_over = False  # a client or a stream pushes a context again
+        super().push()
+
+
+_noting_classes: dict[type[AppContext], type[AppContext]] = {}
+
+
+def _noting_class(base: type[AppContext]) -> type[AppContext]:
+    noting = _noting_classes.get(base)
+    if noting is None:
+        noting = _noting_classes[base] = type(base.__name__, (NotingContext, base), {"__module__": base.__module__})
+    return noting
+
+
+class Scopes:
+    """The scope of every app context that is alive; each hangs on its context, and goes with it."""
+
+    def __init__(self) -> None:
+        self.leaked: list[Session] = []
+        _fork.abandon_in_children(self)
+
+    def serve(self, app: Flask) -> None:
+        """Let each context of ``app`` note which thread pushes it.
+
+        A listener to Flask's ``appcontext_pushed`` would see the same, for five times the price; a class that is put
+        in front of an object that exists makes every look at it dearer.
+        """
+        make_context = app.app_context
+        noting_class = _noting_class(AppContext)
+
+        def noted_context() -> AppContext:
+            return noting_class(app)
+
+        def noted_context_of_its_own_kind() -> AppContext:
+            context = make_context()
+            context.__class__ = _noting_class(type(context))
+            return context
+
+        is_flasks = make_context == MethodType(Flask.app_context, app)
+        app.app_context = noted_context if is_flasks else noted_context_of_its_own_kind  # type: ignore[method-assign]
+
+    def of(self, context: AppContext) -> Scope:
+        """The scope of a context."""
+        try:
+            return context._uow_scope  # type: ignore[attr-defined,no-any-return]
+        except AttributeError:
+            scope = context._uow_scope = Scope(thread.token)  # type: ignore[attr-defined]
+            return scope
+
+    def abandon(self) -> object:
+        """Hand over a parent process's sessions; they are never to be touched.
+
+        A fork looks for the scopes among all objects, so that no request need enter its own anywhere.
+        """
+        leaked, self.leaked = self.leaked, []
+        return leaked, [scope.abandon() for scope in gc.get_objects() if type(scope) is Scope]

@@ -1,0 +1,142 @@
+"""Put together what the servers and the workers say: which unit holds which session, and which waits for which.
+
+A server knows its processes, not the views; a worker knows its units, and the number of the server's process behind
+each of its connections. Where the two meet, each gets the other's word. What lies between them may hide one from the
+other: a pooler has numbers of its own, and the workers of other hosts are not to be seen from here. That is said, and
+nothing is guessed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Iterable, Iterator
+
+from ._values import DatabaseSnapshot, LiveUnit, ServerSession, Worker
+
+
+@dataclasses.dataclass(frozen=True)
+class Known:
+    """What is known of the workers of this host.
+
+    :param workers: those that live.
+    :param later: the same, read after the databases: a connection that was made meanwhile is no orphan.
+    :param is_complete: whether all workers of this host's user could be read.
+    """
+
+    workers: tuple[Worker, ...]
+    later: tuple[Worker, ...]
+    is_complete: bool
+
+    def is_known(self, session: ServerSession) -> bool:
+        """Whether a worker has the connection to a session."""
+        return any(
+            session.pid in worker.backend_pids and session.worker_pid in (None, worker.pid)
+            for worker in (*self.workers, *self.later)
+        )
+
+    def find(self, session: ServerSession) -> LiveUnit | None:
+        """The innermost unit, or whatever else, that holds a session."""
+        holders = (
+            live
+            for worker in self.workers
+            if session.worker_pid in (None, worker.pid)
+            for live in worker.live
+            if session.pid in live.backend_pids
+        )
+        return next(reversed(list(holders)), None)
+
+    def is_behind_pooler(self, pid: int, sessions: Iterable[ServerSession]) -> bool:
+        """Whether a worker's connections end at something that is not the server.
+
+        :param pid: the worker's.
+        :param sessions: all that the server has of the app.
+        """
+        own = {number for worker in (*self.workers, *self.later) if worker.pid == pid for number in worker.backend_pids}
+        return bool(own) and own.isdisjoint(session.pid for session in sessions)
+
+    def is_orphan(self, session: ServerSession, database: DatabaseSnapshot) -> bool:
+        """Whether a session came from this host, and nobody here knows it any more."""
+        pid = session.worker_pid
+        if pid is None or not self.is_complete or session.is_hidden or self.is_known(session):
+            return False
+        if session.client_address != database.client_address:
+            return False
+        if any(worker.pid == pid for worker in (*self.workers, *self.later)):
+            return not self.is_behind_pooler(pid, database.sessions)
+        return not _is_running(pid)
+
+
+def with_units(database: DatabaseSnapshot, known: Known) -> DatabaseSnapshot:
+    """Say of each session which unit holds it, and by name for whom it waits."""
+    everybody = (*database.sessions, *database.blockers)
+    labels = {session.pid: holder.label for session in everybody if (holder := known.find(session)) is not None}
+    sessions = tuple(_named(session, known, labels, database) for session in database.sessions)
+    blockers = tuple(_named(session, known, labels, database) for session in database.blockers)
+    notes = (*database.notes, *_notes(database, known))
+    return dataclasses.replace(database, sessions=sessions, blockers=blockers, notes=notes)
+
+
+def _named(session: ServerSession, known: Known, labels: dict[int, str], database: DatabaseSnapshot) -> ServerSession:
+    holder = known.find(session)
+    return dataclasses.replace(
+        session,
+        unit=holder.label if holder else None,
+        where=holder.where if holder else None,
+        waits_for=tuple(_name(pid, labels) for pid in session.blocked_by),
+        is_orphan=known.is_orphan(session, database),
+    )
+
+
+def _name(pid: int, labels: dict[int, str]) -> str:
+    if pid == 0:
+        return "a prepared transaction"
+    return labels.get(pid, f"pid {pid}")
+
+
+def _notes(database: DatabaseSnapshot, known: Known) -> Iterator[str]:
+    workers = {session.worker_pid for session in database.sessions if session.worker_pid is not None}
+    pooled = sorted(pid for pid in workers if known.is_behind_pooler(pid, database.sessions))
+    if pooled:
+        yield (
+            f"The server does not know the connections of worker {', '.join(map(str, pooled))}: a pooler such as "
+            "PgBouncer lies between. Sessions are matched with workers by name there, not with units."
+        )
+    elsewhere = sum(
+        session.worker_pid is not None and not session.is_hidden and session.client_address != database.client_address
+        for session in database.sessions
+    )
+    if elsewhere:
+        yield f"{elsewhere} of the sessions come from other hosts, whose workers are not to be seen from here."
+
+
+def with_servers(workers: Iterable[Worker], databases: Iterable[DatabaseSnapshot]) -> tuple[Worker, ...]:
+    """Say of each live unit what its server says of it."""
+    sessions = [session for database in databases for session in database.sessions]
+    return tuple(
+        dataclasses.replace(worker, live=tuple(_seen(live, worker, sessions) for live in worker.live))
+        for worker in workers
+    )
+
+
+def _seen(live: LiveUnit, worker: Worker, sessions: Iterable[ServerSession]) -> LiveUnit:
+    own = [
+        session for session in sessions if session.pid in live.backend_pids and session.worker_pid in (None, worker.pid)
+    ]
+    if not own:
+        return live
+    waits_for = tuple(dict.fromkeys(name for session in own for name in session.waits_for))
+    return dataclasses.replace(live, waits_for=waits_for, server_state=own[0].state)
+
+
+def _is_running(pid: int) -> bool:
+    """Whether a process of that number runs on this host, whoever's it is."""
+    if not hasattr(os, "geteuid"):
+        return True  # asking would end it
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True

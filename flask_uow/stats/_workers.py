@@ -1,0 +1,285 @@
+"""What the copy of a board says, as values.
+
+A board may be damaged, or not be one: what no worker writes is a ``ValueError``, never a number that looks like one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from collections import Counter
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from typing import Any
+
+from .. import _board as board
+from .._board_files import Image
+from ._values import (
+    Counts,
+    Histogram,
+    LabelCounts,
+    LiveUnit,
+    PoolSnapshot,
+    SessionCounts,
+    State,
+    UnitCounts,
+    Worker,
+)
+
+_STATES = (
+    State.NO_TRANSACTION,
+    State.RUNNING,
+    State.IDLE,
+    State.WAITING,
+    State.COMMITTING,
+    State.ROLLING_BACK,
+    State.HELD,
+    State.LEAKED,
+)
+_KINDS: dict[int, str] = {board.Kind.UNIT: "unit", board.Kind.SESSION: "session", board.Kind.CONNECTION: "connection"}
+
+
+def worker_of(image: Image) -> Worker:
+    """One worker.
+
+    :raises ValueError: if there is something in the copy that no worker writes.
+    """
+    words, pid = image.words, image.words[board.AT_PID]
+    live = _live(image, pid)
+    return Worker(
+        pid=pid,
+        host=image.text(board.AT_HOST, board.NAME_WORDS),
+        started_at=_time(words[board.AT_STARTED_NS]),
+        counts=counts_of(image),
+        pools=tuple(_pools(image, pid, live)),
+        backend_pids=tuple(filter(None, (words[at + board.CONNECTION_PID] for _, at in _connections(image)))),
+        live=tuple(slot.shown for slot in live),
+        untold={
+            name: words[board.AT_UNTOLD + place]
+            for place, name in enumerate(board.UNTOLD)
+            if words[board.AT_UNTOLD + place]
+        },
+    )
+
+
+def _time(nanoseconds: int) -> datetime:
+    try:
+        return datetime.fromtimestamp(nanoseconds / 1e9, UTC)
+    except (OverflowError, OSError) as error:
+        raise ValueError(f"{nanoseconds} is no time.") from error
+
+
+def counts_of(image: Image) -> Counts:
+    """What a worker has counted, or several that have ended.
+
+    :raises ValueError: if there is something in the copy that no worker writes.
+    """
+    words, labels = image.words, []
+    outcomes, long, without, statements = [0, 0, 0], [0, 0, 0], 0, 0
+    took_s = idle_s = held_s = 0.0
+    for at in image.label_rows():
+        record = image.label(at)
+        if not record["count"]:
+            continue
+        label = _label_counts(image, at, record)
+        labels.append(label)
+        if label.is_inner:
+            continue
+        outcomes = [total + record[name] for total, name in zip(outcomes, _OUTCOMES, strict=True)]
+        long = [total + record[name] for total, name in zip(long, _LONG, strict=True)]
+        without += record["without_connection"]
+        statements += label.statements
+        took_s, idle_s, held_s = took_s + record["took_s"], idle_s + record["idle_s"], held_s + record["held_s"]
+    units = sum(outcomes)
+    return Counts(
+        units=UnitCounts(
+            begun=image.begun_at_home() + words[board.BEGUN],
+            committed=outcomes[0],
+            rolled_back=outcomes[1],
+            failed=outcomes[2],
+            retried=words[board.RETRIED],
+        ),
+        sessions=SessionCounts(words[board.OPENED], words[board.CLOSED], words[board.LEAKED]),
+        statements=statements + words[board.STATEMENTS_OUTSIDE],
+        rules=_rules(image),
+        unit_seconds=_histogram(image, board.UNIT_SECONDS, units - long[0], took_s),
+        held_seconds=_histogram(
+            image,
+            board.HELD_SECONDS,
+            units - without - long[2] + words[board.FAST_CHECKOUTS],
+            held_s + image.reals[board.HELD_S],
+        ),
+        idle_seconds=_histogram(image, board.IDLE_SECONDS, units - without - long[1], idle_s),
+        labels=tuple(labels),
+    )
+
+
+_OUTCOMES = ("committed", "rolled_back", "failed")
+_LONG = ("long_units", "long_idle", "long_held")
+
+
+def _label_counts(image: Image, at: int, record: dict[str, Any]) -> LabelCounts:
+    return LabelCounts(
+        label=image.text(at, board.TEXT_WORDS),
+        where=image.text(at + board.LABEL_WHERE, board.TEXT_WORDS) or None,
+        is_inner=bool(image.words[at + board.LABEL_INNER]),
+        count=record["count"],
+        errors=record["errors"],
+        total_seconds=_rounded(record["took_s"]),
+        worst_seconds=_rounded(record["worst_s"]),
+        statements=round(record["statements"]),
+    )
+
+
+def _rules(image: Image) -> dict[str, int]:
+    pairs = range(board.AT_RULES, board.END_OF_COUNTS, 2)
+    return {f"UOW{image.words[at]}": image.words[at + 1] for at in pairs if image.words[at] and image.words[at + 1]}
+
+
+def _histogram(image: Image, at: int, first: int, total_s: float) -> Histogram:
+    return Histogram((first, *image.words[at + 1 : at + board.BUCKETS]), _rounded(total_s))
+
+
+def _rounded(seconds: float) -> float:
+    """Seconds to a microsecond.
+
+    :raises ValueError: if it is no time.
+    """
+    if not 0.0 <= seconds < math.inf:
+        raise ValueError(f"{seconds} is no time.")
+    return round(seconds, 6)
+
+
+# ---- live units and connections
+
+
+@dataclasses.dataclass
+class _Slot:
+    """What is in a live slot."""
+
+    index: int
+    turn: int
+    parent: int
+    told: float
+    told_before: float
+    connection: int
+    shown: LiveUnit
+
+
+def _live(image: Image, worker_pid: int) -> list[_Slot]:
+    """The live units, each outermost one before what is inside it."""
+    now_s = time.monotonic()
+    slots = {
+        index: _slot(image, at, index, worker_pid, now_s) for index, at in enumerate(image.slots()) if image.words[at]
+    }
+    return [
+        each
+        for slot in slots.values()
+        if slot.parent not in slots
+        for each in _with_inner(slot, slots, now_s, _backend_pids(image, slot))
+    ]
+
+
+def _with_inner(slot: _Slot, slots: dict[int, _Slot], now_s: float, pids: tuple[int, ...]) -> list[_Slot]:
+    """A slot and those inside it; the innermost tells for all of them what they do."""
+    inner = [each for each in slots.values() if each.parent == slot.index and each is not slot]
+    below = [each for one in inner[:1] for each in _with_inner(one, slots, now_s, pids)]
+    told = below[-1].told if below else slot.told
+    state, state_s, statements = _told(told, slot.told_before, slot.shown.seconds, now_s)
+    slot.told = told
+    slot.shown = dataclasses.replace(
+        slot.shown, state=state, state_seconds=state_s, statements=statements, backend_pids=pids
+    )
+    return [slot, *below]
+
+
+def _told(told: float, before: float, age_s: float, now_s: float) -> tuple[str, float, int]:
+    """The state, for how long, and the statements."""
+    statements = int(told // board.STATEMENT) - round(before / board.STATEMENT)
+    state = _STATES[int(told % board.STATEMENT // board.CLOCK)]
+    since_s = told % board.CLOCK
+    return state, _rounded(max(0.0, now_s - since_s)) if since_s else age_s, max(0, statements)
+
+
+def _slot(image: Image, at: int, index: int, worker_pid: int, now_s: float) -> _Slot:
+    values = dict(zip(board.LIVE_FIELDS, board.LIVE.unpack_from(image.memory, at * board.WORD), strict=True))
+    words = image.words
+    kind = _KINDS.get(words[at + board.LIVE_KIND])
+    row = values["label"]
+    if kind is None or not 0 <= row < board.MAX_LABELS:
+        raise ValueError("no worker writes such a slot")
+    label = board.AT_LABEL_ROWS + board.LABEL_WORDS * row
+    shown = LiveUnit(
+        kind=kind,
+        label=image.text(label, board.TEXT_WORDS),
+        where=image.text(label + board.LABEL_WHERE, board.TEXT_WORDS) or None,
+        worker_pid=worker_pid,
+        thread=image.text(at + board.LIVE_THREAD_NAME, board.THREAD_NAME_BYTES // board.WORD),
+        thread_id=words[at + board.LIVE_THREAD],
+        depth=words[at + board.LIVE_DEPTH],
+        attempt=words[at + board.LIVE_ATTEMPT],
+        state=State.NO_TRANSACTION,
+        state_seconds=0.0,
+        seconds=_rounded(max(0.0, now_s - values["began_s"])),
+        statements=0,
+    )
+    told, before = (_checked(values[name]) for name in ("told", "told_before"))
+    return _Slot(index, values["turn"], words[at + board.LIVE_PARENT] - 1, told, before, values["connection"], shown)
+
+
+def _checked(told: float) -> float:
+    if not 0.0 <= told < math.inf:
+        raise ValueError(f"{told} is nothing that a worker tells.")
+    return told
+
+
+def _connections(image: Image) -> Iterator[tuple[int, int]]:
+    """The numbers of the connections that are open, and where their rows begin."""
+    for index in range(board.MAX_CONNECTIONS):
+        at = board.AT_CONNECTIONS + board.CONNECTION_WORDS * index
+        if image.words[at + board.CONNECTION_POOL] > 0:
+            yield index + 1, at
+
+
+def _is_held_by(image: Image, at: int, number: int, slot: _Slot) -> bool:
+    return slot.connection == number or image.words[at + board.CONNECTION_HELD] == _held(slot)
+
+
+def _held(slot: _Slot) -> int:
+    return slot.turn << board.SLOT_BITS | slot.index + 1
+
+
+def _backend_pids(image: Image, slot: _Slot) -> tuple[int, ...]:
+    rows = (at for number, at in _connections(image) if _is_held_by(image, at, number, slot))
+    pids = (image.words[at + board.CONNECTION_PID] for at in rows)
+    return tuple(pid for pid in pids if pid)
+
+
+def _pools(image: Image, pid: int, live: list[_Slot]) -> Iterator[PoolSnapshot]:
+    words = image.words
+    holders = {slot.connection for slot in live if slot.connection > 0} | {_held(slot) + _MARK for slot in live}
+    waits = Counter(-slot.connection for slot in live if slot.shown.state == State.WAITING)
+    for index in range(min(max(words[board.AT_POOLS], 0), board.MAX_POOLS)):
+        at = board.AT_POOL_ROWS + board.POOL_WORDS * index
+        opened = [(n, row) for n, row in _connections(image) if words[row + board.CONNECTION_POOL] == index + 1]
+        busy = sum(n in holders or words[row + board.CONNECTION_HELD] + _MARK in holders for n, row in opened)
+        size, timeout_ms = words[at + board.POOL_SIZE], words[at + board.POOL_TIMEOUT_MS]
+        yield PoolSnapshot(
+            bind=image.text(at, board.POOL_NAME_WORDS),
+            class_name=image.text(at + board.POOL_NAME_WORDS, board.POOL_CLASS_WORDS),
+            process_pid=pid,
+            size=size if size >= 0 else None,
+            checked_out=busy,
+            checked_in=len(opened) - busy,
+            overflow=max(0, len(opened) - size) if size >= 0 else None,
+            max_overflow=words[at + board.POOL_MAX_OVERFLOW] if size >= 0 else None,
+            timeout_seconds=timeout_ms / 1000 if timeout_ms >= 0 else None,
+            waiting=waits[index + 1],
+            timeouts=words[at + board.POOL_TIMEOUTS],
+            longest_wait_seconds=_rounded(image.reals[at + board.POOL_LONGEST_S]),
+        )
+
+
+_MARK = 1 << 40
+"""Tells who holds a connection from the number of one."""
