@@ -78,7 +78,8 @@ LIVE_FIELDS = ("turn", "told", "began_s", "told_before", "label", "connection", 
 how many statements the session has sent, the :class:`State`, and since when, in seconds of the monotonic clock."""
 LIVE = struct.Struct("=q3d3q")
 LIVE_KIND, LIVE_PARENT, LIVE_DEPTH, LIVE_ATTEMPT, LIVE_THREAD, LIVE_THREAD_NAME = range(7, 13)
-_LIVE_CONNECTION = LIVE_FIELDS.index("connection") - LIVE_FIELDS.index("told")
+LIVE_CONNECTION = LIVE_FIELDS.index("connection") - LIVE_FIELDS.index("told")
+"""Where a slot's connection is, from where it tells what it does."""
 THREAD_NAME_BYTES = 4 * WORD
 _THREAD = struct.Struct(f"=q{THREAD_NAME_BYTES}s")
 
@@ -147,14 +148,6 @@ class Live:
         self.is_home = index < MAX_HOMES
         self.is_taken = False
 
-    def hold(self, connection: int, now_s: float) -> None:
-        """Say which connection it has.
-
-        :param connection: the number of its row.
-        """
-        self.held_since_s = now_s
-        self.words[self.at + _LIVE_CONNECTION] = connection
-
     def take(self, row: Row, now_s: float, told: float) -> None:
         """Have it from now on.
 
@@ -175,7 +168,7 @@ class Live:
         :param pool_row: the row of the pool, -1 for none.
         """
         if not self.held_since_s:
-            self.words[self.at + _LIVE_CONNECTION] = -(pool_row + 1)
+            self.words[self.at + LIVE_CONNECTION] = -(pool_row + 1)
 
     def free(self) -> None:
         """Leave the slot to others."""
