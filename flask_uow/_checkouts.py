@@ -355,5 +355,5 @@ def report_leaks(app_state: AppState, scope: Scope) -> None:
             continue
         own.tell(LEAKING)
         board.count(LEAKED)
-        error = violation("UOW202", site, what="a connection that was taken there was not given back")
+        error = violation("UOW202", site, who="connection", what="it was taken there, and not given back")
         report_at_teardown(app_state.app, app_state.rules, error)

@@ -62,6 +62,8 @@ def test_every_label_and_its_values_are_on_the_page(document: Any) -> None:
 def test_the_lines_of_the_page_work(document: Any) -> None:
     """Each block of Python runs with an app."""
     app = Flask("bank")
+    app.config["SQLALCHEMY_DATABASE_URI"] = "sqlite://"
+    UnitOfWork(app)
 
     for block in document.findall(nodes.literal_block):
         if "python" in block["classes"]:
