@@ -10,6 +10,7 @@ from docutils import core, nodes  # type: ignore[import-untyped]
 from flask import Flask
 from prometheus_client.metrics_core import Metric
 
+from flask_uow import UnitOfWork
 from flask_uow._rules import RULES
 from flask_uow._unit_log import log_unit
 from flask_uow.contrib._metrics import DISTRIBUTIONS, METRICS, STATES, Reading
