@@ -63,11 +63,11 @@ LABEL_WORDS, MAX_LABELS = 56, 256
 TEXT_WORDS = 20
 LABEL_WHERE, LABEL_INNER, LABEL_RECORD = TEXT_WORDS, 2 * TEXT_WORDS, 2 * TEXT_WORDS + 1
 LABEL_FIELDS = (
-    "count", "committed", "rolled_back", "failed", "errors", "without_connection",
+    "count", "rolled_back", "failed", "errors", "without_connection",
     "long_units", "long_idle", "long_held", "statements", "took_s", "worst_s", "idle_s", "held_s", "count_again",
 )  # fmt: skip
 """The record of a label; a reader that finds the two counts different has met it while it was written."""
-LABEL = struct.Struct("=9q5dq")
+LABEL = struct.Struct("=8q5dq")
 
 AT_LIVE = AT_LABEL_ROWS + LABEL_WORDS * MAX_LABELS
 LIVE_WORDS, MAX_LIVE = 16, 256
@@ -78,7 +78,8 @@ LIVE_FIELDS = ("turn", "told", "began_s", "told_before", "label", "connection", 
 how many statements the session has sent, the :class:`State`, and since when, in seconds of the monotonic clock."""
 LIVE = struct.Struct("=q3d3q")
 LIVE_KIND, LIVE_PARENT, LIVE_DEPTH, LIVE_ATTEMPT, LIVE_THREAD, LIVE_THREAD_NAME = range(7, 13)
-_LIVE_CONNECTION = LIVE_FIELDS.index("connection") - LIVE_FIELDS.index("told")
+LIVE_CONNECTION = LIVE_FIELDS.index("connection") - LIVE_FIELDS.index("told")
+"""Where a slot's connection is, from where it tells what it does."""
 THREAD_NAME_BYTES = 4 * WORD
 _THREAD = struct.Struct(f"=q{THREAD_NAME_BYTES}s")
 
@@ -147,14 +148,6 @@ class Live:
         self.is_home = index < MAX_HOMES
         self.is_taken = False
 
-    def hold(self, connection: int, now_s: float) -> None:
-        """Say which connection it has.
-
-        :param connection: the number of its row.
-        """
-        self.held_since_s = now_s
-        self.words[self.at + _LIVE_CONNECTION] = connection
-
     def take(self, row: Row, now_s: float, told: float) -> None:
         """Have it from now on.
 
@@ -175,7 +168,7 @@ class Live:
         :param pool_row: the row of the pool, -1 for none.
         """
         if not self.held_since_s:
-            self.words[self.at + _LIVE_CONNECTION] = -(pool_row + 1)
+            self.words[self.at + LIVE_CONNECTION] = -(pool_row + 1)
 
     def free(self) -> None:
         """Leave the slot to others."""
@@ -197,9 +190,9 @@ class Live:
 class Row:
     """Where the units of a label are counted."""
 
-    __slots__ = ("at", "code", "count", "errors", "held_s", "idle_s", "index", "is_inner", "line",
-                 "long_held", "long_idle", "long_units", "offset", "outcomes",
-                 "place", "statements", "took_s", "without_connection", "worst_s")  # fmt: skip
+    __slots__ = ("at", "code", "count", "errors", "failed", "held_s", "idle_s", "index", "is_inner", "line",
+                 "long_held", "long_idle", "long_units", "offset",
+                 "place", "rolled_back", "statements", "took_s", "without_connection", "worst_s")  # fmt: skip
 
     def __init__(self, index: int, site: CallSite | None, *, is_inner: bool) -> None:
         self.index = index
@@ -209,8 +202,7 @@ class Row:
         self.code: CodeType | None = site[0] if site else None
         self.line = site[1] if site else 0
         self.is_inner = is_inner
-        self.outcomes = [0, 0, 0]
-        self.count = self.errors = self.without_connection = 0
+        self.count = self.rolled_back = self.failed = self.errors = self.without_connection = 0
         self.long_units = self.long_idle = self.long_held = 0
         self.statements = self.took_s = self.worst_s = self.idle_s = self.held_s = 0.0
 
@@ -380,31 +372,34 @@ class Board:
         :param idle_s: how long it was idle in its transaction.
         :param held_s: how long it had a connection.
         """
-        lock, outcomes = self.lock, row.outcomes
+        lock = self.lock
         lock.acquire()
         try:
-            outcomes[outcome] += 1
             row.count = count = row.count + 1
             row.statements += statements
             row.took_s += took_s
             row.idle_s += idle_s
-            if is_error:
-                row.errors += 1
-            if held_s:
-                row.held_s += held_s
-            else:
-                row.without_connection += 1
+            row.held_s += held_s
             if took_s > row.worst_s:
                 row.worst_s = took_s
-            if took_s > _FIRST_BOUND_S:
-                self._count_long(row, took_s, idle_s, held_s)
+            if outcome or is_error or not held_s or took_s > _FIRST_BOUND_S:
+                self._count_rare(row, outcome, is_error, took_s, idle_s, held_s)
             LABEL.pack_into(
-                self.memory, row.offset, count, *outcomes, row.errors, row.without_connection,
+                self.memory, row.offset, count, row.rolled_back, row.failed, row.errors, row.without_connection,
                 row.long_units, row.long_idle, row.long_held, row.statements, row.took_s, row.worst_s, row.idle_s,
                 row.held_s, count,
             )  # fmt: skip
         finally:
             lock.release()
+
+    def _count_rare(self, row: Row, outcome: int, is_error: bool, took_s: float, idle_s: float, held_s: float) -> None:
+        """Count what is not so of most units, or of none that is short."""
+        row.rolled_back += outcome == Outcome.ROLLED_BACK
+        row.failed += outcome == Outcome.FAILED
+        row.errors += is_error
+        row.without_connection += not held_s
+        if took_s > _FIRST_BOUND_S:
+            self._count_long(row, took_s, idle_s, held_s)
 
     def _count_long(self, row: Row, took_s: float, idle_s: float, held_s: float) -> None:
         """Count what is not in the first bucket of its histogram; only outermost units are in any."""

@@ -62,7 +62,9 @@ def run_locked(link: Link, function: Callable[..., object], *arguments: Any, **o
     assert link.state.lock is not None
     with link.state.lock:
         if link.status() is None:
-            raise link.state.refusal("UOW202", what="it was closed with its context, and its thread still used it")
+            raise link.state.refusal(
+                "UOW202", who="session", what="it was closed with its context, and its thread still used it"
+            )
         function(*arguments, **options)
 
 

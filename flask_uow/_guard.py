@@ -275,7 +275,7 @@ def _name_leak(session: Session, state: SessionState) -> None:
     state.leaked.append(session)
     if state.board is not None:
         state.board.count(LEAKED)
-    error = violation("UOW202", what="it took a connection after its context had ended")
+    error = violation("UOW202", who="session", what="it took a connection after its context had ended")
     signals.session_leaked.send(state.app, session=session, where=error.where)
     report_now(state.app, state.rules, error)
 

@@ -134,7 +134,7 @@ RULES = {
         Rule(
             "UOW202",
             "a session or connection that outlived its app context",
-            "A session or connection outlived its app context: {what}.",
+            "A {who} outlived its app context: {what}.",
             "Take connections in a with block, and keep no session. Join threads before the view returns, or give them "
             "an app context of their own.",
             "leaks",

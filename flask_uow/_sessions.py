@@ -445,7 +445,7 @@ def _report_leak(session: Session) -> None:
     if state.board is not None:
         state.board.count(LEAKED)
     error: RuleViolationError = violation(
-        "UOW202", site=site, what="its thread was still in a statement when the context ended"
+        "UOW202", site=site, who="session", what="its thread was still in a statement when the context ended"
     )
     report_at_teardown(state.app, state.rules, error)
     try:

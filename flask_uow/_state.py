@@ -432,3 +432,10 @@ def state_of(session: Session) -> SessionState | None:
 def has_pending(session: Session) -> bool:
     """Whether the session holds changes that no flush has sent yet."""
     return bool(session.new or session.deleted) or any(session.is_modified(changed) for changed in session.dirty)
+
+
+def outermost_of(unit: Unit) -> Unit:
+    """The unit that owns the transaction."""
+    while unit.parent is not None:
+        unit = unit.parent
+    return unit

@@ -39,7 +39,7 @@ from ._limits import limit_time
 from ._notices import has_written_unseen, note_committed, notice_idle, notice_length
 from ._options import ISOLATION_LEVELS, Relation, UnitOptions
 from ._outcome import Outcome
-from ._state import Begins, Link, SessionState, has_pending, innermost
+from ._state import Begins, Link, SessionState, has_pending, innermost, outermost_of
 from ._unit_log import UnitOutcome, log_unit
 from .exceptions import (
     CommitOutcomeUnknownError,
@@ -392,17 +392,21 @@ class Unit:
         live, state = self.live, self._state
         if live is None or state.board is None:
             return
-        now_s, held_since_s = time.monotonic(), live.held_since_s
+        held_since_s, took_s = live.held_since_s, self.took_s or time.monotonic() - self._began_s
         self.live, state.live = None, None if self.parent is None else self.parent.live
-        live.free()
+        if live.is_home:
+            live.words[live.at - 1] = 0
+            live.is_taken = False
+        else:
+            live.free()
         state.board.count_unit(
             self._row,
             outcome,
             is_error,
             (state.told - self._told_before) / STATEMENT,
-            now_s - self._began_s,
+            took_s,
             state.idle_s - self._idle_before_s,
-            now_s - held_since_s if held_since_s else 0.0,
+            self._began_s + took_s - held_since_s if held_since_s else 0.0,
         )
 
     def _tell(self, what: float) -> None:
@@ -939,10 +943,3 @@ def _isolation_of(session: Session, unit: Unit) -> str:
     by_server = getattr(engine.dialect, "default_isolation_level", None)
     level = getattr(engine.dialect, "_on_connect_isolation_level", None) or by_server
     return level if level in _STRENGTH else "READ COMMITTED"
-
-
-def outermost_of(unit: Unit) -> Unit:
-    """The unit that owns the transaction."""
-    while unit.parent is not None:
-        unit = unit.parent
-    return unit

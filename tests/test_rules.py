@@ -223,7 +223,7 @@ def test_each_rule_has_a_mode_of_its_own(app: Flask) -> None:
     with signalled(app) as seen:
         report_now(app, book, lost())
         with pytest.raises(RuleViolationError, match=r"^\[UOW202\] "):
-            report_now(app, book, violation("UOW202", what="x"))
+            report_now(app, book, violation("UOW202", who="session", what="x"))
         with pytest.warns(RuleWarning, match=r"^\[UOW104\] "):
             report_now(app, book, violation("UOW104"))
 

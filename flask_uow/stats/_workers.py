@@ -87,7 +87,9 @@ def counts_of(image: Image) -> Counts:
         labels.append(label)
         if label.is_inner:
             continue
-        outcomes = [total + record[name] for total, name in zip(outcomes, _OUTCOMES, strict=True)]
+        committed = record["count"] - record["rolled_back"] - record["failed"]
+        ended = (committed, record["rolled_back"], record["failed"])
+        outcomes = [total + number for total, number in zip(outcomes, ended, strict=True)]
         long = [total + record[name] for total, name in zip(long, _LONG, strict=True)]
         without += record["without_connection"]
         statements += label.statements
@@ -116,7 +118,6 @@ def counts_of(image: Image) -> Counts:
     )
 
 
-_OUTCOMES = ("committed", "rolled_back", "failed")
 _LONG = ("long_units", "long_idle", "long_held")
 
 

@@ -10,6 +10,7 @@ from docutils import core, nodes  # type: ignore[import-untyped]
 from flask import Flask
 from prometheus_client.metrics_core import Metric
 
+from flask_uow import UnitOfWork
 from flask_uow._rules import RULES
 from flask_uow._unit_log import log_unit
 from flask_uow.contrib._metrics import DISTRIBUTIONS, METRICS, STATES, Reading
@@ -62,6 +63,8 @@ def test_every_label_and_its_values_are_on_the_page(document: Any) -> None:
 def test_the_lines_of_the_page_work(document: Any) -> None:
     """Each block of Python runs with an app."""
     app = Flask("bank")
+    app.config["SQLALCHEMY_DATABASE_URI"] = "sqlite://"
+    UnitOfWork(app)
 
     for block in document.findall(nodes.literal_block):
         if "python" in block["classes"]:
