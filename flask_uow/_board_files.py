@@ -473,8 +473,7 @@ class Image:
             at = rows[key] = self._new_label(key, is_inner=bool(dead.words[source + _board.LABEL_INNER]))
         here, there = self.label(at), dead.label(source)
         both = {name: max(here[name], there[name]) if name == "worst_s" else here[name] + there[name] for name in here}
-        # Whoever was killed while it wrote its record has left it half-written.
-        both["count"] = both["count_again"] = both["committed"] + both["rolled_back"] + both["failed"]
+        both["count_again"] = both["count"]  # whoever was killed while it wrote its record has left half of it
         offset = (at + _board.LABEL_RECORD) * _board.WORD
         _board.LABEL.pack_into(self.memory, offset, *both.values())
 

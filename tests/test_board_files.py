@@ -618,7 +618,7 @@ def test_a_worker_that_was_killed_while_it_wrote_is_read_at_once(folder: Path) -
 
     assert time.monotonic() - before < _SHORT_S
     assert seen.ended is not None
-    assert [(label.label, label.count) for label in seen.ended.counts.labels] == [("killed", 3)]
+    assert [(label.label, label.count) for label in seen.ended.counts.labels] == [("killed", 4)]
 
 
 _SHORT_S = 0.04

@@ -11,10 +11,9 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
 from pathlib import Path
 
-from flask import Flask, has_app_context
+from flask import Flask
 from flask.globals import app_ctx
 
 from .. import _board as board
@@ -45,9 +44,7 @@ def read_boards(app: Flask | None = None) -> Boards:
     :raises ConfigurationError: if the app has no :class:`~flask_uow.UnitOfWork`.
     """
     app = app or app_ctx.app
-    is_current = has_app_context() and app_ctx.app is app
-    with nullcontext() if is_current else app.app_context():
-        return _read(app, state_of_app(app))
+    return _read(app, state_of_app(app))  # in no context of its own: its end would take back what has leaked
 
 
 def _read(app: Flask, app_state: AppState) -> Boards:

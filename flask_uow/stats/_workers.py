@@ -87,7 +87,7 @@ def counts_of(image: Image) -> Counts:
         labels.append(label)
         if label.is_inner:
             continue
-        committed = record["count"] - record["rolled_back"] - record["failed"]
+        committed = _counted(record["count"] - record["rolled_back"] - record["failed"])
         ended = (committed, record["rolled_back"], record["failed"])
         outcomes = [total + number for total, number in zip(outcomes, ended, strict=True)]
         long = [total + record[name] for total, name in zip(long, _LONG, strict=True)]
@@ -140,7 +140,7 @@ def _rules(image: Image) -> dict[str, int]:
 
 
 def _histogram(image: Image, at: int, first: int, total_s: float) -> Histogram:
-    return Histogram((first, *image.words[at + 1 : at + board.BUCKETS]), _rounded(total_s))
+    return Histogram((_counted(first), *image.words[at + 1 : at + board.BUCKETS]), _rounded(total_s))
 
 
 def _counted(number: int) -> int:
@@ -204,27 +204,36 @@ def _live(image: Image, worker_pid: int, connections: list[_Connection]) -> list
     slots = {
         index: _slot(image, at, index, worker_pid, now_s) for index, at in enumerate(image.slots()) if image.words[at]
     }
-    return [
-        each
-        for slot in slots.values()
-        if slot.parent not in slots
-        for each in _with_inner(
-            slot, slots, now_s, tuple(held.pid for held in connections if held.pid and held.is_held_by(slot))
+    inner = {slot.parent: slot for slot in reversed(slots.values())}
+    found: list[_Slot] = []
+    for slot in slots.values():
+        if slot.parent not in slots:
+            stack = list(_stack(slot, inner))
+            _complete(stack, now_s, _backend_pids(slot, connections))
+            found += stack
+    return found
+
+
+def _stack(slot: _Slot, inner: dict[int, _Slot]) -> Iterator[_Slot]:
+    """An outermost slot, and those inside it.
+
+    :param inner: the slot inside each.
+    """
+    yield slot
+    while slot.index in inner:
+        slot = inner[slot.index]
+        yield slot
+
+
+def _complete(stack: list[_Slot], now_s: float, pids: tuple[int, ...]) -> None:
+    """The innermost tells for all of them what they do."""
+    told = stack[-1].told
+    for slot in stack:
+        state, state_s, statements = _told(told, slot.told_before, slot.shown.seconds, now_s)
+        slot.told = told
+        slot.shown = dataclasses.replace(
+            slot.shown, state=state, state_seconds=state_s, statements=statements, backend_pids=pids
         )
-    ]
-
-
-def _with_inner(slot: _Slot, slots: dict[int, _Slot], now_s: float, pids: tuple[int, ...]) -> list[_Slot]:
-    """A slot and those inside it; the innermost tells for all of them what they do."""
-    inner = [each for each in slots.values() if each.parent == slot.index and each is not slot]
-    below = [each for one in inner[:1] for each in _with_inner(one, slots, now_s, pids)]
-    told = below[-1].told if below else slot.told
-    state, state_s, statements = _told(told, slot.told_before, slot.shown.seconds, now_s)
-    slot.told = told
-    slot.shown = dataclasses.replace(
-        slot.shown, state=state, state_seconds=state_s, statements=statements, backend_pids=pids
-    )
-    return [slot, *below]
 
 
 def _told(told: float, before: float, age_s: float, now_s: float) -> tuple[str, float, int]:

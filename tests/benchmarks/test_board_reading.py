@@ -14,6 +14,7 @@ from flask_uow._board import (
     CONNECTION_PID,
     CONNECTION_WORDS,
     IDLE,
+    LIVE_CONNECTION,
     RUNNING,
     STATEMENT,
     Board,
@@ -45,7 +46,7 @@ def publish(app: Flask, folder: Path) -> Board:
         index = board.take_connection()
         assert index is not None
         _write_connection(board, index, pool, pid=1000 + number)
-        live.hold(index + 1, now_s)
+        live.words[live.at + LIVE_CONNECTION] = index + 1
         live.reals[live.at] = 3 * STATEMENT + (IDLE if number % 2 else RUNNING) + now_s
     return board
 
