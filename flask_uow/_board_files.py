@@ -225,10 +225,12 @@ def reading(folder: Path) -> Iterator[tuple[list[FoundBoard], list[str]]]:
     check_folder(folder)
     found: list[FoundBoard] = []
     refusals: list[str] = []
-    with _locked(folder, wait_s=_LOCK_WAIT_S) as is_locked:
-        try:
+    if _has_dead(folder):
+        with _locked(folder, wait_s=_LOCK_WAIT_S) as is_locked:
             if is_locked:
                 _bury_the_dead(folder)
+    with _locked(folder, wait_s=_LOCK_WAIT_S, is_shared=True):
+        try:
             for path in sorted(folder.glob(f"*{_SUFFIX}")):
                 try:
                     found.append(_open(path))
@@ -276,23 +278,26 @@ def _is_alive(descriptor: int) -> bool:
 
 
 @contextlib.contextmanager
-def _locked(folder: Path, *, wait_s: float) -> Iterator[bool]:
-    """Keep others from adding up what this process adds up; whether it was possible."""
+def _locked(folder: Path, *, wait_s: float, is_shared: bool = False) -> Iterator[bool]:
+    """Keep others from adding up what this process adds up, or reads; whether it was possible.
+
+    :param is_shared: whether others may read meanwhile.
+    """
     if fcntl is None:
         yield True
         return
     descriptor = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT | _O_OURS, 0o600)
     try:
-        yield _has_locked(descriptor, wait_s)
+        yield _has_locked(descriptor, fcntl.LOCK_SH if is_shared else fcntl.LOCK_EX, wait_s)
     finally:
         os.close(descriptor)
 
 
-def _has_locked(descriptor: int, wait_s: float) -> bool:
+def _has_locked(descriptor: int, way: int, wait_s: float) -> bool:
     until = time.monotonic() + wait_s
     while True:
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(descriptor, way | fcntl.LOCK_NB)
             return True
         except OSError:
             if time.monotonic() > until:
@@ -320,6 +325,19 @@ def _sweep(folder: Path, app_name: str, host: str) -> bool:
     _bury_the_dead(folder)
     prefix = f"{_part(app_name)}-{_part(host)}-"
     return any(path.name.startswith(prefix) and not is_of_ended(path) for path in folder.glob(f"*{_SUFFIX}"))
+
+
+def _has_dead(folder: Path) -> bool:
+    """Whether there is anything to sweep."""
+    if fcntl is None:
+        return False
+    for path in folder.glob(f"*{_SUFFIX}"):
+        with contextlib.suppress(OSError, RefusedError):
+            board = _open(path)
+            os.close(board.descriptor)
+            if not board.is_alive and not is_of_ended(path):
+                return True
+    return any(folder.glob(f"*{_SUFFIX}{_UNFINISHED}"))
 
 
 def _bury_the_dead(folder: Path) -> None:
