@@ -93,7 +93,7 @@ class Witness:
         """Look at one reading of one worker: nothing negative, nothing torn, nothing that falls."""
         self.reads += 1
         counts, units = worker.counts, worker.counts.units
-        assert units.begun >= units.committed + units.rolled_back + units.failed
+        assert units.begun >= units.committed + units.rolled_back + units.failed, units
         self._compare("units", astuple(units))
         self._compare("sessions", astuple(counts.sessions))
         self._compare("statements", (counts.statements,))
