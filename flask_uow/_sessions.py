@@ -25,7 +25,7 @@ from ._drivers import TransactionStatus
 from ._guard import connection_begun, know_connection, put_under_guard
 from ._rules import report_at_teardown, violation
 from ._scopes import Scope, Scopes, contexts, current_context, find_context, thread
-from ._state import AppState, SessionState, has_pending, state_of, state_of_app
+from ._state import AppState, SessionState, guarded_state, has_pending, state_of, state_of_app
 from ._units import discard
 from .exceptions import RuleViolationError, UnitOptionsError
 
@@ -106,7 +106,7 @@ class OwnSessions:
         context = current_context("uow.session")
         scope = self.scopes.of(context)
         slot = scope.slot()
-        slot.pop()
+        guarded_state(slot.pop()).close()
         if slot:
             self._put(scope, slot, self._make(context.app))
 

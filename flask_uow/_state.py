@@ -429,6 +429,11 @@ def state_of(session: Session) -> SessionState | None:
     return getattr(session, "_uow", None)
 
 
+def guarded_state(session: Session) -> SessionState:
+    """The state of a session that the extension handed out."""
+    return session._uow  # type: ignore[attr-defined,no-any-return]
+
+
 def has_pending(session: Session) -> bool:
     """Whether the session holds changes that no flush has sent yet."""
     return bool(session.new or session.deleted) or any(session.is_modified(changed) for changed in session.dirty)

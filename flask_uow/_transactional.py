@@ -30,7 +30,7 @@ from ._options import Propagation, Relation, UnitOptions, is_vetoed, relation
 from ._retry import delay_s, is_retryable
 from ._scopes import current_context, find_context
 from ._sessions import Sessions, report_lost_writes
-from ._state import STATE_KEY, AppState, SessionState, state_of, state_of_app
+from ._state import STATE_KEY, AppState, SessionState, guarded_state, state_of, state_of_app
 from ._units import Unit, connections_held
 from ._views import find_request, status_of_response, view_label
 from .exceptions import NoActiveUnitError, UnitOfWorkError, UnitOptionsError
@@ -448,11 +448,6 @@ def _active_unit() -> Unit:
 
 
 current_unit: Unit = LocalProxy(_active_unit)  # type: ignore[assignment]
-
-
-def guarded_state(session: Session) -> SessionState:
-    """The state of a session that the extension handed out."""
-    return session._uow  # type: ignore[attr-defined,no-any-return]
 
 
 def _check_writer(outer: SessionState) -> None:

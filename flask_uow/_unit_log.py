@@ -48,7 +48,8 @@ def log_unit(
     :param is_retried: whether another attempt follows.
     """
     event = _event(outcome, error, is_slow=is_slow, is_retried=is_retried)
-    is_answer = event == "failed" and outcome == "rolled_back" and not is_slow and is_client_error(error)
+    is_nobodys_fault = is_client_error(error) or isinstance(error, GeneratorExit)  # or a reader has gone away
+    is_answer = event == "failed" and outcome == "rolled_back" and not is_slow and is_nobodys_fault
     level = logging.ERROR if outcome == "unknown" else logging.INFO if is_answer else logging.WARNING
     if event is None or not _logger.isEnabledFor(level):
         return
