@@ -68,6 +68,9 @@ LABEL_FIELDS = (
 )  # fmt: skip
 """The record of a label; a reader that finds the two counts different has met it while it was written."""
 LABEL = struct.Struct("=8q5dq")
+LABEL_BODY = struct.Struct("=8q5d")
+"""The record but for its last word. What is packed is copied to its place: ``pack_into`` would fill that with zeros
+first, which a reader may see. The two counts are written before and after, since a copy has no order."""
 
 AT_LIVE = AT_LABEL_ROWS + LABEL_WORDS * MAX_LABELS
 LIVE_WORDS, MAX_LIVE = 16, 256
@@ -77,9 +80,11 @@ LIVE_FIELDS = ("turn", "told", "began_s", "told_before", "label", "connection", 
 """The record of a slot. The turn is how often it was taken, 0 where nobody has it; what is told is one number made of
 how many statements the session has sent, the :class:`State`, and since when, in seconds of the monotonic clock."""
 LIVE = struct.Struct("=q3d3q")
+LIVE_BODY = struct.Struct("=q3d2q")
 LIVE_KIND, LIVE_PARENT, LIVE_DEPTH, LIVE_ATTEMPT, LIVE_THREAD, LIVE_THREAD_NAME = range(7, 13)
 LIVE_CONNECTION = LIVE_FIELDS.index("connection") - LIVE_FIELDS.index("told")
 """Where a slot's connection is, from where it tells what it does."""
+LIVE_AGAIN = LIVE_FIELDS.index("turn_again") - LIVE_FIELDS.index("told")
 THREAD_NAME_BYTES = 4 * WORD
 _THREAD = struct.Struct(f"=q{THREAD_NAME_BYTES}s")
 
@@ -117,6 +122,7 @@ class Outcome(IntEnum):
     FAILED = 2
 
 
+_COUNT_AGAIN = LABEL_FIELDS.index("count_again")
 _BOUNDS_S = BUCKET_BOUNDS_SECONDS
 _FIRST_BOUND_S = BUCKET_BOUNDS_SECONDS[0]
 _UNIT = int(Kind.UNIT)
@@ -129,20 +135,20 @@ class Live:
 
     :ivar reals: the board's words as floating-point numbers.
     :ivar at: the word that tells what is done.
-    :ivar offset: where its record begins, in bytes.
+    :ivar span: where its record lies, but for its last word, in bytes.
     :ivar turns: how often the slot was taken.
     :ivar is_taken: whether somebody has it.
     :ivar held_since_s: when the unit took its first connection, 0.0 before that.
     """
 
-    __slots__ = ("at", "board", "held_since_s", "index", "is_home", "is_taken", "offset", "reals", "turns", "words")
+    __slots__ = ("at", "board", "held_since_s", "index", "is_home", "is_taken", "reals", "span", "turns", "words")
 
     def __init__(self, board: Board, index: int) -> None:
         self.board = board
         self.words, self.reals = board.words, board.reals
         self.index = index
         self.at = AT_LIVE + LIVE_WORDS * index + 1
-        self.offset = (self.at - 1) * WORD
+        self.span = _span(self.at - 1, LIVE_BODY)
         self.turns = 0
         self.held_since_s = 0.0
         self.is_home = index < MAX_HOMES
@@ -156,7 +162,9 @@ class Live:
         self.is_taken = True
         self.held_since_s = 0.0
         self.turns = turn = self.turns + 1
-        LIVE.pack_into(self.board.memory, self.offset, turn, told, now_s, told, row.index, 0, turn)
+        self.words[self.at - 1] = turn
+        self.board.memory[self.span] = LIVE_BODY.pack(turn, told, now_s, told, row.index, 0)
+        self.words[self.at + LIVE_AGAIN] = turn
 
     def tell(self, what: float) -> None:
         """Say what is done from now on, where no statements are counted."""
@@ -191,13 +199,15 @@ class Row:
     """Where the units of a label are counted."""
 
     __slots__ = ("at", "code", "count", "errors", "failed", "held_s", "idle_s", "index", "is_inner", "line",
-                 "long_held", "long_idle", "long_units", "offset",
-                 "place", "rolled_back", "statements", "took_s", "without_connection", "worst_s")  # fmt: skip
+                 "long_held", "long_idle", "long_units",
+                 "place", "record", "rolled_back", "span", "statements",
+                 "took_s", "without_connection", "worst_s")  # fmt: skip
 
     def __init__(self, index: int, site: CallSite | None, *, is_inner: bool) -> None:
         self.index = index
         self.at = AT_LABEL_ROWS + LABEL_WORDS * index
-        self.offset = (self.at + LABEL_RECORD) * WORD
+        self.record = self.at + LABEL_RECORD
+        self.span = _span(self.record, LABEL_BODY)
         self.place: object = None
         self.code: CodeType | None = site[0] if site else None
         self.line = site[1] if site else 0
@@ -384,11 +394,14 @@ class Board:
                 row.worst_s = took_s
             if outcome or is_error or not held_s or took_s > _FIRST_BOUND_S:
                 self._count_rare(row, outcome, is_error, took_s, idle_s, held_s)
-            LABEL.pack_into(
-                self.memory, row.offset, count, row.rolled_back, row.failed, row.errors, row.without_connection,
+            words, record = self.words, row.record
+            words[record] = count
+            self.memory[row.span] = LABEL_BODY.pack(
+                count, row.rolled_back, row.failed, row.errors, row.without_connection,
                 row.long_units, row.long_idle, row.long_held, row.statements, row.took_s, row.worst_s, row.idle_s,
-                row.held_s, count,
+                row.held_s,
             )  # fmt: skip
+            words[record + _COUNT_AGAIN] = count
         finally:
             lock.release()
 
@@ -457,6 +470,10 @@ class Board:
 
     def _write_text(self, at: int, words: int, text: str, *, keeps_end: bool = False) -> None:
         self.memory[at * WORD : (at + words) * WORD] = _fitted(text, words * WORD, keeps_end=keeps_end)
+
+
+def _span(at: int, record: struct.Struct) -> slice:
+    return slice(at * WORD, at * WORD + record.size)
 
 
 def shown_name(name: str) -> str:
