@@ -1,7 +1,8 @@
 """A day at the bank: many people at once, a third of whose orders are refused, and the books afterwards.
 
 ``python -m tests.benchmarks.load_bank --requests 5000`` starts a PostgreSQL and gunicorn, drives them, prints what was
-asked and answered, and checks that what was acknowledged is in the books exactly once, and nothing else.
+asked and answered, and checks that what was acknowledged is in the books exactly once, and nothing else, and that the
+workers' boards have counted just that.
 """
 
 import argparse
@@ -20,6 +21,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from tests.databases import PostgreSQLDatabase, run_server
 from tests.throwaway_server import find_free_port
@@ -35,7 +37,12 @@ START_TIMEOUT_S = 30.0
 REQUEST_TIMEOUT_S = 30.0
 QUIET_TIMEOUT_S = 5.0
 MORE_THAN_ANYBODY_HAS = 900_000_00
-MISTAKES = ["commit-by-hand", "commit-as-text", "rollback-by-hand", "forget-to-commit"]
+MISTAKE_CODES = {
+    "commit-by-hand": "UOW101",
+    "commit-as-text": "UOW101",
+    "rollback-by-hand": "UOW102",
+    "forget-to-commit": "UOW103",
+}
 
 Order = tuple[str, dict[str, object] | None]
 
@@ -104,7 +111,7 @@ def _statement(chance: random.Random, _: int) -> Order:
 
 
 def _mistake(chance: random.Random, _: int) -> Order:
-    return f"/mistakes/{chance.choice(MISTAKES)}", {}
+    return f"/mistakes/{chance.choice(list(MISTAKE_CODES))}", {}
 
 
 def _kind(name: str, weight: int, make: Callable[[random.Random, int], Order], *answers: int) -> Kind:
@@ -134,6 +141,7 @@ class Outcome:
     acknowledged: dict[int, str] = field(default_factory=dict)
     refused: set[str] = field(default_factory=set)
     cashed: set[str] = field(default_factory=set)
+    mistakes: Counter[str] = field(default_factory=Counter)
     seconds: float = 0.0
     lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -146,6 +154,8 @@ class Outcome:
             path, body = order
             if path == "/transfers" and body:
                 self._record_transfer(str(body["memo"]), status, text)
+            if kind.name == "mistake":
+                self.mistakes[path.rpartition("/")[2]] += 1
             if path == "/deposits" and status == 201:
                 self.cashed |= {check["number"] for check in json.loads(text)["checks"] if check["transfer_id"]}
 
@@ -165,13 +175,15 @@ class Outcome:
 
 def run_load(database: PostgreSQLDatabase, requests: int, outbox: Path) -> Outcome:
     """Open a bank on an empty database, drive it, and check it from outside while its workers still run."""
-    environment = {**os.environ, "DATABASE_URL": database.url, "BANK_OUTBOX": str(outbox)}
+    folder = {"TMPDIR": str(outbox.parent)}  # for the boards, so that no other bank's are among them
+    environment = {**os.environ, **folder, "DATABASE_URL": database.url, "BANK_OUTBOX": str(outbox)}
     for arguments in (["init"], ["seed", "--customers", str(CUSTOMERS)]):
         command = [sys.executable, "-m", "flask", "--app", "sample.bank", "bank", *arguments]
         subprocess.run(command, cwd=ROOT, env=environment, check=True, stdout=subprocess.DEVNULL)
     with _gunicorn(environment) as port:
         outcome = _drive(port, requests)
         _check_connections(database)
+        _check_boards(environment, outcome)
     _check_books(database, outcome)
     return outcome
 
@@ -247,6 +259,64 @@ def _check_connections(database: PostgreSQLDatabase) -> None:
     assert len(database.sessions()) <= WORKERS * THREADS
 
 
+def _check_boards(environment: dict[str, str], outcome: Outcome) -> None:
+    """What the workers have published, as the command shows it, is what was answered: not one more or less."""
+    totals, number_of_workers = _read_boards(environment)
+    deadline = time.monotonic() + QUIET_TIMEOUT_S
+    while totals["sessions"]["opened"] != totals["sessions"]["closed"]:  # an answer is sent before its context ends
+        assert time.monotonic() < deadline, totals["sessions"]
+        totals, number_of_workers = _read_boards(environment)
+    assert 1 <= number_of_workers <= WORKERS, number_of_workers
+    labels = {(each["label"], each["is_inner"]): each for each in totals["labels"]}
+    for label, (number, errors) in _expected_labels(outcome).items():
+        counted = labels[label, False]
+        assert (counted["count"], counted["errors"]) == (number, errors), f"{counted}, not {number} and {errors}"
+    outermost = [each for each in totals["labels"] if not each["is_inner"]]
+    rolled_back = sum(each["errors"] for each in outermost)
+    begun = sum(each["count"] for each in outermost)
+    units = {"begun": begun, "committed": begun - rolled_back, "rolled_back": rolled_back, "failed": 0, "retried": 0}
+    assert totals["units"] == units
+    assert rolled_back == sum(errors for _, errors in _expected_labels(outcome).values())
+    assert totals["rules"] == dict(_expected_rules(outcome))
+    assert totals["sessions"]["leaked"] == 0
+    assert sum(totals["unit_seconds"]["counts"]) == begun
+
+
+def _read_boards(environment: dict[str, str]) -> tuple[dict[str, Any], int]:
+    command = [sys.executable, "-m", "flask", "--app", "sample.bank", "db-session-stats", "--json"]
+    shown = subprocess.run(command, cwd=ROOT, env=environment, check=True, capture_output=True, text=True)
+    document = json.loads(shown.stdout)
+    assert document["notes"] == []
+    assert document["ended"] is None, "what the commands before the workers had counted is of the past"
+    return document["totals"], len(document["workers"])
+
+
+def _expected_labels(outcome: Outcome) -> dict[str, tuple[int, int]]:
+    """How many units of a label there were, and how many of them were refused."""
+    asked = Counter[str]()
+    for (name, _), number in outcome.answers.items():
+        asked[name.partition(",")[0]] += number
+    refused = outcome.answers["transfer, too much", 422] + outcome.answers["transfer, no such account", 404]
+    expected = {
+        "POST /transfers": (asked["transfer"], refused),
+        "POST /deposits": (asked["deposit"], 0),
+        "POST /withdrawals": (asked["withdrawal"], 0),
+        "GET /accounts/<id:account_id>": (asked["account page"], 0),
+        "GET /accounts/<id:account_id>/statement.csv": (asked["statement"], 0),
+        "record": (asked["transfer"] + asked["deposit"] + asked["withdrawal"], 0),
+    }
+    units = {"commit-by-hand", "commit-as-text", "rollback-by-hand"}
+    mistakes = {slug: number for slug, number in outcome.mistakes.items() if slug in units}
+    return expected | {slug.replace("-", "_"): (number, number) for slug, number in mistakes.items()}
+
+
+def _expected_rules(outcome: Outcome) -> Counter[str]:
+    codes = Counter[str]()
+    for slug, number in outcome.mistakes.items():
+        codes[MISTAKE_CODES[slug]] += number
+    return codes
+
+
 def _check_books(database: PostgreSQLDatabase, outcome: Outcome) -> None:
     assert not outcome.wrong, "\n".join(outcome.wrong[:5])
     assert database.rows("SELECT SUM(amount) FROM entry") == [(0,)]
@@ -267,7 +337,8 @@ def main() -> None:
     options = parser.parse_args()
     with run_server() as server, tempfile.TemporaryDirectory() as folder:
         outcome = run_load(server.database("psycopg2"), options.requests, Path(folder) / "outbox.jsonl")
-    sys.stdout.write(outcome.table() + "\nThe books are in order, and no session is in a transaction.\n")
+    said = "The books are in order, no session is in a transaction, and the boards have counted just that."
+    sys.stdout.write(f"{outcome.table()}\n{said}\n")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What the command says, from another process, of views of gunicorn's workers that are stuck; and of a killed worker."""
+"""What the command says, from another process, of views that are stuck in gunicorn's workers; and of a killed one."""
 
 import contextlib
 import http.client
