@@ -10,6 +10,7 @@ PYTHON ?=
 PORT ?= 5000
 CUSTOMERS ?= 20
 PROGRAMS ?= 10000
+READS ?= 1000000
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
@@ -64,15 +65,19 @@ test-browser: $(VENV)/dev.stamp ## Run the sample's tests in a headless Chromium
 test-programs: $(VENV)/dev.stamp ## Run 10,000 random programs of units against the model, other ones each time (PROGRAMS=)
 	@UOW_TEST_PROGRAMS=$$(( ($(PROGRAMS) + 2) / 3 )) $(PYTEST) tests/database/test_programs.py -o timeout=3600 -o faulthandler_timeout=0
 
+.PHONY: test-boards
+test-boards: $(VENV)/test.stamp ## Read the boards of busy workers a million times, and compare (READS=)
+	@$(PY) -m tests.benchmarks.hammer_boards --reads $(READS)
+
 .PHONY: test-oldest
 test-oldest: ## Run the tests with the oldest Flask and SQLAlchemy that are supported
 	@$(MAKE) --no-print-directory VENV=.venv-oldest PINS=tests/oldest.txt .venv-oldest/test.stamp
 	@.venv-oldest/bin/python -m pytest
 
 .PHONY: bench
-bench: $(VENV)/dev.stamp ## Measure the overhead of a unit, and the bank under 5,000 requests
+bench: $(VENV)/dev.stamp ## Measure the overhead of a unit, and the bank under 10,000 requests
 	@$(PYTEST) -m benchmark -s
-	@$(PY) -m tests.benchmarks.load_bank --requests 5000
+	@$(PY) -m tests.benchmarks.load_bank --requests 10000
 
 ## Releases
 

@@ -1,6 +1,6 @@
 """A day at the bank: many people at once, a third of whose orders are refused, and the books afterwards.
 
-``python -m tests.benchmarks.load_bank --requests 5000`` starts a PostgreSQL and gunicorn, drives them, prints what was
+``python -m tests.benchmarks.load_bank --requests 10000`` starts a PostgreSQL and gunicorn, drives them, prints what was
 asked and answered, and checks that what was acknowledged is in the books exactly once, and nothing else, and that the
 workers' boards have counted just that.
 """
@@ -333,7 +333,7 @@ def _check_books(database: PostgreSQLDatabase, outcome: Outcome) -> None:
 def main() -> None:
     """Run the load on a PostgreSQL that lives as long."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--requests", type=int, default=5000)
+    parser.add_argument("--requests", type=int, default=10_000)
     options = parser.parse_args()
     with run_server() as server, tempfile.TemporaryDirectory() as folder:
         outcome = run_load(server.database("psycopg2"), options.requests, Path(folder) / "outbox.jsonl")

@@ -26,6 +26,9 @@ REPLY_TIMEOUT_S = 10.0
 ENCRYPTION_REQUESTS = frozenset((80877103, 80877104))
 # Messages of the extended protocol that are nothing before the Sync behind them.
 BATCHED = b"PBDEC"
+# What a server sends once: the number of its process, and a secret by which a statement is cancelled.
+KEY = re.compile(rb"K\0\0\0\x0c....(....)(?=Z\0\0\0\x05I)", re.DOTALL)
+KEY_OF_THE_PROXY = b"K\0\0\0\x0c\0\x7f\0\x01"
 COMMIT = r"(?:^|;)\s*COMMIT\s*;?\s*$"
 
 
@@ -57,9 +60,16 @@ class Proxy:
         """
         self._ask(do="cut", where=cut, times=times, refuse=refuse, statement=statement)
 
-    def hold(self) -> None:
-        """Keep the server's reply to the next COMMIT until :meth:`release`."""
-        self._ask(do="hold")
+    def hold(self, *, statement: str = COMMIT) -> None:
+        """Keep the server's reply to the next COMMIT until :meth:`release`.
+
+        :param statement: to what in its place, as a regular expression.
+        """
+        self._ask(do="hold", statement=statement)
+
+    def disguise(self) -> None:
+        """Give each new connection a number of the proxy's own for its server's process, as poolers do."""
+        self._ask(do="disguise")
 
     def wait_for_reply(self) -> bool:
         """Return whether the reply that was to be kept has come, after waiting for it."""
@@ -128,7 +138,7 @@ class _Orders:
         self.statement = re.compile(COMMIT, re.IGNORECASE)
         self.refuses_after_cut = False
         self.refuses = False
-        self.holds = False
+        self.holds = self.disguises = False
         self.has_come = asyncio.Event()
         self.is_released = asyncio.Event()
         self.requests: list[str] = []
@@ -141,6 +151,9 @@ class _Orders:
                 self.statement = re.compile(order["statement"], re.IGNORECASE)
             case "hold":
                 self.holds = True
+                self.statement = re.compile(order["statement"], re.IGNORECASE)
+            case "disguise":
+                self.disguises = True
             case "wait":
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(self.has_come.wait(), REPLY_TIMEOUT_S)
@@ -277,6 +290,8 @@ class _Conversation:
                     self._orders.has_come.set()
                     await self._reply_hold.wait()
                     self._reply_hold = None
+                if self._orders.disguises:
+                    data = KEY.sub(lambda match: KEY_OF_THE_PROXY + match[1], data)
                 self._client.writer.write(data)
         self._client.writer.close()
         with contextlib.suppress(ConnectionError):
