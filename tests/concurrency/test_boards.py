@@ -26,7 +26,7 @@ from tests.models import create_tables
 DEADLINE_S = 60.0
 MANY_THREADS = 8
 UNITS = 999
-READS = 3000
+READS = 1500
 SHORT_THREADS = 500
 ONE = sa.text("SELECT 1")
 

@@ -1,0 +1,229 @@
+"""What servers and workers say, put together: by hand-made values, and on a real server."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+
+from flask_uow import UnitOfWork, stats, transactional
+from flask_uow._application_name import application_name
+from flask_uow.stats._join import Known, with_servers, with_units
+from tests.databases import Database
+from tests.models import make_app
+from tests.snapshots import database, session, unit, worker
+
+DEADLINE_S = 30.0
+NOBODY = 2**22 + 17
+"""The number of a process that no system gives away."""
+on_postgresql = pytest.mark.parametrize("database", ["psycopg2", "psycopg"], indirect=True)
+
+
+def joined(
+    shown: stats.DatabaseSnapshot,
+    *workers: stats.Worker,
+    later: tuple[stats.Worker, ...] = (),
+    is_complete: bool = True,
+) -> stats.DatabaseSnapshot:
+    """The database with the units that hold its sessions."""
+    return with_units(shown, Known(workers, later or workers, is_complete))
+
+
+# ---- by hand
+
+
+def test_a_session_is_shown_with_the_innermost_unit_that_holds_it() -> None:
+    """With its label and its line; the unit gets the server's word."""
+    outer = unit("GET /outer", backend_pids=(5101,))
+    inner = unit("inner", depth=2, backend_pids=(5101,), where="bank/inner.py:3 in inner")
+    own = worker(4711, outer, inner, backend_pids=(5101,))
+
+    shown = joined(database(session(5101, state="active")), own)
+    (seen,) = with_servers((own,), (shown,))
+
+    assert (shown.sessions[0].unit, shown.sessions[0].where) == ("inner", "bank/inner.py:3 in inner")
+    assert [live.server_state for live in seen.live] == ["active", "active"]
+    assert not shown.sessions[0].is_orphan
+
+
+def test_a_chain_of_waiting_units_is_named_link_by_link() -> None:
+    """Who waits for one who waits: each names the next, a stranger by its number, a prepared transaction as such."""
+    first = worker(4711, unit("first", backend_pids=(1,)), backend_pids=(1,))
+    others = worker(
+        4712, unit("second", backend_pids=(2,), thread_id=2), unit("third", backend_pids=(3,)), backend_pids=(2, 3)
+    )
+    sessions = (
+        session(1, 4711, blocked_by=(9, 0)),
+        session(2, 4712, blocked_by=(1,)),
+        session(3, 4712, blocked_by=(2, 1)),
+    )
+
+    shown = joined(database(*sessions, blockers=(session(9, None),)), first, others)
+    seen = with_servers((first, others), (shown,))
+
+    assert [each.waits_for for each in shown.sessions] == [
+        ("pid 9", "a prepared transaction"),
+        ("first",),
+        ("second", "first"),
+    ]
+    assert [live.waits_for for each in seen for live in each.live] == [each.waits_for for each in shown.sessions]
+
+
+def test_one_number_of_two_servers_is_told_apart_by_the_worker() -> None:
+    """Two servers give the same number to processes of two workers: each session is its own worker's."""
+    one, other = worker(4711, unit("one", backend_pids=(7,))), worker(4712, unit("other", backend_pids=(7,)))
+    workers = replace(one, backend_pids=(7,)), replace(other, backend_pids=(7,))
+
+    shown = [joined(database(session(7, pid)), *workers) for pid in (4711, 4712)]
+
+    assert [each.sessions[0].unit for each in shown] == ["one", "other"]
+
+
+@pytest.mark.parametrize(
+    ("seen", "is_orphan"),
+    [
+        (session(1, NOBODY), True),
+        (session(1, os.getpid()), False),
+        (session(1, 10**30), True),
+        (session(1, None), False),
+        (session(1, NOBODY, state="hidden"), False),
+        (session(1, NOBODY, client_address="10.0.0.9"), False),
+        (session(5101, 4711), False),
+    ],
+    ids=["process is gone", "process runs", "no such number", "unnamed", "hidden", "another host", "known"],
+)
+def test_an_orphan_is_what_came_from_here_and_nobody_knows(seen: stats.ServerSession, is_orphan: bool) -> None:
+    """Not what another host, another program, or a process that has not published yet may hold."""
+    own = worker(4711, unit(), backend_pids=(5101,))
+
+    assert joined(database(seen, session(5101)), own).sessions[0].is_orphan is is_orphan
+
+
+def test_there_are_no_orphans_where_not_all_workers_can_be_read() -> None:
+    """Somebody else's folder, or ``UOW_STATS = False``: nobody knows whose the session is."""
+    assert not joined(database(session(1, NOBODY)), is_complete=False).sessions[0].is_orphan
+
+
+def test_a_living_workers_lost_session_is_an_orphan() -> None:
+    """It has others, which the server knows by their numbers, and this one it has forgotten."""
+    own = worker(4711, unit(), backend_pids=(5101,))
+
+    shown = joined(database(session(5101), session(5102)), own)
+
+    assert [each.is_orphan for each in shown.sessions] == [False, True]
+
+
+def test_a_connection_that_was_made_while_the_server_was_asked_is_no_orphan() -> None:
+    """The boards are read again afterwards."""
+    before, after = worker(4711, backend_pids=(5101,)), worker(4711, backend_pids=(5101, 5102))
+
+    shown = joined(database(session(5101), session(5102)), before, later=(after,))
+
+    assert not any(each.is_orphan for each in shown.sessions)
+
+
+def test_a_pooler_in_between_is_said_and_nothing_is_guessed() -> None:
+    """None of the worker's numbers is the server's: sessions are matched by the worker's name alone."""
+    pooled = worker(4711, unit("work", backend_pids=(99,)), backend_pids=(99,))
+
+    shown = joined(database(session(1), session(2)), pooled)
+    (seen,) = with_servers((pooled,), (shown,))
+
+    (note,) = shown.notes
+    assert "connections of worker 4711: a pooler such as PgBouncer lies between" in note
+    assert [(each.unit, each.is_orphan) for each in shown.sessions] == [(None, False)] * 2
+    assert seen.live[0].server_state is None
+
+
+def test_sessions_of_other_hosts_are_counted() -> None:
+    """Their workers are not to be seen from here, which is said."""
+    shown = joined(database(session(1, NOBODY, client_address="10.0.0.9"), client_address="10.0.0.1"))
+
+    assert shown.notes == ("1 of the sessions come from other hosts, whose workers are not to be seen from here.",)
+    assert not shown.sessions[0].is_orphan
+
+
+# ---- on a real server
+
+
+def snapshot_until(app: object, is_right: Callable[[stats.Snapshot], object]) -> stats.Snapshot:
+    """Take snapshots until one is right."""
+    end = time.monotonic() + DEADLINE_S
+    while True:
+        seen = stats.snapshot(app)  # type: ignore[arg-type]
+        if is_right(seen):
+            return seen
+        assert time.monotonic() < end, seen.databases
+        time.sleep(0.01)
+
+
+@on_postgresql
+def test_blockers_of_blockers_are_named_by_their_units(database: Database, uow: UnitOfWork, tmp_path: Path) -> None:
+    """Three units, of which each waits for the one before; the first is idle and holds both up."""
+    app = make_app(database, uow, UOW_STATS_DIR=str(tmp_path / "boards"))
+    goes_on = threading.Event()
+
+    def take(label: str, *locks: int) -> None:
+        with app.app_context(), transactional(label=label):
+            for lock in locks:
+                uow.session.execute(sa.text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": lock})
+            if label == "first":
+                assert goes_on.wait(DEADLINE_S)
+
+    with ThreadPoolExecutor(3) as threads, ExitStack() as stack:
+        stack.callback(goes_on.set)
+        results = []
+        wanted: dict[str, tuple[int, ...]] = {"first": (1,), "second": (2, 1), "third": (2,)}
+        for number, (label, locks) in enumerate(wanted.items()):
+            results.append(threads.submit(take, label, *locks))
+            snapshot_until(
+                app,
+                lambda seen, number=number: (  # type: ignore[misc]
+                    sum(live.waits_for != () for each in seen.workers for live in each.live) == number
+                    and len(seen.databases[0].sessions) == number + 1
+                ),
+            )
+        seen = stats.snapshot(app)
+        goes_on.set()
+        for result in results:
+            result.result(DEADLINE_S)
+
+    live = {each.label: each for each in seen.workers[0].live}
+    assert {label: each.waits_for for label, each in live.items()} == {
+        "first": (),
+        "second": ("first",),
+        "third": ("second",),
+    }
+    assert live["first"].server_state == "idle in transaction"
+    sessions = {each.unit: each for each in seen.databases[0].sessions}
+    assert {label: (sessions[label].pid,) for label in live} == {k: each.backend_pids for k, each in live.items()}
+    assert sessions["third"].waits_for == ("second",)
+    assert not any(each.is_orphan for each in seen.databases[0].sessions)
+
+
+@on_postgresql
+def test_a_session_under_the_name_of_a_process_that_is_gone_is_an_orphan(
+    database: Database, uow: UnitOfWork, tmp_path: Path
+) -> None:
+    """Whatever number stands in the name; one whose worker lives is its own, and a snapshot is taken in any case."""
+    app = make_app(database, uow, UOW_STATS_DIR=str(tmp_path / "boards"))
+    numbers = {NOBODY: True, 10**25: True, os.getpid(): False}
+    with app.app_context(), transactional(label="work"), ExitStack() as stack:
+        uow.session.execute(sa.text("SELECT 1"))
+        for number in (NOBODY, 10**25):
+            connection = database.connect()
+            stack.callback(connection.close)
+            name = application_name(app.name, number)
+            connection.cursor().execute(f"SET application_name = '{name}'")
+        seen = snapshot_until(app, lambda seen: len(seen.databases[0].sessions) == len(numbers))
+
+    assert seen.databases[0].error is None
+    assert {each.worker_pid: each.is_orphan for each in seen.databases[0].sessions} == numbers
