@@ -166,6 +166,11 @@ class Live:
         self.board.memory[self.span] = LIVE_BODY.pack(turn, told, now_s, told, row.index, 0)
         self.words[self.at + LIVE_AGAIN] = turn
 
+    def tell_as(self, other: Live | None) -> None:
+        """Say the same as another slot of the same session."""
+        if other is not None:
+            self.reals[self.at] = other.reals[other.at]
+
     def tell(self, what: float) -> None:
         """Say what is done from now on, where no statements are counted."""
         self.reals[self.at] = what + time.monotonic()
@@ -193,6 +198,21 @@ class Live:
         number = threading.get_native_id() if hasattr(threading, "get_native_id") else _get_ident()
         name = _fitted(threading.current_thread().name, THREAD_NAME_BYTES)
         _THREAD.pack_into(self.board.memory, (at + LIVE_THREAD) * WORD, number, name)
+
+
+class _Guest:
+    """Gives a thread's own slot back when the thread has ended, for its number is another's soon."""
+
+    __slots__ = ("_homes", "_ident")
+
+    def __init__(self, homes: dict[int, Live]) -> None:
+        self._homes = homes
+        self._ident = _get_ident()
+
+    def __del__(self) -> None:
+        live = self._homes.pop(self._ident, None)
+        if live is not None and not live.is_taken:
+            live.board.free_homes.append(live)
 
 
 class Row:
@@ -234,8 +254,9 @@ class Board:
         self.is_published = memory is not None
         self._take_memory(bytearray(SIZE_BYTES) if memory is None else memory)
         self._lives = [Live(self, index) for index in range(MAX_LIVE)]
-        self._free_homes = self._lives[MAX_HOMES - 1 :: -1]
+        self.free_homes = self._lives[MAX_HOMES - 1 :: -1]
         self.homes: dict[int, Live] = {}
+        self._guests = threading.local()
         self.free = self._lives[-2 : MAX_HOMES - 1 : -1]
         self.rows: dict[str, Row] = {}
         self._rows_of_namesakes: dict[tuple[str, Any, int, bool], Row] = {}
@@ -308,23 +329,11 @@ class Board:
         with self.lock:
             ident = _get_ident()
             live = self.homes.get(ident)
-            if live is None:
-                if not self._free_homes:
-                    self._take_back_homes()
-                if not self._free_homes:
-                    return None
-                live = self._free_homes.pop()
+            if live is None and self.free_homes:
+                live = self.homes[ident] = self.free_homes.pop()
                 live.describe(_UNIT, 0, 1, 1)
-                self.homes[ident] = live
+                self._guests.guest = _Guest(self.homes)
             return live
-
-    def _take_back_homes(self) -> None:
-        """Threads that have ended need no slot any more."""
-        alive = {thread.ident for thread in threading.enumerate()}
-        for ident, live in list(self.homes.items()):
-            if ident not in alive and not live.is_taken:
-                del self.homes[ident]
-                self._free_homes.append(live)
 
     def occupy(
         self,

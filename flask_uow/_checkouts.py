@@ -71,7 +71,7 @@ def _watched_class(base: Any) -> type[sa.Pool]:
         def connect(self) -> Any:
             unit = innermost.get(None)
             live = unit.live if unit is not None else None
-            if live is not None and not live.held_since_s and has_queue and self._pool.queue:
+            if live is not None and not live.held_since_s and has_queue and self._pool.queue and _session_asks():
                 return connect(self)  # at once, for the unit's session, which is about to tell
             watch = self._uow_watch
             return connect(self) if watch is None else watch.connect(self, connect)
@@ -105,6 +105,7 @@ def watch_pool(engine: sa.Engine, app: Flask) -> None:
     setattr(engine.pool, _WATCH, Watch(app_state, engine))
     event.listen(engine, "connect", _forget_checkout)
     event.listen(engine, "invalidate", _forget_checkout)
+    event.listen(engine, "detach", _forget_checkout)
 
 
 def unwatched(pool: sa.Pool) -> sa.Pool:
@@ -158,7 +159,7 @@ class Watch:
             checkout = connection.info.get(CHECKOUT) or self.know(connection, board)
             checkout.begin(live, now_s, connection)
             if kind == _BY_HAND:
-                _note_taken(checkout)
+                _note_taken(checkout, live)
         return connection
 
     def _find_holder(self, board: Board, frame: Any) -> tuple[Live, int]:
@@ -214,6 +215,14 @@ class Watch:
     def _at(self, field: int) -> int | None:
         row = self._row[1]
         return AT_POOL_ROWS + POOL_WORDS * row + field if row >= 0 else None
+
+
+def _session_asks() -> bool:
+    """Whether a session asks the pool that calls this; in all versions of SQLAlchemy it is as far away."""
+    try:
+        return _is_of_session(sys._getframe(5))
+    except ValueError:
+        return False
 
 
 def _is_of_session(frame: Any) -> bool:
@@ -330,30 +339,36 @@ class Taken(NamedTuple):
     """A connection that was taken by hand under a context.
 
     :ivar own: the place that it had on the board then.
+    :ivar turn: and how often that had been taken.
     :ivar site: the line that took it.
     """
 
     checkout: Checkout
-    own: Live | None
+    own: Live
+    turn: int
     site: CallSite | None
 
+    @property
+    def is_held(self) -> bool:
+        """Whether it has not been given back since."""
+        return self.checkout.own is self.own and self.own.turns == self.turn
 
-def _note_taken(checkout: Checkout) -> None:
+
+def _note_taken(checkout: Checkout, live: Live) -> None:
     context = find_context()
     scope: Scope | None = getattr(context, "_uow_scope", None)
     if scope is not None:
-        scope.taken = [each for each in scope.taken or () if each.checkout.own is each.own]
-        scope.taken.append(Taken(checkout, checkout.own, application_site()))
+        scope.taken = [each for each in scope.taken or () if each.is_held]
+        scope.taken.append(Taken(checkout, live, live.turns, application_site()))
 
 
 def report_leaks(app_state: AppState, scope: Scope) -> None:
     """Name the connections that a context leaves behind (UOW202); never raises."""
     taken, scope.taken = scope.taken or (), None
-    for checkout, own, site in taken:
-        board = app_state.board
-        if own is None or checkout.own is not own or board is None:
+    for each in taken:
+        if not each.is_held:
             continue
-        own.tell(LEAKING)
-        board.count(LEAKED)
-        error = violation("UOW202", site, who="connection", what="it was taken there, and not given back")
+        each.own.tell(LEAKING)
+        each.own.board.count(LEAKED)
+        error = violation("UOW202", each.site, who="connection", what="it was taken there, and not given back")
         report_at_teardown(app_state.app, app_state.rules, error)

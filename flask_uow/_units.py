@@ -368,10 +368,18 @@ class Unit:
             board.memory[live.span] = LIVE_BODY.pack(turn, told, now_s, told, row.index, 0)
             live.words[live.at + LIVE_AGAIN] = turn
         self.live = state.live = live
-        if state.links:
-            self._tell(IDLE)
-            for link in state.links if self.parent is None else ():
-                hold(link, state)
+        if self.parent is not None:
+            live.tell_as(self.parent.live)
+        elif state.links:
+            self._adopt_links(live)
+
+    def _adopt_links(self, live: Live) -> None:
+        """Connections that the session has already are the unit's from now on, idle as long as they were."""
+        state = self._state
+        idle_since = max(link.idle_since for link in state.links)
+        live.reals[live.at] = state.told + (IDLE + min(idle_since, self._began_s))
+        for link in state.links:
+            hold(link, state)
 
     def _take_other_place(self, board: Board, row: Row) -> Live:
         """Where the thread's own place is not for this unit, or there is none yet."""
@@ -395,7 +403,10 @@ class Unit:
         if live is None or state.board is None:
             return
         held_since_s, took_s = live.held_since_s, self.took_s or time.monotonic() - self._began_s
-        self.live, state.live = None, None if self.parent is None else self.parent.live
+        around = None if self.parent is None else self.parent.live
+        if around is not None:
+            around.tell_as(live)
+        self.live, state.live = None, around
         if live.is_home:
             live.words[live.at - 1] = 0
             live.is_taken = False
