@@ -49,7 +49,8 @@ _COUNTED = (
     (_board.HELD_S + 1, _board.END_OF_COUNTS),
 )
 _TURN_AGAIN = _board.LIVE_FIELDS.index("turn_again")
-_O_OURS = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NONBLOCK", 0)
+_FLAGS = ("O_NOFOLLOW", "O_CLOEXEC", "O_NONBLOCK", "O_BINARY")
+_O_OURS = sum(getattr(os, name, 0) for name in _FLAGS)
 
 
 class RefusedError(Exception):
@@ -144,12 +145,14 @@ def _publish(app_name: str, host: str, started_ns: int, path: Path) -> Board:
     with _locked(path.parent, wait_s=_LOCK_WAIT_S) as is_locked:
         if is_locked and not _sweep(path.parent, app_name, host):
             _ended_path(path.parent, app_name, host).unlink(missing_ok=True)
-        unfinished = path.with_name(path.name + _UNFINISHED)
+        # What is open cannot be renamed on every platform; where none can tell the dead, none is in a hurry either.
+        unfinished = path if fcntl is None else path.with_name(path.name + _UNFINISHED)
         board = Board(app_name, host, started_ns, _make_file(unfinished))
         holder = _Holder(unfinished, path)
         _fork.abandon_in_children(holder)
         weakref.finalize(board, holder.remove)
-        os.rename(unfinished, path)
+        if unfinished != path:
+            os.rename(unfinished, path)
     return board
 
 
@@ -212,6 +215,25 @@ class _Holder:
 
 
 # ---- everybody's files
+
+
+def missing() -> Iterator[str]:
+    """What this platform lacks, in a line each."""
+    if fcntl is None:
+        yield "This platform has no locks of files (fcntl): who has ended is listed until its file is removed."
+    if not hasattr(os, "geteuid"):
+        yield "This platform has no owners and modes of files: nobody checks who else can read the boards."
+
+
+def read_at(descriptor: int, offset: int, size: int) -> bytes:
+    """Read some bytes of a file.
+
+    :param offset: where they begin.
+    """
+    if hasattr(os, "pread"):
+        return os.pread(descriptor, size, offset)
+    os.lseek(descriptor, offset, os.SEEK_SET)
+    return os.read(descriptor, size)
 
 
 @contextlib.contextmanager

@@ -255,17 +255,28 @@ def test_a_folder_that_cannot_be_made_costs_the_statistics_alone(
     assert committed(stats.read_boards(app)) == 3
 
 
-def test_without_locks_of_files_the_rest_works(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("lacks_all", [False, True], ids=["no locks", "no locks, modes, reserving and reading at"])
+def test_what_a_platform_lacks_is_said_and_the_rest_works(
+    folder: Path, lacks_all: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Windows has no ``fcntl``: boards are written and read, and nobody is taken for dead."""
     monkeypatch.setattr(_board_files, "fcntl", None)
+    for name in ("geteuid", "pread", "posix_fallocate") if lacks_all else ():
+        monkeypatch.delattr(os, name)
     app, _ = make_app(folder)
     begin(app, 2)
+    shown = app.test_cli_runner().invoke(args=["db-session-stats"])
 
     seen = stats.read_boards(app)
 
     assert committed(seen) == 2
     assert len(seen.workers) == 1
     assert seen.ended is None
+    assert [note.partition(" (fcntl)")[0].partition(":")[0] for note in seen.notes] == [
+        "This platform has no locks of files",
+        "This platform has no owners and modes of files",
+    ][: 1 + lacks_all]
+    assert " ".join(seen.notes[0].split()[:7]) in " ".join(shown.output.split())
 
 
 # ---- whom a reader trusts

@@ -6,7 +6,6 @@ stands in one record: none is ever seen torn, and none falls.
 
 from __future__ import annotations
 
-import os
 import socket
 import sys
 import time
@@ -17,7 +16,17 @@ from flask import Flask
 from flask.globals import app_ctx
 
 from .. import _board as board
-from .._board_files import FoundBoard, Image, RefusedError, folder_of, is_of_ended, namesakes, reading
+from .._board_files import (
+    FoundBoard,
+    Image,
+    RefusedError,
+    folder_of,
+    is_of_ended,
+    missing,
+    namesakes,
+    read_at,
+    reading,
+)
 from .._state import AppState, state_of_app
 from ._values import Boards, EndedWorkers, Worker
 from ._workers import counts_of, worker_of
@@ -53,7 +62,7 @@ def _read(app: Flask, app_state: AppState) -> Boards:
     folder = folder_of(app, app_state.settings.stats_dir)
     workers: list[Worker] = []
     ended: EndedWorkers | None = None
-    notes: list[str] = []
+    notes = list(missing())
     try:
         with reading(folder) as (found, refusals):
             notes += refusals
@@ -113,7 +122,7 @@ def _copy(found: FoundBoard) -> Image:
     """
 
     def read(offset: int, size: int) -> bytes:
-        return os.pread(found.descriptor, size, offset)
+        return read_at(found.descriptor, offset, size)
 
     data = read(0, board.SIZE_BYTES)
     image = Image(data.ljust(board.SIZE_BYTES, b"\0"))
