@@ -894,3 +894,34 @@ def test_a_reader_in_a_context_reads_without_disturbing_it(app: Flask, uow: Unit
         assert totals(app) == before
     assert boards.board_files(Path(app.config["UOW_STATS_DIR"]))
     read_until(app, lambda seen: seen.totals.units.committed == 1)
+
+
+# ---- what a unit may not cost
+
+
+@on_sqlite
+def test_units_start_no_thread_and_write_nothing_but_memory(app: Flask, uow: UnitOfWork) -> None:
+    """What is told of a thousand units takes no call of the system that reads or writes."""
+    counters = Path("/proc/self/io")
+    if not counters.exists():
+        pytest.skip("this system does not count the calls of a process")
+
+    def calls() -> int:
+        return sum(int(line.split()[1]) for line in counters.read_text().splitlines() if line.startswith("sysc"))
+
+    def work() -> None:
+        for _ in range(1000):
+            with transactional(label="work"):
+                pass
+
+    with app.app_context():
+        work()
+        threads = threading.active_count()
+        for_looking = -calls() + calls()
+        before = calls()
+        work()
+        for_units = calls() - before
+
+    assert for_units == for_looking
+    assert threading.active_count() == threads
+    assert totals(app).units.committed == 2000
