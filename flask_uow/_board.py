@@ -304,7 +304,11 @@ class Board:
         return self._rows_of_namesakes.get((label, code, line, is_inner)) or self._new_row(label, site, is_inner)
 
     def _new_row(self, label: str, site: CallSite | None, is_inner: bool) -> Row:
+        code, line = site or (None, 0)
+        key = label, code, line, is_inner
         with self.lock:
+            if key in self._rows_of_namesakes:
+                return self._rows_of_namesakes[key]  # another thread was faster
             index = self.words[AT_LABELS]
             if index == MAX_LABELS - len(self._others):
                 self.words[AT_UNTOLD + UNTOLD.index("labels")] += 1
@@ -312,7 +316,7 @@ class Board:
             row = self._write_row(index, label, site, is_inner)
             self.words[AT_LABELS] = index + 1
             self.rows.setdefault(label, row)
-            self._rows_of_namesakes[label, row.code, row.line, is_inner] = row
+            self._rows_of_namesakes[key] = row
         return row
 
     def _write_row(self, index: int, label: str, site: CallSite | None, is_inner: bool) -> Row:
