@@ -37,8 +37,13 @@ AT_WORKERS = 7
 """How many workers a board of ended ones stands for."""
 AT_UNTOLD = 8
 UNTOLD = ("units", "connections", "labels", "pools")
+AT_GROUP = 13
+"""The group of processes that the worker belongs to; a master and its workers are of one."""
 AT_APP, AT_HOST = 16, 24
 NAME_WORDS = 8
+
+AT_GROUPS, MAX_GROUPS = 32, 16
+"""On a board of ended workers: the groups that they belonged to."""
 
 AT_COUNTS = 64
 BEGUN, RETRIED, OPENED, CLOSED, LEAKED, STATEMENTS_OUTSIDE, FAST_CHECKOUTS, HELD_S = range(AT_COUNTS, AT_COUNTS + 8)
@@ -127,6 +132,7 @@ _BOUNDS_S = BUCKET_BOUNDS_SECONDS
 _FIRST_BOUND_S = BUCKET_BOUNDS_SECONDS[0]
 _UNIT = int(Kind.UNIT)
 _OTHERS = "(others)"
+_MAX_KNOWN_LABELS = 10_000
 _get_ident = threading.get_ident
 
 
@@ -270,12 +276,14 @@ class Board:
         self.memory = memory
         self.words = memoryview(memory).cast("q")
         self.reals = memoryview(memory).cast("d")
-        self.lock = threading.Lock()
+        # What the collector, or a signal, finds to count while this thread counts must not wait for it.
+        self.lock = threading.RLock()
 
     def _write_header(self, app_name: str, host: str, started_ns: int) -> None:
         words = self.words
         words[AT_VERSION], words[AT_SIZE] = VERSION, SIZE_BYTES
         words[AT_PID], words[AT_STARTED_NS] = os.getpid(), started_ns
+        words[AT_GROUP] = os.getpgrp() if hasattr(os, "getpgrp") else 0
         self._write_text(AT_APP, NAME_WORDS, app_name)
         self._write_text(AT_HOST, NAME_WORDS, host)
         words[AT_MAGIC] = MAGIC  # last: what lacks it is no board yet
@@ -311,7 +319,9 @@ class Board:
                 return self._rows_of_namesakes[key]  # another thread was faster
             index = self.words[AT_LABELS]
             if index == MAX_LABELS - len(self._others):
-                self.words[AT_UNTOLD + UNTOLD.index("labels")] += 1
+                if len(self._rows_of_namesakes) < _MAX_KNOWN_LABELS:
+                    self.words[AT_UNTOLD + UNTOLD.index("labels")] += 1
+                    self._rows_of_namesakes[key] = self._others[is_inner]  # it is counted once
                 return self._others[is_inner]
             row = self._write_row(index, label, site, is_inner)
             self.words[AT_LABELS] = index + 1
@@ -405,7 +415,7 @@ class Board:
             row.held_s += held_s
             if took_s > row.worst_s:
                 row.worst_s = took_s
-            if outcome or is_error or not held_s or took_s > _FIRST_BOUND_S:
+            if outcome or is_error or not held_s or took_s > _FIRST_BOUND_S or idle_s > _FIRST_BOUND_S:
                 self._count_rare(row, outcome, is_error, took_s, idle_s, held_s)
             words, record = self.words, row.record
             words[record] = count
@@ -424,7 +434,7 @@ class Board:
         row.failed += outcome == Outcome.FAILED
         row.errors += is_error
         row.without_connection += not held_s
-        if took_s > _FIRST_BOUND_S:
+        if took_s > _FIRST_BOUND_S or idle_s > _FIRST_BOUND_S:
             self._count_long(row, took_s, idle_s, held_s)
 
     def _count_long(self, row: Row, took_s: float, idle_s: float, held_s: float) -> None:

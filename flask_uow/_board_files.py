@@ -144,7 +144,7 @@ def open_board(app: Flask, configured: str | None) -> Board:
 def _publish(app_name: str, host: str, started_ns: int, path: Path) -> Board:
     with _locked(path.parent, wait_s=_LOCK_WAIT_S) as is_locked:
         if is_locked and not _sweep(path.parent, app_name, host):
-            _ended_path(path.parent, app_name, host).unlink(missing_ok=True)
+            _forget_ended(_ended_path(path.parent, app_name, host))
         # What is open cannot be renamed on every platform; where none can tell the dead, none is in a hurry either.
         unfinished = path if fcntl is None else path.with_name(path.name + _UNFINISHED)
         board = Board(app_name, host, started_ns, _make_file(unfinished))
@@ -362,6 +362,26 @@ def _has_dead(folder: Path) -> bool:
     return any(folder.glob(f"*{_SUFFIX}{_UNFINISHED}"))
 
 
+def _forget_ended(path: Path) -> None:
+    """Begin anew, unless whatever had started the workers that have ended still runs, and starts others."""
+    ended = _read(path)
+    if ended is None or not any(map(_is_running, ended.groups())):
+        path.unlink(missing_ok=True)
+
+
+def _is_running(group: int) -> bool:
+    """Whether a group of processes has a member."""
+    if group <= 0 or not hasattr(os, "killpg"):
+        return False
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True
+
+
 def _bury_the_dead(folder: Path) -> None:
     if fcntl is None:
         return
@@ -483,6 +503,7 @@ class Image:
             for at in self.label_rows():  # the last two, which are for what finds no row of its own
                 self._write_label_key(at, dead._label_key(at))
         words[_board.AT_WORKERS] += 1
+        self._add_group(dead.words[_board.AT_GROUP])
         words[_board.BEGUN] += dead.begun_at_home()
         for at in range(_board.AT_COUNTS, _board.AT_RULES):
             if at != _board.HELD_S:
@@ -493,6 +514,15 @@ class Image:
         for at in dead.label_rows():
             if dead.words[at + _board.LABEL_RECORD]:
                 self._add_label(rows, dead, at)
+
+    def groups(self) -> list[int]:
+        """The groups of processes that ended workers belonged to, the last ones first."""
+        return list(self.words[_board.AT_GROUPS : _board.AT_GROUPS + _board.MAX_GROUPS])
+
+    def _add_group(self, group: int) -> None:
+        groups = [group, *(each for each in self.groups() if each != group)][: _board.MAX_GROUPS]
+        for place, each in enumerate(groups):
+            self.words[_board.AT_GROUPS + place] = each
 
     def _add_rules(self, dead: Image) -> None:
         for source in range(_board.AT_RULES, _board.END_OF_COUNTS, 2):

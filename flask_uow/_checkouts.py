@@ -46,6 +46,7 @@ from ._callsite import CallSite, application_site
 from ._drivers import server_process
 from ._rules import report_at_teardown, violation
 from ._scopes import Scope, find_context
+from ._settings import DEFAULT_BIND
 from ._state import STATE_KEY, AppState, Link, SessionState, innermost, outermost_of
 from ._views import find_request
 
@@ -132,34 +133,34 @@ class Watch:
     def __init__(self, app_state: AppState, engine: sa.Engine) -> None:
         self._app_state = app_state
         self._driver = engine.dialect.driver
-        names = (name for name, each in app_state.engines.items() if each is engine)
-        self._bind = next(names, "default" if not app_state.engines else engine.url.database or engine.name)
+        self._bind = _bind_name(app_state, engine)
         self._row: tuple[Board | None, int] = (None, -1)
 
     def connect(self, pool: sa.Pool, connect: Callable[[Any], Any]) -> Any:
         """Take a connection that somebody may have to wait for, or that no unit's session asks for."""
-        board = self._app_state.board or self._app_state.open_board()
+        board = self.board
         if board is None:
             return connect(pool)
         self._describe(board, pool)
         live, kind = self._find_holder(board, sys._getframe(2))
         live.wait_for(self._row[1])
+        is_full = isinstance(pool, sa.QueuePool) and -1 < pool._max_overflow <= pool.overflow() and not pool.checkedin()
         before, began_s = live.reals[live.at], time.monotonic()
         live.reals[live.at] = before // STATEMENT * STATEMENT + (WAITING + began_s)
         try:
             connection = connect(pool)
         except BaseException as error:
             self._give_up(board, live, before, error, is_own=kind != _UNIT)
+            self._note_wait(board, time.monotonic() - began_s if is_full else 0.0)
             raise
         now_s = time.monotonic()
         live.wait_for(-1)
         live.reals[live.at] = before if kind == _UNIT else HELD + now_s
-        self._note_wait(board, now_s - began_s)
+        self._note_wait(board, now_s - began_s if is_full else 0.0)
         if kind != _UNIT:
             checkout = connection.info.get(CHECKOUT) or self.know(connection, board)
             checkout.begin(live, now_s, connection)
-            if kind == _BY_HAND:
-                _note_taken(checkout, live)
+            _note_taken(checkout, live)
         return connection
 
     def _find_holder(self, board: Board, frame: Any) -> tuple[Live, int]:
@@ -191,6 +192,11 @@ class Watch:
         if at and waited_s > board.reals[at]:
             with board.lock:
                 board.reals[at] = max(waited_s, board.reals[at])
+
+    @property
+    def board(self) -> Board | None:
+        """The board of its app."""
+        return self._app_state.board or self._app_state.open_board()
 
     def know(self, connection: Any, board: Board) -> Checkout:
         """A connection is met for the first time: give it a place on the board."""
@@ -231,6 +237,21 @@ def _is_of_session(frame: Any) -> bool:
     return is_session
 
 
+def _bind_name(app_state: AppState, engine: sa.Engine) -> str:
+    """The bind's name; of engines that another library owns, ``default`` for the first, and then their databases'."""
+    for name, each in app_state.engines.items():
+        if each is engine:
+            return name
+    names, name = app_state.watched_pools, engine.url.database or engine.name
+    name = name if names or app_state.engines else DEFAULT_BIND
+    shown, number = name, 1
+    while shown in names:
+        number += 1
+        shown = f"{name} ({number})"
+    names.append(shown)
+    return shown
+
+
 def _frames(frame: Any, number: int) -> Iterator[Any]:
     for _ in range(number):
         if frame is None:
@@ -256,9 +277,10 @@ class Checkout:
     :param pid: the server's process.
     :ivar number: its row and one, 0 if it has none.
     :ivar own: the place of whoever took it outside of units.
+    :ivar is_of_session: whether that is a session that its context takes back.
     """
 
-    __slots__ = ("_at", "_board", "_since_s", "number", "own")
+    __slots__ = ("_at", "_board", "_since_s", "is_of_session", "number", "own")
 
     def __init__(self, board: Board, pool_row: int, pid: int) -> None:
         self._board = board
@@ -267,6 +289,7 @@ class Checkout:
         self._at = 0 if index is None else AT_CONNECTIONS + CONNECTION_WORDS * index
         self._since_s = 0.0
         self.own: Live | None = None
+        self.is_of_session = False
         if index is not None:
             board.words[self._at + CONNECTION_PID] = pid
             board.words[self._at] = pool_row + 1
@@ -279,6 +302,9 @@ class Checkout:
 
     def begin(self, live: Live, now_s: float, pooled: Any) -> None:
         """It was taken outside of units; its pool calls back when it returns."""
+        if self.own is not None:
+            self.own.free()  # a pool that lends one connection several times
+        self.is_of_session = False
         self._since_s = now_s
         self.own = live
         self.tell(live)
@@ -315,6 +341,9 @@ def hold(link: Link, state: SessionState) -> None:
         unit = outermost_of(unit)
     live = unit.live if unit is not None else None
     if live is None:
+        if checkout.own is None:  # another session than that of the unit for which it was taken
+            _place(pooled, checkout, _OF_SESSION)
+        checkout.is_of_session = True
         state.live = checkout.own
         return
     if checkout.own is not None:
@@ -330,6 +359,27 @@ def _know(pooled: Any, state: SessionState) -> Checkout | None:
     """Give a place to a connection that was taken without a word of the pool's."""
     watch: Watch | None = getattr(pooled._pool, _WATCH, None)
     return watch.know(pooled, state.board) if watch is not None and state.board is not None else None
+
+
+def meet_by_hand(connection: sa.Connection) -> None:
+    """Give a place to a connection that speaks, is no session's that is known, and has none yet."""
+    pooled: Any = connection.connection
+    record = pooled._connection_record
+    checkout: Checkout | None = record.info.get(CHECKOUT) if record is not None else None
+    if checkout is not None and checkout.own is None:
+        _place(pooled, checkout, _BY_HAND)
+
+
+def _place(pooled: Any, checkout: Checkout, kind: int) -> None:
+    """Say late who has a connection: the line that speaks is near the one that took it."""
+    watch: Watch | None = getattr(pooled._pool, _WATCH, None)
+    board = watch.board if watch is not None else None
+    if board is not None:
+        site, now_s = application_site(), time.monotonic()
+        live = board.occupy(kind, board.row(_label(site), site, is_inner=False), now_s)
+        live.tell(HELD)
+        checkout.begin(live, now_s, pooled)
+        _note_taken(checkout, live)
 
 
 # ---- leaks
@@ -350,8 +400,9 @@ class Taken(NamedTuple):
 
     @property
     def is_held(self) -> bool:
-        """Whether it has not been given back since."""
-        return self.checkout.own is self.own and self.own.turns == self.turn
+        """Whether it has not been given back since, nor is taken back with its session."""
+        is_same = self.checkout.own is self.own and self.own.turns == self.turn
+        return is_same and not self.checkout.is_of_session
 
 
 def _note_taken(checkout: Checkout, live: Live) -> None:

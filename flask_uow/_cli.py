@@ -173,7 +173,7 @@ def _show_once(request: _Request) -> int:
     shown = snapshot.only(request.wanted)
     if request.as_json:
         click.echo(json.dumps(shown.as_dict(), indent=2))
-    elif not snapshot.databases or len(snapshot.errors) < len(snapshot.databases) or snapshot.workers:
+    elif not snapshot.databases or len(snapshot.errors) < len(snapshot.databases) or snapshot.workers or snapshot.ended:
         _echo(lambda console: print_parts(console, picture(shown, request.listing)))
     return _judge(snapshot, request)
 

@@ -11,6 +11,7 @@ Rules UOW101, UOW102 and UOW111 (SIP-99B: the unit of work alone commits).
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 import weakref
@@ -25,7 +26,7 @@ from sqlalchemy.engine import ExceptionContext
 from . import _fork, signals
 from ._board import IDLE, LEAKED, RUNNING, STATEMENT
 from ._callsite import application_site
-from ._checkouts import hold, watch_pool
+from ._checkouts import hold, meet_by_hand, watch_pool
 from ._commit import COMMIT, commit_in_order, in_order, learn_marks, run_locked, send_commit
 from ._drivers import TransactionStatus, sqlstate, status_probe
 from ._engines import begin_before_write, begin_sqlite, begins_by_statement, refuse_writes
@@ -402,6 +403,7 @@ def _watched_commit(commit: End, rollback: End) -> End:
             rollback(connection)  # so that nothing is committed by halves
             raise _break(state, "UOW101", "commit")
         _end_idle(link, time.monotonic(), may_raise=True)
+        link.idle_since = math.inf
         if not link.was_committed:
             (send_commit if len(state.links) == 1 and not state.confirms else _commit)(link)
 
@@ -429,6 +431,7 @@ def _watched_rollback(rollback: End) -> End:
         link = link_of(connection)
         if link is not None:
             _end_idle(link, time.monotonic(), may_raise=False)
+            link.idle_since = math.inf
         rollback(connection)
         if link is not None and link.refuses_writes:
             link.accept_writes()
@@ -553,6 +556,7 @@ def _meet_stranger(connection: sa.Connection, statement: str, context: Any) -> N
         _is_of_savepoint(statement) or kind_of(statement, context) is not Kind.READ
     ):
         begin_before_write(connection)
+    meet_by_hand(connection)
     state = state_that_holds(connection.engine.pool)
     if state is None or state.unit is None or state.is_own_call or hasattr(connection, "_uow"):
         return

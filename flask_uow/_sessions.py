@@ -48,6 +48,9 @@ class Sessions(Protocol):
     def peek(self, context: AppContext) -> Session | None:
         """The same if there is one; none is made."""
 
+    def bind(self) -> sa.Engine:
+        """The engine of a session, of which nothing is counted."""
+
     def replace(self, context: AppContext, outer: Session) -> Session:
         """Make a session current in place of ``outer``."""
 
@@ -95,7 +98,8 @@ class OwnSessions:
         context = current_context("uow.session")
         scope = self.scopes.of(context)
         slot = scope.slot()
-        del slot[-1:]
+        if slot:
+            guarded_state(slot.pop()).close()
         self._take_in(context.app, session)
         self._put(scope, slot, session)
 
@@ -109,6 +113,10 @@ class OwnSessions:
         guarded_state(slot.pop()).close()
         if slot:
             self._put(scope, slot, self._make(context.app))
+
+    def bind(self) -> sa.Engine:
+        with self._make_session() as session:
+            return session.get_bind().engine
 
     def replace(self, context: AppContext, outer: Session) -> Session:
         scope = self.scopes.of(context)
@@ -221,6 +229,9 @@ class AdoptedSessions:
     def peek(self, context: AppContext) -> Session | None:
         return self.current(context) if self._scoped.registry.has() else None
 
+    def bind(self) -> sa.Engine:
+        return self._scoped.get_bind().engine
+
     def replace(self, context: AppContext, outer: Session) -> Session:
         self._scoped.registry.set(self._scoped.session_factory())
         return self.current(context)
@@ -275,6 +286,9 @@ class CalledSessions:
         return _adopt(self.scopes.of(context), state_of_app(context.app, self), self._function())
 
     peek = current
+
+    def bind(self) -> sa.Engine:
+        return self._function().get_bind().engine
 
     def replace(self, context: AppContext, outer: Session) -> Session:
         with context.app.app_context():

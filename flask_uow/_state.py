@@ -48,6 +48,7 @@ class AppState:
     :param engines: its engines by name; empty where another library owns them.
     :param sessions: how its sessions are reached.
     :param dispatches: what serves a whole request as a unit; empty where requests are none.
+    :param watched_pools: what the pools of other libraries' engines are called.
     :param board: where this process says what it does; None before there is something to say.
     :param view_labels: the label of each function that was called as a unit in a request, by endpoint, rule and method.
     """
@@ -59,6 +60,7 @@ class AppState:
     sessions: Sessions
     dispatches: tuple[Callable[..., Any], ...] = ()
     board: Board | None = None
+    watched_pools: list[str] = field(default_factory=list)
     board_lock: Any = field(default_factory=threading.Lock)
     view_labels: weakref.WeakKeyDictionary[Any, dict[tuple[str, str, str], str | None]] = field(
         default_factory=weakref.WeakKeyDictionary

@@ -82,7 +82,7 @@ def _engines(app: Flask) -> Mapping[str, Engine]:
         if extension.engines:
             return dict(extension.engines)
     with suppress(UnitOfWorkError, SQLAlchemyError):
-        return {"default": extension.session.get_bind().engine}
+        return {"default": extension.sessions.bind()}
     return {}
 
 
