@@ -42,15 +42,25 @@ def make_app(folder: Path, name: str = "bank", url: str = "sqlite://", **config:
 
 @contextlib.contextmanager
 def worker(
-    folder: Path, units: int = 1, *, name: str = "bank", url: str = "sqlite://", label: str = "unit", labels: int = 1
+    folder: Path,
+    units: int = 1,
+    *,
+    name: str = "bank",
+    url: str = "sqlite://",
+    label: str = "unit",
+    labels: int = 1,
+    is_alone: bool = False,
 ) -> Iterator[subprocess.Popen[str]]:
     """Run another process of the app, which has worked through some units, and waits until the block ends.
 
     :param label: what the labels of its units begin with.
     :param labels: how many there are of them.
+    :param is_alone: whether it is in a group of processes of its own, as if it had been started by hand.
     """
+    group = 0 if is_alone else None
     command = [sys.executable, "-c", WORKER, name, str(folder), url, str(units), label, str(labels)]
-    with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen(command, cwd=ROOT, text=True, process_group=group, **pipes) as process:
         assert process.stdout is not None
         try:
             assert process.stdout.readline() == "ready\n"
