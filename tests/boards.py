@@ -59,8 +59,8 @@ def worker(
     """
     group = 0 if is_alone else None
     command = [sys.executable, "-c", WORKER, name, str(folder), url, str(units), label, str(labels)]
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-    with subprocess.Popen(command, cwd=ROOT, text=True, process_group=group, **pipes) as process:
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, cwd=ROOT, stdin=pipe, stdout=pipe, text=True, process_group=group) as process:
         assert process.stdout is not None
         try:
             assert process.stdout.readline() == "ready\n"
