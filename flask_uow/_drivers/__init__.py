@@ -64,11 +64,16 @@ def status_probe(driver: str) -> Callable[[Any], TransactionStatus | None]:
 def server_process(driver: str, dbapi_connection: Any) -> int:
     """The number of the server's process behind a connection, as the server told it; 0 where there is none.
 
+    A pooler tells 32 random bits in its place, which a driver may take for a negative number.
+
     :param driver: SQLAlchemy's name of the driver.
     """
+    pid = 0
     if driver == "psycopg2":
-        return int(dbapi_connection.get_backend_pid())
-    return int(dbapi_connection.pgconn.backend_pid) if driver == "psycopg" else 0
+        pid = dbapi_connection.get_backend_pid()
+    elif driver == "psycopg":
+        pid = dbapi_connection.pgconn.backend_pid
+    return pid & 0xFFFFFFFF
 
 
 def is_readable_while_idle(dbapi_connection: Any) -> bool:
