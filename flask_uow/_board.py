@@ -73,9 +73,8 @@ LABEL_FIELDS = (
 )  # fmt: skip
 """The record of a label; a reader that finds the two counts different has met it while it was written."""
 LABEL = struct.Struct("=8q5dq")
-LABEL_BODY = struct.Struct("=8q5d")
-"""The record but for its last word. What is packed is copied to its place: ``pack_into`` would fill that with zeros
-first, which a reader may see. The two counts are written before and after, since a copy has no order."""
+"""What is packed is copied to its place by one call, in which no other thread gets its turn; ``pack_into`` would fill
+the place with zeros first, which a reader may see."""
 
 AT_LIVE = AT_LABEL_ROWS + LABEL_WORDS * MAX_LABELS
 LIVE_WORDS, MAX_LIVE = 16, 256
@@ -85,11 +84,9 @@ LIVE_FIELDS = ("turn", "told", "began_s", "told_before", "label", "connection", 
 """The record of a slot. The turn is how often it was taken, 0 where nobody has it; what is told is one number made of
 how many statements the session has sent, the :class:`State`, and since when, in seconds of the monotonic clock."""
 LIVE = struct.Struct("=q3d3q")
-LIVE_BODY = struct.Struct("=q3d2q")
 LIVE_KIND, LIVE_PARENT, LIVE_DEPTH, LIVE_ATTEMPT, LIVE_THREAD, LIVE_THREAD_NAME = range(7, 13)
 LIVE_CONNECTION = LIVE_FIELDS.index("connection") - LIVE_FIELDS.index("told")
 """Where a slot's connection is, from where it tells what it does."""
-LIVE_AGAIN = LIVE_FIELDS.index("turn_again") - LIVE_FIELDS.index("told")
 THREAD_NAME_BYTES = 4 * WORD
 _THREAD = struct.Struct(f"=q{THREAD_NAME_BYTES}s")
 
@@ -127,7 +124,6 @@ class Outcome(IntEnum):
     FAILED = 2
 
 
-_COUNT_AGAIN = LABEL_FIELDS.index("count_again")
 _BOUNDS_S = BUCKET_BOUNDS_SECONDS
 _FIRST_BOUND_S = BUCKET_BOUNDS_SECONDS[0]
 _UNIT = int(Kind.UNIT)
@@ -141,7 +137,7 @@ class Live:
 
     :ivar reals: the board's words as floating-point numbers.
     :ivar at: the word that tells what is done.
-    :ivar span: where its record lies, but for its last word, in bytes.
+    :ivar span: where its record lies, in bytes.
     :ivar turns: how often the slot was taken.
     :ivar is_taken: whether somebody has it.
     :ivar held_since_s: when the unit took its first connection, 0.0 before that.
@@ -154,7 +150,7 @@ class Live:
         self.words, self.reals = board.words, board.reals
         self.index = index
         self.at = AT_LIVE + LIVE_WORDS * index + 1
-        self.span = _span(self.at - 1, LIVE_BODY)
+        self.span = _span(self.at - 1, LIVE)
         self.turns = 0
         self.held_since_s = 0.0
         self.is_home = index < MAX_HOMES
@@ -168,9 +164,7 @@ class Live:
         self.is_taken = True
         self.held_since_s = 0.0
         self.turns = turn = self.turns + 1
-        self.words[self.at - 1] = turn
-        self.board.memory[self.span] = LIVE_BODY.pack(turn, told, now_s, told, row.index, 0)
-        self.words[self.at + LIVE_AGAIN] = turn
+        self.board.memory[self.span] = LIVE.pack(turn, told, now_s, told, row.index, 0, turn)
 
     def tell_as(self, other: Live | None) -> None:
         """Say the same as another slot of the same session."""
@@ -226,14 +220,13 @@ class Row:
 
     __slots__ = ("at", "code", "count", "errors", "failed", "held_s", "idle_s", "index", "is_inner", "line",
                  "long_held", "long_idle", "long_units",
-                 "place", "record", "rolled_back", "span", "statements",
+                 "place", "rolled_back", "span", "statements",
                  "took_s", "without_connection", "worst_s")  # fmt: skip
 
     def __init__(self, index: int, site: CallSite | None, *, is_inner: bool) -> None:
         self.index = index
         self.at = AT_LABEL_ROWS + LABEL_WORDS * index
-        self.record = self.at + LABEL_RECORD
-        self.span = _span(self.record, LABEL_BODY)
+        self.span = _span(self.at + LABEL_RECORD, LABEL)
         self.place: object = None
         self.code: CodeType | None = site[0] if site else None
         self.line = site[1] if site else 0
@@ -417,14 +410,11 @@ class Board:
                 row.worst_s = took_s
             if outcome or is_error or not held_s or took_s > _FIRST_BOUND_S or idle_s > _FIRST_BOUND_S:
                 self._count_rare(row, outcome, is_error, took_s, idle_s, held_s)
-            words, record = self.words, row.record
-            words[record] = count
-            self.memory[row.span] = LABEL_BODY.pack(
+            self.memory[row.span] = LABEL.pack(
                 count, row.rolled_back, row.failed, row.errors, row.without_connection,
                 row.long_units, row.long_idle, row.long_held, row.statements, row.took_s, row.worst_s, row.idle_s,
-                row.held_s,
+                row.held_s, count,
             )  # fmt: skip
-            words[record + _COUNT_AGAIN] = count
         finally:
             lock.release()
 

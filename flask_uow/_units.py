@@ -30,7 +30,7 @@ import sqlalchemy as sa
 from blinker import NamedSignal
 
 from . import _fork, signals
-from ._board import BEGUN, COMMITTING, IDLE, LIVE_AGAIN, LIVE_BODY, ROLLING_BACK, STATEMENT, Board, Kind, Live, Row
+from ._board import BEGUN, COMMITTING, IDLE, LIVE, ROLLING_BACK, STATEMENT, Board, Kind, Live, Row
 from ._board import Outcome as End
 from ._callsite import CallSite
 from ._checkouts import hold
@@ -364,9 +364,7 @@ class Unit:
             live.is_taken = True
             live.held_since_s = 0.0
             live.turns = turn = live.turns + 1
-            live.words[live.at - 1] = turn
-            board.memory[live.span] = LIVE_BODY.pack(turn, told, now_s, told, row.index, 0)
-            live.words[live.at + LIVE_AGAIN] = turn
+            board.memory[live.span] = LIVE.pack(turn, told, now_s, told, row.index, 0, turn)
         self.live = state.live = live
         if self.parent is not None:
             live.tell_as(self.parent.live)

@@ -7,7 +7,6 @@ stands in one record: none is ever seen torn, and none falls.
 from __future__ import annotations
 
 import socket
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -170,11 +169,16 @@ def _read_until(image: Image, read: Read, at: int, fields: int, until_s: float, 
 
 
 def _is_whole(image: Image, read: Read, first: int, last: int) -> bool:
-    """Whether nobody has begun to write a record again before all of it was copied."""
+    """Whether nobody has written a record while it was copied: its two ends are the same, and so they are afterwards.
+
+    A copy has no order, so that of a label's record, which changes only as a whole, all of it is compared.
+    """
     number = image.words[first]
     if number != image.words[last]:
         return False
-    return number == 0 or number == int.from_bytes(read(first * board.WORD, board.WORD), sys.byteorder)
+    is_label = first < board.AT_LIVE
+    offset, size = first * board.WORD, (last + 1 - first if is_label else 1) * board.WORD
+    return number == 0 or image.memory[offset : offset + size] == read(offset, size)
 
 
 def _copy_again(image: Image, read: Read, at: int, words: int) -> None:

@@ -25,6 +25,7 @@ def read(folder: Path, reads: int) -> None:
     """Read so many boards; one that is not whole ends the process with an error."""
     app, _ = boards.make_app(folder)
     witnesses: dict[int, Witness] = {}
+    boards.read_until(app, lambda seen: len(seen.workers) == WORKERS)
     while sum(witness.reads for witness in witnesses.values()) < reads:
         seen = stats.read_boards(app)
         assert not seen.notes, seen.notes

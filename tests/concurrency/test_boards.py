@@ -96,6 +96,7 @@ def test_a_reader_sees_whole_records_that_never_fall(folder: Path) -> None:
     app, _ = boards.make_app(folder)
 
     with busy(folder):
+        boards.read_until(app, lambda seen: seen.workers)
         witness = Witness()
         while witness.reads < READS:
             seen = stats.read_boards(app)

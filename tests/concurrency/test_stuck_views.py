@@ -27,6 +27,7 @@ from tests.throwaway_server import find_free_port
 
 DEADLINE_S = 60.0
 TOLERANCE_S = 0.3
+TRIES = 10
 FLASK = [sys.executable, "-m", "flask", "--app", "tests.concurrency.stuck"]
 ADAS, ALANS = 1001, 1003
 on_postgresql = pytest.mark.parametrize("database", ["psycopg2", "psycopg"], indirect=True)
@@ -137,9 +138,10 @@ def test_views_that_are_stuck_are_named(workers: Workers) -> None:
         assert unit["state"] == state
         assert re.match(rf"tests/concurrency/stuck\.py:\d+ in {name}$", unit["where"]), unit["where"]
         assert unit["worker_pid"] == noted[name]["pid"]
-        seconds = datetime.fromisoformat(document["taken_at"]).timestamp() - noted[name]["at"]
-        # What the document says of a unit was read before the servers were asked, which takes a moment.
-        assert seconds - 2 * TOLERANCE_S < unit["state_seconds"] < seconds + TOLERANCE_S
+        differences = [age_difference(workers, label, noted[name]["at"])]
+        while differences[-1] > TOLERANCE_S and len(differences) < TRIES:  # the machine may have stalled
+            differences.append(age_difference(workers, label, noted[name]["at"]))
+        assert differences[-1] <= TOLERANCE_S, differences
     assert live["POST /waits/<int:account>"]["waits_for"] == ["POST /naps/<int:account>"]
     sessions = {session["unit"]: session for session in document["databases"][0]["sessions"] if session["unit"]}
     for label, unit in live.items():
@@ -153,6 +155,16 @@ def test_views_that_are_stuck_are_named(workers: Workers) -> None:
     assert text.returncode == 0, text.stderr
     for word in ("/naps/<int:account>", "/waits/<int:account>", "/leaks", *map(stuck_line, ("nap", "wait", "leak"))):
         assert word in text.stdout, text.stdout
+
+
+def age_difference(workers: Workers, label: str, since: float) -> float:
+    """By how many seconds an age is off that the command shows; it was read at some time before the document's."""
+    before = time.time()
+    document = json.loads(workers.command("--json").stdout)
+    taken_at = datetime.fromisoformat(document["taken_at"]).timestamp()
+    (unit,) = (unit for worker in document["workers"] for unit in worker["live"] if unit["label"] == label)
+    assert unit["state_seconds"] >= before - since - TOLERANCE_S
+    return abs(taken_at - since - float(unit["state_seconds"]))
 
 
 def stuck_line(name: str) -> str:
