@@ -186,9 +186,9 @@ class Live:
     def free(self) -> None:
         """Leave the slot to others."""
         self.words[self.at - 1] = 0
-        self.is_taken = False
-        if not self.is_home:
+        if self.is_taken and not self.is_home:
             self.board.free.append(self)
+        self.is_taken = False
 
     def describe(self, kind: int, parent: int, depth: int, attempt: int) -> None:
         """Say whose slot it is: what changes seldom."""
@@ -398,9 +398,7 @@ class Board:
         :param idle_s: how long it was idle in its transaction.
         :param held_s: how long it had a connection.
         """
-        lock = self.lock
-        lock.acquire()
-        try:
+        with self.lock:
             row.count = count = row.count + 1
             row.statements += statements
             row.took_s += took_s
@@ -415,8 +413,6 @@ class Board:
                 row.long_units, row.long_idle, row.long_held, row.statements, row.took_s, row.worst_s, row.idle_s,
                 row.held_s, count,
             )  # fmt: skip
-        finally:
-            lock.release()
 
     def _count_rare(self, row: Row, outcome: int, is_error: bool, took_s: float, idle_s: float, held_s: float) -> None:
         """Count what is not so of most units, or of none that is short."""

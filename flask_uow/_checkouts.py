@@ -63,7 +63,7 @@ _UNIT, _OF_SESSION, _BY_HAND = int(Kind.UNIT), int(Kind.SESSION), int(Kind.CONNE
 def _watched_class(base: Any) -> type[sa.Pool]:
     """Put the watch in front of a pool's class."""
     connect = base.connect
-    has_queue = issubclass(base, sa.QueuePool)
+    has_queue = issubclass(base, sa.QueuePool) and not issubclass(base, sa.AsyncAdaptedQueuePool)
 
     class WatchedPool(base):  # type: ignore[misc]
         __slots__ = ()

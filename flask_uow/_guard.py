@@ -24,7 +24,7 @@ from sqlalchemy import event
 from sqlalchemy.engine import ExceptionContext
 
 from . import _fork, signals
-from ._board import IDLE, LEAKED, RUNNING, STATEMENT
+from ._board import COMMITTING, IDLE, LEAKED, RUNNING, STATEMENT
 from ._callsite import application_site
 from ._checkouts import hold, meet_by_hand, watch_pool
 from ._commit import COMMIT, commit_in_order, in_order, learn_marks, run_locked, send_commit
@@ -402,7 +402,10 @@ def _watched_commit(commit: End, rollback: End) -> End:
         if state.unit is not None and not state.is_own_call:
             rollback(connection)  # so that nothing is committed by halves
             raise _break(state, "UOW101", "commit")
-        _end_idle(link, time.monotonic(), may_raise=True)
+        now_s, live = time.monotonic(), state.live
+        if live is not None:
+            live.reals[live.at] = state.told + (COMMITTING + now_s)
+        _end_idle(link, now_s, may_raise=True)
         link.idle_since = math.inf
         if not link.was_committed:
             (send_commit if len(state.links) == 1 and not state.confirms else _commit)(link)

@@ -30,7 +30,7 @@ import sqlalchemy as sa
 from blinker import NamedSignal
 
 from . import _fork, signals
-from ._board import BEGUN, COMMITTING, IDLE, LIVE, ROLLING_BACK, STATEMENT, Board, Kind, Live, Row
+from ._board import BEGUN, IDLE, LIVE, ROLLING_BACK, STATEMENT, Board, Kind, Live, Row
 from ._board import Outcome as End
 from ._callsite import CallSite
 from ._checkouts import hold
@@ -782,7 +782,6 @@ class Unit:
         state.confirms = self._options.confirm_commit
         state.committing = self
         state.is_own_call = True
-        self._tell(COMMITTING)
         try:
             self.session.commit()
         except BaseException as error:

@@ -164,6 +164,11 @@ def environment(**changes: str) -> dict[str, str]:
     return {**kept, "PYTHONPATH": str(Path(__file__).parents[1]), "TERM": "xterm-256color", **changes}
 
 
+def heed_interrupts() -> None:
+    """As in a terminal's foreground: tests that run in the background have inherited that Ctrl-C is ignored."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @dataclass
 class Terminal:
     """A terminal of 80 columns with the command in it."""
@@ -182,8 +187,9 @@ class Terminal:
 
     def wait(self) -> int:
         """Read all that is left, and give the exit status."""
+        deadline = time.monotonic() + DEADLINE_S
         while self.read():
-            pass
+            assert time.monotonic() < deadline, self.seen[-2000:]
         return self.process.wait(DEADLINE_S)
 
     def read(self) -> bool:
@@ -206,7 +212,7 @@ def terminal(folder: Path, *arguments: str, rows: int = 200, **env: str) -> Iter
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", rows, 80, 0, 0))
     process = subprocess.Popen(
         [*COMMAND, *arguments], cwd=folder, env=environment(**env), stdin=theirs, stdout=theirs, stderr=theirs,
-        start_new_session=True,
+        start_new_session=True, preexec_fn=heed_interrupts,
     )  # fmt: skip
     os.close(theirs)
     try:
@@ -285,8 +291,9 @@ def piped(folder: Path, *arguments: str, until: str, times: int = 2) -> tuple[st
     """What the command prints into a pipe until a line has come so often, what it says besides, and its status."""
     pipe = subprocess.PIPE
     with subprocess.Popen(
-        [*COMMAND, *arguments], cwd=folder, env=environment(), stdout=pipe, stderr=pipe, text=True
-    ) as process:
+        [*COMMAND, *arguments], cwd=folder, env=environment(), stdout=pipe, stderr=pipe, text=True,
+        preexec_fn=heed_interrupts,
+    ) as process:  # fmt: skip
         assert process.stdout is not None
         with closing(process.stdout) as stdout:
             lines: list[str] = []
