@@ -27,7 +27,13 @@ from flask_uow._watch import KEPT, History, in_use, rates, sparkline
 from tests import snapshots
 
 DEADLINE_S = 30.0
-COMMAND = [sys.executable, "-m", "flask", "--app", "night", "db-session-stats"]
+# As in a terminal's foreground: what runs in the background has inherited that Ctrl-C is ignored.
+FLASK = """
+import runpy, signal
+signal.signal(signal.SIGINT, signal.default_int_handler)
+runpy.run_module("flask", run_name="__main__", alter_sys=True)
+"""
+COMMAND = [sys.executable, "-c", FLASK, "--app", "night", "db-session-stats"]
 ENTER, LEAVE, HIDE, SHOW = "\x1b[?1049h", "\x1b[?1049l", "\x1b[?25l", "\x1b[?25h"
 
 # A bad night that goes on: each time somebody looks, 50 more units have ended and another connection is in use.
@@ -164,11 +170,6 @@ def environment(**changes: str) -> dict[str, str]:
     return {**kept, "PYTHONPATH": str(Path(__file__).parents[1]), "TERM": "xterm-256color", **changes}
 
 
-def heed_interrupts() -> None:
-    """As in a terminal's foreground: tests that run in the background have inherited that Ctrl-C is ignored."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-
 @dataclass
 class Terminal:
     """A terminal of 80 columns with the command in it."""
@@ -212,7 +213,7 @@ def terminal(folder: Path, *arguments: str, rows: int = 200, **env: str) -> Iter
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", rows, 80, 0, 0))
     process = subprocess.Popen(
         [*COMMAND, *arguments], cwd=folder, env=environment(**env), stdin=theirs, stdout=theirs, stderr=theirs,
-        start_new_session=True, preexec_fn=heed_interrupts,
+        start_new_session=True,
     )  # fmt: skip
     os.close(theirs)
     try:
@@ -291,9 +292,8 @@ def piped(folder: Path, *arguments: str, until: str, times: int = 2) -> tuple[st
     """What the command prints into a pipe until a line has come so often, what it says besides, and its status."""
     pipe = subprocess.PIPE
     with subprocess.Popen(
-        [*COMMAND, *arguments], cwd=folder, env=environment(), stdout=pipe, stderr=pipe, text=True,
-        preexec_fn=heed_interrupts,
-    ) as process:  # fmt: skip
+        [*COMMAND, *arguments], cwd=folder, env=environment(), stdout=pipe, stderr=pipe, text=True
+    ) as process:
         assert process.stdout is not None
         with closing(process.stdout) as stdout:
             lines: list[str] = []
