@@ -10,6 +10,8 @@ PYTHON ?=
 PORT ?= 5000
 CUSTOMERS ?= 20
 PROGRAMS ?= 10000
+# Tests wait more than they compute.
+JOBS ?= 3
 READS ?= 1000000
 
 .DEFAULT_GOAL := help
@@ -43,8 +45,8 @@ sample-postgres: $(VENV)/test.stamp ## Run the bank with gunicorn on a PostgreSQ
 ## Checks
 
 .PHONY: test
-test: lint types ## Run lint, types and all tests, on SQLite and PostgreSQL (UOW_TEST_POSTGRES_URL= names a server)
-	@$(PYTEST) --cov --cov-report=term-missing:skip-covered
+test: lint types ## Run lint, types and all tests, on SQLite and PostgreSQL (JOBS=, UOW_TEST_POSTGRES_URL= names a server)
+	@$(PYTEST) --numprocesses $(JOBS) --cov --cov-report=term-missing:skip-covered
 
 .PHONY: lint
 lint: $(VENV)/dev.stamp ## Run ruff
@@ -72,7 +74,7 @@ test-boards: $(VENV)/test.stamp ## Read the boards of busy workers a million tim
 .PHONY: test-oldest
 test-oldest: ## Run the tests with the oldest Flask and SQLAlchemy that are supported
 	@$(MAKE) --no-print-directory VENV=.venv-oldest PINS=tests/oldest.txt .venv-oldest/test.stamp
-	@.venv-oldest/bin/python -m pytest
+	@.venv-oldest/bin/python -m pytest --numprocesses $(JOBS)
 
 .PHONY: bench
 bench: $(VENV)/dev.stamp ## Measure the overhead of a unit, and the bank under 10,000 requests
