@@ -37,13 +37,13 @@ AT_WORKERS = 7
 """How many workers a board of ended ones stands for."""
 AT_UNTOLD = 8
 UNTOLD = ("units", "connections", "labels", "pools")
-AT_GROUP = 13
-"""The group of processes that the worker belongs to; a master and its workers are of one."""
+AT_STARTER = 13
+"""What has started the worker: a process, and the group of both. A master replaces its workers by others like them."""
 AT_APP, AT_HOST = 16, 24
 NAME_WORDS = 8
 
-AT_GROUPS, MAX_GROUPS = 32, 16
-"""On a board of ended workers: the groups that they belonged to."""
+AT_STARTERS, MAX_STARTERS = 32, 16
+"""On a board of ended workers: what had started them."""
 
 AT_COUNTS = 64
 BEGUN, RETRIED, OPENED, CLOSED, LEAKED, STATEMENTS_OUTSIDE, FAST_CHECKOUTS, HELD_S = range(AT_COUNTS, AT_COUNTS + 8)
@@ -276,7 +276,7 @@ class Board:
         words = self.words
         words[AT_VERSION], words[AT_SIZE] = VERSION, SIZE_BYTES
         words[AT_PID], words[AT_STARTED_NS] = os.getpid(), started_ns
-        words[AT_GROUP] = os.getpgrp() if hasattr(os, "getpgrp") else 0
+        words[AT_STARTER] = starter()
         self._write_text(AT_APP, NAME_WORDS, app_name)
         self._write_text(AT_HOST, NAME_WORDS, host)
         words[AT_MAGIC] = MAGIC  # last: what lacks it is no board yet
@@ -483,6 +483,12 @@ class Board:
 
 def _span(at: int, record: struct.Struct) -> slice:
     return slice(at * WORD, at * WORD + record.size)
+
+
+def starter() -> int:
+    """What has started this process, as a board has it."""
+    group = os.getpgrp() if hasattr(os, "getpgrp") else 0
+    return os.getppid() << 32 | group
 
 
 def shown_name(name: str) -> str:

@@ -363,23 +363,10 @@ def _has_dead(folder: Path) -> bool:
 
 
 def _forget_ended(path: Path) -> None:
-    """Begin anew, unless whatever had started the workers that have ended still runs, and starts others."""
+    """Begin anew, unless this process takes the place of one that has ended."""
     ended = _read(path)
-    if ended is None or not any(map(_is_running, ended.groups())):
+    if ended is None or _board.starter() not in ended.starters():
         path.unlink(missing_ok=True)
-
-
-def _is_running(group: int) -> bool:
-    """Whether a group of processes has a member."""
-    if group <= 0 or not hasattr(os, "killpg"):
-        return False
-    try:
-        os.killpg(group, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        return True
-    return True
 
 
 def _bury_the_dead(folder: Path) -> None:
@@ -503,7 +490,7 @@ class Image:
             for at in self.label_rows():  # the last two, which are for what finds no row of its own
                 self._write_label_key(at, dead._label_key(at))
         words[_board.AT_WORKERS] += 1
-        self._add_group(dead.words[_board.AT_GROUP])
+        self._add_starter(dead.words[_board.AT_STARTER])
         words[_board.BEGUN] += dead.begun_at_home()
         for at in range(_board.AT_COUNTS, _board.AT_RULES):
             if at != _board.HELD_S:
@@ -515,14 +502,14 @@ class Image:
             if dead.words[at + _board.LABEL_RECORD]:
                 self._add_label(rows, dead, at)
 
-    def groups(self) -> list[int]:
-        """The groups of processes that ended workers belonged to, the last ones first."""
-        return list(self.words[_board.AT_GROUPS : _board.AT_GROUPS + _board.MAX_GROUPS])
+    def starters(self) -> list[int]:
+        """What had started workers that have ended, the last one first."""
+        return list(self.words[_board.AT_STARTERS : _board.AT_STARTERS + _board.MAX_STARTERS])
 
-    def _add_group(self, group: int) -> None:
-        groups = [group, *(each for each in self.groups() if each != group)][: _board.MAX_GROUPS]
-        for place, each in enumerate(groups):
-            self.words[_board.AT_GROUPS + place] = each
+    def _add_starter(self, starter: int) -> None:
+        starters = [starter, *(each for each in self.starters() if each != starter)][: _board.MAX_STARTERS]
+        for place, each in enumerate(starters):
+            self.words[_board.AT_STARTERS + place] = each
 
     def _add_rules(self, dead: Image) -> None:
         for source in range(_board.AT_RULES, _board.END_OF_COUNTS, 2):

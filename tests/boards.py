@@ -49,18 +49,15 @@ def worker(
     url: str = "sqlite://",
     label: str = "unit",
     labels: int = 1,
-    is_alone: bool = False,
 ) -> Iterator[subprocess.Popen[str]]:
     """Run another process of the app, which has worked through some units, and waits until the block ends.
 
     :param label: what the labels of its units begin with.
     :param labels: how many there are of them.
-    :param is_alone: whether it is in a group of processes of its own, as if it had been started by hand.
     """
-    group = 0 if is_alone else None
     command = [sys.executable, "-c", WORKER, name, str(folder), url, str(units), label, str(labels)]
     pipe = subprocess.PIPE
-    with subprocess.Popen(command, cwd=ROOT, stdin=pipe, stdout=pipe, text=True, process_group=group) as process:
+    with subprocess.Popen(command, cwd=ROOT, stdin=pipe, stdout=pipe, text=True) as process:
         assert process.stdout is not None
         try:
             assert process.stdout.readline() == "ready\n"
