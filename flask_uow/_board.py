@@ -82,7 +82,7 @@ MAX_HOMES = 128
 """The first slots are the threads' own, for their outermost units; the others are for everything else."""
 LIVE_FIELDS = ("turn", "told", "began_s", "told_before", "label", "connection", "turn_again")
 """The record of a slot. The turn is how often it was taken, 0 where nobody has it; what is told is one number made of
-how many statements the session has sent, the :class:`State`, and since when, in seconds of the monotonic clock."""
+how many statements the session has sent, what it does, and since when, in seconds of the monotonic clock."""
 LIVE = struct.Struct("=q3d3q")
 LIVE_KIND, LIVE_PARENT, LIVE_DEPTH, LIVE_ATTEMPT, LIVE_THREAD, LIVE_THREAD_NAME = range(7, 13)
 LIVE_CONNECTION = LIVE_FIELDS.index("connection") - LIVE_FIELDS.index("told")

@@ -2,8 +2,8 @@
 
 A process holds a lock on its file as long as it lives, and the kernel lets go of it whichever way it ends. So whoever
 reads a file knows whether its writer lives, and a process number that was given to another proves nothing. What a dead
-worker had counted is added to one file of ended workers before its own is removed; an app that is started while none
-of its workers lives begins anew.
+worker had counted is added to one file of ended workers when its own is removed. That file is forgotten by the first
+worker that is started while none lives, unless it takes the place of one of them.
 
 What another user owns, what is a link, and what is no board is never read, and named. Only a platform that has no
 locks of files (``fcntl``) cannot tell the living from the dead.

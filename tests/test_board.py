@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import re
 import threading
 import time
@@ -14,7 +15,7 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 from flask import Flask
-from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, sessionmaker
 from sqlalchemy.pool import NullPool, StaticPool
 
 from flask_uow import Propagation, UnitOfWork, _board, current_unit, stats, transactional
@@ -84,8 +85,7 @@ def in_thread(function: Callable[[], Any], name: str = "clerk") -> Iterator[Futu
 @contextmanager
 def holding_up(database: Database) -> Iterator[sa.TextClause]:
     """Give a statement that waits until the block ends."""
-    if not database.is_postgresql:
-        pytest.skip("SQLite has no statement that waits")
+    assert database.is_postgresql, "SQLite has no statement that waits"
     connection = database.connect()
     connection.cursor().execute(f"SELECT pg_advisory_lock({HELD_UP})")
     try:
@@ -894,6 +894,174 @@ def test_a_reader_in_a_context_reads_without_disturbing_it(app: Flask, uow: Unit
         assert totals(app) == before
     assert boards.board_files(Path(app.config["UOW_STATS_DIR"]))
     read_until(app, lambda seen: seen.totals.units.committed == 1)
+
+
+# ---- what has once been told wrongly
+
+
+@pytest.mark.parametrize("ends_well", [True, False], ids=["commit", "rollback"])
+def test_a_unit_that_idles_before_its_end_idles_once(app: Flask, uow: UnitOfWork, ends_well: bool) -> None:
+    """The commit, or the rollback, ends the wait; what the pool does after it is no second one."""
+    with app.app_context(), suppress(LookupError), transactional(label="work"):
+        uow.session.execute(ONE)
+        time.sleep(0.05)
+        if not ends_well:
+            raise LookupError
+
+    seen = totals(app)
+    assert 0.05 <= seen.idle_seconds.total_seconds <= seen.unit_seconds.total_seconds
+
+
+def test_an_empty_unit_that_adopts_an_idle_transaction_is_in_its_bucket(app: Flask, uow: UnitOfWork) -> None:
+    """The transaction was idle for longer than the unit took."""
+    with app.app_context():
+        uow.session.execute(sa.insert(Item).values(name="before"))
+        time.sleep(0.05)
+        with transactional(label="work"):
+            pass
+
+    idle = totals(app).idle_seconds
+    assert idle.total_seconds >= 0.05
+    assert (idle.counts[0], idle.count) == (0, 1)
+
+
+def test_a_session_that_is_removed_by_hand_is_closed(app: Flask, uow: UnitOfWork) -> None:
+    """And its statements are counted."""
+    with app.app_context():
+        for _ in range(3):
+            uow.session.execute(ONE)
+            uow.session.remove()
+
+    seen = totals(app)
+    assert (seen.sessions.opened, seen.sessions.closed, seen.statements) == (3, 3, 3)
+
+
+@on_sqlite
+def test_a_pool_that_lends_one_connection_twice_leaves_no_place_taken(
+    make: Callable[..., Flask], uow: UnitOfWork
+) -> None:
+    """As SQLAlchemy's StaticPool does."""
+    app = make(SQLALCHEMY_ENGINE_OPTIONS={"poolclass": StaticPool, "connect_args": {"check_same_thread": False}})
+
+    with app.app_context():
+        for _ in range(_board.MAX_LIVE):
+            with uow.engine.connect(), uow.engine.connect():
+                pass
+
+    (worker,) = stats.read_boards(app).workers
+    assert worker.live == ()
+    assert not worker.untold
+
+
+def test_another_session_inside_a_unit_has_a_place_of_its_own(app: Flask, uow: UnitOfWork) -> None:
+    """The unit's one holds nothing of it."""
+    with app.app_context(), transactional(label="work"):
+        with transactional(propagation="not_supported"):
+            uow.session.execute(ONE)
+            shown = {unit.kind: unit.state for unit in live(app)}
+            busy = pool(app)
+
+    assert shown.keys() == {"unit", "session"}
+    assert shown["unit"] == State.NO_TRANSACTION
+    assert busy.checked_out == 1
+
+
+def test_a_label_without_room_is_counted_once(app: Flask, uow: UnitOfWork) -> None:
+    """However often it comes."""
+    with app.app_context():
+        for number in range(_board.MAX_LABELS):
+            for _ in range(2):
+                with transactional(label=f"label {number}"):
+                    pass
+
+    (worker,) = stats.read_boards(app).workers
+    assert worker.untold == {"labels": 2}
+
+
+def test_nobody_has_waited_where_the_pool_had_room(app: Flask, uow: UnitOfWork) -> None:
+    """The time that a connection takes to be made is no wait for the pool."""
+    with app.app_context(), uow.engine.connect():
+        pass
+
+    assert pool(app).longest_wait_seconds == 0.0
+
+
+def test_a_detached_connection_has_not_leaked(app: Flask, uow: UnitOfWork) -> None:
+    """It is no pool's any more; a session may work on it."""
+    with app.app_context(), uow.engine.connect() as connection:
+        connection.execute(ONE)
+        connection.rollback()
+        connection.detach()
+        uow.session(bind=connection)
+        with transactional(label="work"):
+            uow.session.execute(ONE)
+        uow.session.remove()
+
+    assert totals(app).sessions.leaked == 0
+    assert label_counts(app, "work").statements == 1
+    assert pool(app).checked_out == 0
+
+
+@on_sqlite
+def test_what_the_collector_finds_while_a_label_is_written_is_no_deadlock(app: Flask, uow: UnitOfWork) -> None:
+    """The connection of a cycle that nobody holds comes back in the middle of whatever its thread does."""
+    site = WritesAndCollects()
+    with app.app_context():
+        holder: list[Any] = [uow.engine.connect()]
+        holder.append(holder)
+        del holder
+        board = app.extensions["uow_state"].board
+        thread = threading.Thread(target=board.row, args=("new", site), kwargs={"is_inner": False}, daemon=True)
+        thread.start()
+        thread.join(5.0)
+
+    assert not thread.is_alive()
+
+
+class WritesAndCollects(tuple[Any, Any]):
+    """A line that lets the collector run when it is written down."""
+
+    def __new__(cls) -> WritesAndCollects:
+        return super().__new__(cls, (test_units_are_counted_by_how_they_end.__code__, 1))
+
+    def __str__(self) -> str:
+        gc.collect()
+        return "somewhere"
+
+
+def test_to_look_is_no_session(database: Database, tmp_path: Path) -> None:
+    """A snapshot finds the engine of sessions that it does not own, and neither opens one nor publishes itself."""
+    engine = sa.create_engine(database.url)
+    app = Flask("bank")
+    app.config["UOW_STATS_DIR"] = str(tmp_path / "boards")
+    UnitOfWork(app, sessionmaker=sessionmaker(engine))
+    engine.connect().close()  # SQLite's file is there
+
+    seen = stats.snapshot(app)
+
+    assert seen.databases[0].error is None
+    assert seen.workers == ()
+    assert not list(tmp_path.glob("boards/*.board"))
+    engine.dispose()
+
+
+def test_engines_of_another_owner_have_pools_of_their_own(
+    database: Database, second_database: Database, tmp_path: Path
+) -> None:
+    """The first is the default one; a small one that is full does not hide behind a large one."""
+    engines = [sa.create_engine(each.url, pool_size=size) for each, size in ((database, 2), (second_database, 7))]
+    app = Flask("bank")
+    app.config["UOW_STATS_DIR"] = str(tmp_path / "boards")
+    uow = UnitOfWork(app, sessionmaker=sessionmaker())
+    with app.app_context():
+        for engine in engines:
+            uow.session.connection(bind_arguments={"bind": engine})
+
+    (worker,) = stats.read_boards(app).workers
+    assert [each.size for each in worker.pools] == [2, 7]
+    assert worker.pools[0].bind == "default"
+    for engine in engines:
+        engine.dispose()
 
 
 # ---- what a unit may not cost

@@ -14,7 +14,7 @@ from flask_uow._hiding import error_line, shown_url
         ("postgresql://bob:pw@host:5/db", "postgresql://bob:***@host:5/db"),
         ("postgresql:///db?user=bob&password=pw", "postgresql:///db?password=***&user=bob"),
         ("postgresql:///db?sslpassword=pw&sslmode=require", "postgresql:///db?sslmode=require&sslpassword=***"),
-        ("sqlite:////tmp/x.db", "sqlite:////tmp/x.db"),
+        ("sqlite:///bank.sqlite", "sqlite:///bank.sqlite"),
     ],
 )
 def test_shown_url(url: str, shown: str) -> None:

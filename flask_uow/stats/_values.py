@@ -252,6 +252,14 @@ class Histogram:
 NO_TIMES: t.Final = Histogram((0,) * (len(BUCKET_BOUNDS_SECONDS) + 1), 0.0)
 
 
+Numbers = t.TypeVar("Numbers", "UnitCounts", "SessionCounts")
+
+
+def _added(one: Numbers, other: Numbers) -> Numbers:
+    """Add each number of one to the same of the other."""
+    return type(one)(*map(sum, zip(dataclasses.astuple(one), dataclasses.astuple(other), strict=True)))
+
+
 @dataclasses.dataclass(frozen=True)
 class UnitCounts:
     """The outermost units, by how they ended."""
@@ -266,7 +274,7 @@ class UnitCounts:
     """Those of the rolled back and failed ones that were tried again."""
 
     def __add__(self, other: UnitCounts) -> UnitCounts:
-        return UnitCounts(*map(sum, zip(dataclasses.astuple(self), dataclasses.astuple(other), strict=True)))
+        return _added(self, other)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -279,7 +287,7 @@ class SessionCounts:
     """Sessions and connections that outlived their context."""
 
     def __add__(self, other: SessionCounts) -> SessionCounts:
-        return SessionCounts(*map(sum, zip(dataclasses.astuple(self), dataclasses.astuple(other), strict=True)))
+        return _added(self, other)
 
 
 @dataclasses.dataclass(frozen=True)
