@@ -1049,7 +1049,8 @@ def test_engines_of_another_owner_have_pools_of_their_own(
     database: Database, second_database: Database, tmp_path: Path
 ) -> None:
     """The first is the default one; a small one that is full does not hide behind a large one."""
-    engines = [sa.create_engine(each.url, pool_size=size) for each, size in ((database, 2), (second_database, 7))]
+    sizes = {2: database, 7: second_database, 9: second_database}
+    engines = [sa.create_engine(each.url, pool_size=size) for size, each in sizes.items()]
     app = Flask("bank")
     app.config["UOW_STATS_DIR"] = str(tmp_path / "boards")
     uow = UnitOfWork(app, sessionmaker=sessionmaker())
@@ -1058,7 +1059,8 @@ def test_engines_of_another_owner_have_pools_of_their_own(
             uow.session.connection(bind_arguments={"bind": engine})
 
     (worker,) = stats.read_boards(app).workers
-    assert [each.size for each in worker.pools] == [2, 7]
+    assert [each.size for each in worker.pools] == [2, 7, 9]
+    assert len({each.bind for each in worker.pools}) == 3
     assert worker.pools[0].bind == "default"
     for engine in engines:
         engine.dispose()
