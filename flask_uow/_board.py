@@ -491,12 +491,13 @@ def starter() -> int:
     return os.getppid() << 32 | group
 
 
-def shown_name(name: str) -> str:
-    """An app's or a host's name as a board has it.
+def shown_name(name: str, size: int = NAME_WORDS * WORD) -> str:
+    """An app's, a host's or a pool's name as a board has it.
 
     :param name: the whole name.
+    :param size: how many bytes there are for it.
     """
-    return _fitted(name, NAME_WORDS * WORD).rstrip(b"\0").decode()
+    return _fitted(name, size).rstrip(b"\0").decode()
 
 
 def _fitted(text: str, size: int, *, keeps_end: bool = False) -> bytes:

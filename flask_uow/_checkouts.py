@@ -9,6 +9,7 @@ A class in front of the pool's class does it: SQLAlchemy's events of a pool come
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -41,6 +42,7 @@ from ._board import (
     Board,
     Kind,
     Live,
+    shown_name,
 )
 from ._callsite import CallSite, application_site
 from ._drivers import server_process
@@ -52,6 +54,8 @@ from ._views import find_request
 
 CHECKOUT = "uow_checkout"
 """Where a pooled connection's ``info`` has its :class:`Checkout`."""
+ROOM_FOR_POOL = 56
+"""The bytes of a pool's name on the board, but for what tells it from namesakes."""
 
 _ORM_SESSION = orm_session.__file__
 _UNIT, _OF_SESSION, _BY_HAND = int(Kind.UNIT), int(Kind.SESSION), int(Kind.CONNECTION)
@@ -242,8 +246,8 @@ def _bind_name(app_state: AppState, engine: sa.Engine) -> str:
     for name, each in app_state.engines.items():
         if each is engine:
             return name
-    names, name = app_state.watched_pools, engine.url.database or engine.name
-    name = name if names or app_state.engines else DEFAULT_BIND
+    names, database = app_state.watched_pools, os.path.basename(engine.url.database or engine.name)
+    name = shown_name(database, ROOM_FOR_POOL) if names or app_state.engines else DEFAULT_BIND
     shown, number = name, 1
     while shown in names:
         number += 1
