@@ -15,8 +15,8 @@ from flask_uow._statements import Kind, kind_of
 
 READ, WRITE, COMMIT, ROLLBACK, BEGIN = Kind.READ, Kind.WRITE, Kind.COMMIT, Kind.ROLLBACK, Kind.BEGIN
 
-LENGTH = 1_000_000
-# A text of this length is read in a tenth of a second; one that is tried in every way takes hours.
+LENGTH = 200_000
+# Of the processor. Such a text takes a tenth of a second; one that is tried in every way takes hours.
 DEADLINE_S = 10.0
 
 TABLE = sa.table("t", sa.column("x"))
@@ -282,12 +282,12 @@ def test_deed_may_come_late(text: str, expected: Kind) -> None:
     ],
 )
 def test_hostile_text_is_read_in_time(text: str) -> None:
-    """A megabyte made to lead the reading astray is read once, not in every possible way."""
-    begun = time.perf_counter()
+    """A long text made to lead the reading astray is read once, not in every possible way."""
+    begun = time.process_time()
 
     kind_of(text, None)
 
-    assert time.perf_counter() - begun < DEADLINE_S
+    assert time.process_time() - begun < DEADLINE_S
 
 
 def test_long_text_is_read_to_its_end() -> None:
