@@ -84,6 +84,7 @@ LIVE_FIELDS = ("turn", "told", "began_s", "told_before", "label", "connection", 
 """The record of a slot. The turn is how often it was taken, 0 where nobody has it; what is told is one number made of
 how many statements the session has sent, what it does, and since when, in seconds of the monotonic clock."""
 LIVE = struct.Struct("=q3d3q")
+pack_live, _pack_label = LIVE.pack, LABEL.pack
 LIVE_KIND, LIVE_PARENT, LIVE_DEPTH, LIVE_ATTEMPT, LIVE_THREAD, LIVE_THREAD_NAME = range(7, 13)
 LIVE_CONNECTION = LIVE_FIELDS.index("connection") - LIVE_FIELDS.index("told")
 """Where a slot's connection is, from where it tells what it does."""
@@ -164,7 +165,7 @@ class Live:
         self.is_taken = True
         self.held_since_s = 0.0
         self.turns = turn = self.turns + 1
-        self.board.memory[self.span] = LIVE.pack(turn, told, now_s, told, row.index, 0, turn)
+        self.board.memory[self.span] = pack_live(turn, told, now_s, told, row.index, 0, turn)
 
     def tell_as(self, other: Live | None) -> None:
         """Say the same as another slot of the same session."""
@@ -408,7 +409,7 @@ class Board:
                 row.worst_s = took_s
             if outcome or is_error or not held_s or took_s > _FIRST_BOUND_S or idle_s > _FIRST_BOUND_S:
                 self._count_rare(row, outcome, is_error, took_s, idle_s, held_s)
-            self.memory[row.span] = LABEL.pack(
+            self.memory[row.span] = _pack_label(
                 count, row.rolled_back, row.failed, row.errors, row.without_connection,
                 row.long_units, row.long_idle, row.long_held, row.statements, row.took_s, row.worst_s, row.idle_s,
                 row.held_s, count,

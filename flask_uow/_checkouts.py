@@ -49,7 +49,7 @@ from ._drivers import server_process
 from ._rules import report_at_teardown, violation
 from ._scopes import Scope, find_context
 from ._settings import DEFAULT_BIND
-from ._state import STATE_KEY, AppState, Link, SessionState, innermost, outermost_of
+from ._state import STATE_KEY, AppState, Link, SessionState, get_innermost, outermost_of
 from ._views import find_request
 
 CHECKOUT = "uow_checkout"
@@ -57,7 +57,8 @@ CHECKOUT = "uow_checkout"
 ROOM_FOR_POOL = 56
 """The bytes of a pool's name on the board, but for what tells it from namesakes."""
 
-_ORM_SESSION = orm_session.__file__
+_ORM_SESSION = orm_session.Session.close.__code__.co_filename
+_getframe = sys._getframe
 _UNIT, _OF_SESSION, _BY_HAND = int(Kind.UNIT), int(Kind.SESSION), int(Kind.CONNECTION)
 
 
@@ -74,10 +75,15 @@ def _watched_class(base: Any) -> type[sa.Pool]:
         _uow_watch: Watch | None = None
 
         def connect(self) -> Any:
-            unit = innermost.get(None)
+            unit = get_innermost(None)
             live = unit.live if unit is not None else None
-            if live is not None and not live.held_since_s and has_queue and self._pool.queue and _session_asks():
-                return connect(self)  # at once, for the unit's session, which is about to tell
+            if live is not None and not live.held_since_s and has_queue and self._pool.queue:
+                try:
+                    # In all versions of SQLAlchemy, a session that asks for a connection is as far away.
+                    if _getframe(4).f_code.co_filename == _ORM_SESSION:
+                        return connect(self)  # at once, for the unit's session, which is about to tell
+                except ValueError:
+                    pass  # nobody is that far away
             watch = self._uow_watch
             return connect(self) if watch is None else watch.connect(self, connect)
 
@@ -146,7 +152,7 @@ class Watch:
         if board is None:
             return connect(pool)
         self._describe(board, pool)
-        live, kind = self._find_holder(board, sys._getframe(2))
+        live, kind = self._find_holder(board, _getframe(2))
         live.wait_for(self._row[1])
         is_full = isinstance(pool, sa.QueuePool) and -1 < pool._max_overflow <= pool.overflow() and not pool.checkedin()
         before, began_s = live.reals[live.at], time.monotonic()
@@ -174,7 +180,7 @@ class Watch:
         :return: its place, and the :class:`Kind` of that.
         """
         is_of_session = any(map(_is_of_session, _frames(frame, 6)))
-        unit = innermost.get(None)
+        unit = get_innermost(None)
         if unit is not None and is_of_session and unit.live is not None:
             return unit.live, _UNIT
         site = application_site()
@@ -225,14 +231,6 @@ class Watch:
     def _at(self, field: int) -> int | None:
         row = self._row[1]
         return AT_POOL_ROWS + POOL_WORDS * row + field if row >= 0 else None
-
-
-def _session_asks() -> bool:
-    """Whether a session asks the pool that calls this; in all versions of SQLAlchemy it is as far away."""
-    try:
-        return _is_of_session(sys._getframe(5))
-    except ValueError:
-        return False
 
 
 def _is_of_session(frame: Any) -> bool:

@@ -93,6 +93,9 @@ STATE_KEY = "uow_state"
 innermost: ContextVar[Unit | None] = ContextVar("innermost")
 """The innermost unit as each task sees it: two tasks that interleave on one session see different ones."""
 
+get_innermost, set_innermost = innermost.get, innermost.set
+"""Bound once: every unit and every checkout asks."""
+
 STATUS_PROBE = "_uow_probe"
 """Where a dialect that is watched has the function that reads its driver's transaction status."""
 

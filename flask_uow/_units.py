@@ -30,7 +30,7 @@ import sqlalchemy as sa
 from blinker import NamedSignal
 
 from . import _fork, signals
-from ._board import BEGUN, IDLE, LIVE, ROLLING_BACK, STATEMENT, Board, Kind, Live, Row
+from ._board import BEGUN, IDLE, ROLLING_BACK, STATEMENT, Board, Kind, Live, Row, pack_live
 from ._board import Outcome as End
 from ._callsite import CallSite
 from ._checkouts import hold
@@ -39,7 +39,7 @@ from ._limits import limit_time
 from ._notices import has_written_unseen, note_committed, notice_idle, notice_length
 from ._options import ISOLATION_LEVELS, Relation, UnitOptions
 from ._outcome import Outcome
-from ._state import Begins, Link, SessionState, has_pending, innermost, outermost_of
+from ._state import Begins, Link, SessionState, get_innermost, has_pending, outermost_of, set_innermost
 from ._unit_log import UnitOutcome, log_unit
 from .exceptions import (
     CommitOutcomeUnknownError,
@@ -61,7 +61,7 @@ _NONE: frozenset[sa.Connection] = frozenset()
 
 def _states_around() -> Iterator[SessionState]:
     """The sessions of the units that are active here, the innermost first; each as often as it has units."""
-    unit = innermost.get(None)
+    unit = get_innermost(None)
     while unit is not None:
         if unit.is_active:
             yield unit._state
@@ -316,11 +316,11 @@ class Unit:
         self._told_before = state.told
         if state.board is not None:
             self._enter_board(state, state.board)
-        around = innermost.get(None)
+        around = get_innermost(None)
         while around is not None and not around.is_active:
             around = around._around
         self._around = around
-        innermost.set(self)
+        set_innermost(self)
         if self._joined is None and signals.unit_began.receivers:
             self.tell(signals.unit_began)
 
@@ -364,7 +364,7 @@ class Unit:
             live.is_taken = True
             live.held_since_s = 0.0
             live.turns = turn = live.turns + 1
-            board.memory[live.span] = LIVE.pack(turn, told, now_s, told, row.index, 0, turn)
+            board.memory[live.span] = pack_live(turn, told, now_s, told, row.index, 0, turn)
         self.live = state.live = live
         if self.parent is not None:
             live.tell_as(self.parent.live)
@@ -473,7 +473,7 @@ class Unit:
     @property
     def is_seen_by_task(self) -> bool:
         """Whether the code that runs now is inside this unit, and not another task beside the one that is."""
-        unit = innermost.get(None)
+        unit = get_innermost(None)
         while unit is not None and not unit.is_active:
             unit = unit._around
         return unit is self
@@ -640,8 +640,8 @@ class Unit:
     def _deactivate(self) -> None:
         self.is_active = False
         self._state.unit = self.parent
-        if innermost.get(None) is self:
-            innermost.set(self._around)
+        if get_innermost(None) is self:
+            set_innermost(self._around)
         if self.parent is None:
             self._state.committed_label = None
             if self.was_committed and self.request is not None and self._state.links:
