@@ -1,0 +1,1 @@
+"""Statements that need no answer of their own ride in front of those that do."""
