@@ -39,7 +39,7 @@ class Riders:
     A savepoint in which nothing was said costs nothing: it vanishes with its RELEASE.
     """
 
-    __slots__ = ("_is_told", "_savepoints", "along", "is_begin_waiting", "is_begun", "is_doomed", "waiting")
+    __slots__ = ("_head", "_is_told", "_savepoints", "along", "is_begin_waiting", "is_begun", "is_doomed", "waiting")
 
     def __init__(self) -> None:
         #: Whether a transaction is believed open; its BEGIN may still wait.
@@ -56,6 +56,8 @@ class Riders:
         self._savepoints: list[tuple[str, int]] = []
         # Whether something waits that may fail by itself, so that it is not dropped at COMMIT.
         self._is_told = False
+        # How many of what waits are the BEGIN and what goes along with it.
+        self._head = 0
 
     def begin(self, statement: str) -> None:
         """Believe that a transaction is open; its BEGIN waits.
@@ -66,6 +68,13 @@ class Riders:
         self.waiting.append(statement)
         if self.along:
             self.waiting.append(self.along)
+        self._head = len(self.waiting)
+
+    def take_back_begin(self) -> None:
+        """Believe again that no transaction is open, after a first statement that could not be sent."""
+        along = self.along
+        self.end()
+        self.along = along
 
     def begun(self) -> None:
         """Believe that a transaction is open whose BEGIN was sent."""
@@ -74,6 +83,7 @@ class Riders:
     def end(self) -> None:
         """Believe that no transaction is open; nothing waits any more."""
         self.is_begun = self.is_begin_waiting = self.is_doomed = self._is_told = False
+        self._head = 0
         self.along = ""
         self.waiting.clear()
         self._savepoints.clear()
@@ -121,13 +131,18 @@ class Riders:
         return self.is_begin_waiting and not self._is_told and not self._savepoints
 
     @property
+    def knows_savepoint(self) -> bool:
+        """Whether the name of an open savepoint is known, sent or not."""
+        return bool(self._savepoints)
+
+    @property
     def has_savepoint(self) -> bool:
         """Whether a SAVEPOINT waits: it is lost with a statement that the server cannot parse."""
         return bool(self._savepoints) and self._savepoints[-1][1] >= 0
 
     @property
     def text(self) -> str:
-        """What waits, as one text; it stands until :meth:`sent`, so that an error of the client's side loses nothing."""
+        """What waits, as one text; it stays until :meth:`sent`, so that an error on the client's side loses nothing."""
         return SEPARATOR.join(self.waiting)
 
     @property
@@ -139,6 +154,7 @@ class Riders:
         """Believe that what waits has reached the server."""
         self.waiting.clear()
         self.is_begin_waiting = self.is_doomed = self._is_told = False
+        self._head = 0
         if self.has_savepoint:
             self._savepoints = [(name, -1) for name, _ in self._savepoints]
 
@@ -154,7 +170,8 @@ class Riders:
         if not self._is_told:
             return []
         made = {place for _, place in self._savepoints if place >= 0}
-        return [text for place, text in enumerate(self.waiting) if place not in made and not _is_release(text)]
+        kept = [text for place, text in enumerate(self.waiting) if place not in made and not _is_release(text)]
+        return kept if len(kept) > self._head else []
 
     def _release(self, name: str, statement: str) -> bool:
         depth = self._find(name)
