@@ -27,6 +27,7 @@ LAYERS = (
     "_options",
     "_settings",
     "_drivers",
+    "_ride",
     "_retry",
     "_unit_log",
     "_engines",

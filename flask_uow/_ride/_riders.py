@@ -1,0 +1,219 @@
+"""What one connection has been told and has not yet sent: BEGIN, savepoints, settings of the transaction.
+
+A driver's connection asks :class:`Riders` what may wait, and sends what waits in front of the next statement that is
+sent anyway. Nothing here talks to a server. Like psycopg2's own, "begun" is a belief: a COMMIT sent as text does not
+change it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+SEPARATOR = "; "
+# Refused by a server in any state, without a look at any table or function; its log then says why.
+FAILING = 'ROLLBACK TO SAVEPOINT "flask_uow: this transaction has failed already"'
+
+# libpq's transaction statuses.
+IDLE, IN_TRANSACTION, IN_ERROR = 0, 2, 3
+
+_IDENTIFIER = r'(?:"[^";%\x00]+"|[A-Za-z_][A-Za-z0-9_$]*)'
+_VALUE = r"(?:'(?:[^'\\;%\x00]|'')*'|-?[0-9]+(?:\.[0-9]+)?|[A-Za-z_][A-Za-z0-9_$]*)"
+_RIDER = re.compile(
+    rf"""
+    \s*(?:
+        (?P<savepoint> SAVEPOINT ) \s+ (?P<made>{_IDENTIFIER})
+      | (?P<release> RELEASE ) \s+ (?:SAVEPOINT\s+)? (?P<released>{_IDENTIFIER})
+      | (?P<rollback> ROLLBACK ) \s+ (?:(?:WORK|TRANSACTION)\s+)? TO \s+ (?:SAVEPOINT\s+)? (?P<kept>{_IDENTIFIER})
+      | (?P<set> SET ) \s+ LOCAL \s+ {_IDENTIFIER}(?:\.{_IDENTIFIER})* (?:\s*=\s*|\s+TO\s+) {_VALUE}
+    )\s*\Z
+    """,
+    re.IGNORECASE | re.VERBOSE,
+)
+_FIRST_LETTERS = frozenset("sSrR")
+
+
+class Riders:
+    """What one connection has been told and not yet sent, in order.
+
+    A savepoint in which nothing was said costs nothing: it vanishes with its RELEASE.
+    """
+
+    __slots__ = ("_head", "_is_told", "_savepoints", "along", "is_begin_waiting", "is_begun", "is_doomed", "waiting")
+
+    def __init__(self) -> None:
+        #: Whether a transaction is believed open; its BEGIN may still wait.
+        self.is_begun = False
+        #: Whether that BEGIN waits: the server knows of nothing.
+        self.is_begin_waiting = False
+        #: Whether it has failed before the server knew of it; its BEGIN then waits still.
+        self.is_doomed = False
+        #: What waits, BEGIN first.
+        self.waiting: list[str] = []
+        #: A statement that the next BEGIN takes along, and that is dropped where no BEGIN is sent: the label of a unit.
+        self.along = ""
+        # The names of the open savepoints and where each waits, -1 for one that was sent; inner ones last.
+        self._savepoints: list[tuple[str, int]] = []
+        # Whether something waits that may fail by itself, so that it is not dropped at COMMIT.
+        self._is_told = False
+        # How many of what waits are the BEGIN and what goes along with it.
+        self._head = 0
+
+    def begin(self, statement: str) -> None:
+        """Believe that a transaction is open; its BEGIN waits.
+
+        :param statement: the BEGIN, with its options.
+        """
+        self.is_begun = self.is_begin_waiting = True
+        self.waiting.append(statement)
+        if self.along:
+            self.waiting.append(self.along)
+        self._head = len(self.waiting)
+
+    def take_back_begin(self) -> None:
+        """Believe again that no transaction is open, after a first statement that could not be sent."""
+        along = self.along
+        self.end()
+        self.along = along
+
+    def begun(self) -> None:
+        """Believe that a transaction is open whose BEGIN was sent."""
+        self.is_begun = True
+
+    def end(self) -> None:
+        """Believe that no transaction is open; nothing waits any more."""
+        self.is_begun = self.is_begin_waiting = self.is_doomed = self._is_told = False
+        self._head = 0
+        self.along = ""
+        self.waiting.clear()
+        self._savepoints.clear()
+
+    def defer(self, statement: str, status: int = IN_TRANSACTION) -> bool:
+        """Take a statement that can wait, and return whether it was taken; one that was not is sent at once.
+
+        What is not exactly one SAVEPOINT, RELEASE, ROLLBACK TO or SET LOCAL is never taken, nor is a savepoint's name
+        that is not known here: the server may know it, or has an error to tell.
+
+        :param statement: its text; one with parameters is not for here.
+        :param status: the transaction's status, as :meth:`status` tells it: a failed transaction takes a ROLLBACK TO
+            alone, and where there is none nothing waits.
+        """
+        if status not in (IN_TRANSACTION, IN_ERROR) or statement.lstrip()[:1] not in _FIRST_LETTERS:
+            return False
+        match = _RIDER.match(statement)
+        if match is None:
+            return False
+        if match["rollback"]:
+            return self._roll_back_to(_fold(match["kept"]), statement)
+        if status == IN_ERROR:
+            return False
+        if match["release"]:
+            return self._release(_fold(match["released"]), statement)
+        if match["savepoint"]:
+            self._savepoints.append((_fold(match["made"]), len(self.waiting)))
+        else:
+            self._is_told = True
+        self.waiting.append(statement.strip())
+        return True
+
+    def status(self, server_status: int) -> int:
+        """The transaction's status: 3 for a doomed one, 2 while something waits, else what the server said last.
+
+        :param server_status: libpq's.
+        """
+        if self.is_doomed:
+            return IN_ERROR
+        return IN_TRANSACTION if self.waiting else server_status
+
+    @property
+    def is_untouched(self) -> bool:
+        """Whether nothing waits but a BEGIN: a read that needs no transaction does not need that either."""
+        return self.is_begin_waiting and not self._is_told and not self._savepoints
+
+    @property
+    def knows_savepoint(self) -> bool:
+        """Whether the name of an open savepoint is known, sent or not."""
+        return bool(self._savepoints)
+
+    @property
+    def has_savepoint(self) -> bool:
+        """Whether a SAVEPOINT waits: it is lost with a statement that the server cannot parse."""
+        return bool(self._savepoints) and self._savepoints[-1][1] >= 0
+
+    @property
+    def text(self) -> str:
+        """What waits, as one text; it stays until :meth:`sent`, so that an error on the client's side loses nothing."""
+        return SEPARATOR.join(self.waiting)
+
+    @property
+    def failing_text(self) -> str:
+        """What waits, and a statement that makes the transaction's failure known to the server."""
+        return SEPARATOR.join([*self.waiting, FAILING])
+
+    def sent(self) -> None:
+        """Believe that what waits has reached the server."""
+        self.waiting.clear()
+        self.is_begin_waiting = self.is_doomed = self._is_told = False
+        self._head = 0
+        if self.has_savepoint:
+            self._savepoints = [(name, -1) for name, _ in self._savepoints]
+
+    def forget_savepoints(self) -> None:
+        """Know no savepoint any more, after a text that may have ended some; nothing may wait."""
+        self._savepoints.clear()
+
+    def for_commit(self) -> list[str]:
+        """What must go along with COMMIT: a ROLLBACK TO, settings; a BEGIN only with these.
+
+        Savepoints that wait are left out, and so are releases: COMMIT keeps everything.
+        """
+        if not self._is_told:
+            return []
+        made = {place for _, place in self._savepoints if place >= 0}
+        kept = [text for place, text in enumerate(self.waiting) if place not in made and not _is_release(text)]
+        return kept if len(kept) > self._head else []
+
+    def _release(self, name: str, statement: str) -> bool:
+        depth = self._find(name)
+        if depth is None:
+            return False
+        is_sent = self._savepoints[depth][1] < 0
+        self._drop_waiting(place for _, place in self._savepoints[depth:])
+        del self._savepoints[depth:]
+        if is_sent:
+            self.waiting.append(statement.strip())
+        return True
+
+    def _roll_back_to(self, name: str, statement: str) -> bool:
+        depth = self._find(name)
+        if depth is None:
+            return False
+        place = self._savepoints[depth][1]
+        del self._savepoints[depth + 1 :]
+        del self.waiting[place + 1 :]  # all of it, where the savepoint was sent
+        self.is_doomed = False
+        if place < 0:
+            self.waiting.append(statement.strip())
+            self._is_told = True
+        return True
+
+    def _find(self, name: str) -> int | None:
+        """How deep the innermost savepoint of a name lies."""
+        for depth in range(len(self._savepoints) - 1, -1, -1):
+            if self._savepoints[depth][0] == name:
+                return depth
+        return None
+
+    def _drop_waiting(self, places: Iterable[int]) -> None:
+        """Drop savepoints that wait, none of which has an open one behind it; settings between them stay."""
+        for place in sorted((place for place in places if place >= 0), reverse=True):
+            del self.waiting[place]
+
+
+def _fold(identifier: str) -> str:
+    """The name that the server makes of an identifier; it cuts long ones, which are then not known here."""
+    return identifier[1:-1] if identifier.startswith('"') else identifier.lower()
+
+
+def _is_release(text: str) -> bool:
+    return text[:7].upper() == "RELEASE"
