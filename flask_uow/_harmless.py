@@ -23,10 +23,11 @@ from typing import Any
 
 from sqlalchemy.engine import Dialect, ExecutionContext
 from sqlalchemy.engine.interfaces import Compiled
-from sqlalchemy.orm import ColumnProperty
+from sqlalchemy.orm import ColumnProperty, InstrumentedAttribute, Load, QueryableAttribute, RelationshipProperty
+from sqlalchemy.orm.strategy_options import _WildcardLoad
 from sqlalchemy.sql import functions, operators
 from sqlalchemy.sql.annotation import Annotated
-from sqlalchemy.sql.elements import ColumnElement, quoted_name
+from sqlalchemy.sql.elements import ClauseElement, ColumnElement, quoted_name
 from sqlalchemy.sql.selectable import FromClause, SelectBase, TableClause
 from sqlalchemy.sql.visitors import InternalTraversal
 from sqlalchemy.types import TypeDecorator, TypeEngine, UserDefinedType
@@ -63,14 +64,14 @@ _KNOWN_FUNCTIONS = frozenset(
     array_agg avg bit_and bit_or bit_xor bool_and bool_or corr count covar_pop covar_samp every json_agg json_object_agg
     jsonb_agg jsonb_object_agg max min mode percentile_cont percentile_disc range_agg regr_avgx regr_avgy regr_count
     regr_intercept regr_r2 regr_slope regr_sxx regr_sxy regr_syy stddev stddev_pop stddev_samp string_agg
-    aggregate_strings sum var_pop var_samp variance
-    cube grouping grouping_sets rollup
+    sum var_pop var_samp variance
+    grouping
     cume_dist dense_rank first_value lag last_value lead nth_value ntile percent_rank rank row_number
-    all any any_ all_ some coalesce greatest least nullif num_nonnulls num_nulls
+    coalesce greatest least nullif num_nonnulls num_nulls
     abs acos asin atan atan2 cbrt ceil ceiling cos cot degrees div exp factorial floor gcd lcm ln log log10 mod pi pow
     power radians random round scale sign sin sqrt tan trim_scale trunc width_bucket
-    ascii bit_length btrim char_length character_length chr concat concat_ws convert_from convert_to decode encode format
-    initcap left length lower lpad ltrim md5 normalize octet_length overlay position quote_ident quote_literal
+    ascii bit_length btrim char_length character_length chr concat concat_ws convert_from convert_to decode encode
+    format initcap left length lower lpad ltrim md5 normalize octet_length overlay position quote_ident quote_literal
     quote_nullable regexp_count regexp_instr regexp_like regexp_match regexp_matches regexp_replace
     regexp_split_to_array regexp_split_to_table regexp_substr repeat replace reverse right rpad rtrim sha224 sha256
     sha384 sha512 split_part starts_with strpos substr substring to_hex translate trim unistr upper
@@ -162,12 +163,11 @@ class _Look:
         _require(compiled.dialect.name == "postgresql" and type(compiled).__module__.startswith("sqlalchemy."))
         self._dialect: Dialect = compiled.dialect
         # For the ORM, the state's statement is the one that was rendered, criteria and eager loads and all.
-        statement = compiled.compile_state.statement  # type: ignore[union-attr]
+        statement = getattr(compiled.compile_state, "statement", None)
         _require(isinstance(statement, SelectBase))
         self._waiting: list[Any] = [statement, *(getattr(compiled, "ctes", None) or ())]
         self._seen: dict[int, object] = {}
-        given = getattr(compiled, "_global_attributes", None) or {}
-        self._has_criteria = any(isinstance(key, tuple) and key[0] == "additional_entity_criteria" for key in given)
+        self._criteria = list(_criteria_of(getattr(compiled, "_global_attributes", {})))
 
     def at_everything(self) -> None:
         """Return if all is known.
@@ -181,6 +181,9 @@ class _Look:
                 self._look_at(element)
 
     def _look_at(self, element: Any) -> None:
+        if type(element) in (InstrumentedAttribute, QueryableAttribute):
+            self._look_at_relationship(element)
+            return
         cls = _class_of(element)
         _require(not hasattr(cls, "_compiler_dispatcher"))  # that is what @compiles leaves
         if issubclass(cls, functions.FunctionElement):
@@ -211,18 +214,23 @@ class _Look:
             _require(kind in _IGNORED or not value)
 
     def _look_past_orm(self, element: Any) -> None:
-        """An inner SELECT of the ORM still has entities in the place of columns: take all that these may become."""
-        annotations = getattr(element, "_annotations", {})
-        mapper = getattr(annotations.get("parententity"), "mapper", None)
-        if mapper is not None and mapper.polymorphic_on is not None:
+        """Take all that entities may become: an inner SELECT of the ORM has them in the place of columns still."""
+        if (mapper := _mapper_of(element)) is not None and mapper.polymorphic_on is not None:
             self._waiting.append(mapper.polymorphic_on)
-        if getattr(element, "_propagate_attrs", {}).get("compile_state_plugin") != "orm":
+        if not isinstance(element, SelectBase) or element._propagate_attrs.get("compile_state_plugin") != "orm":
             return
-        _require(not self._has_criteria)
+        self._waiting += self._criteria
         for column in getattr(element, "_raw_columns", ()):
-            mapper = getattr(column._annotations.get("parententity"), "mapper", None)
-            if mapper is not None and isinstance(column, FromClause):
+            if isinstance(column, FromClause) and (mapper := _mapper_of(column)) is not None:
                 self._waiting += _columns_of(mapper)
+
+    def _look_at_relationship(self, attribute: QueryableAttribute[Any]) -> None:
+        """What the ORM makes of a relationship that an inner SELECT joins along."""
+        relationship: Any = attribute.property
+        _require(isinstance(relationship, RelationshipProperty) and attribute._of_type is None)
+        parts = (relationship.primaryjoin, relationship.secondaryjoin, relationship.secondary)
+        self._waiting += [part for part in (*parts, relationship.mapper.polymorphic_on) if part is not None]
+        self._waiting += attribute._extra_criteria
 
 
 def _require(is_known: bool) -> None:
@@ -234,6 +242,18 @@ def _class_of(element: Any) -> type:
     """The class as written: annotations put one of their own before it."""
     cls = type(element)
     return cls.__bases__[1] if issubclass(cls, Annotated) else cls
+
+
+def _criteria_of(attributes: dict[Any, Any]) -> Iterator[Any]:
+    """What ``with_loader_criteria`` adds to every SELECT of an entity."""
+    for key, options in attributes.items():
+        if isinstance(key, tuple) and key[0] == "additional_entity_criteria":
+            for option in options:
+                yield None if option.deferred_where_criteria else option.where_criteria
+
+
+def _mapper_of(element: Any) -> Any:
+    return getattr(element._annotations.get("parententity"), "mapper", None)
 
 
 def _columns_of(mapper: Any) -> Iterator[Any]:
@@ -267,7 +287,27 @@ def _joins(value: Iterable[tuple[Any, ...]]) -> Iterator[Any]:
 def _rows(value: Iterable[Iterable[Iterable[Any]]]) -> Iterator[Any]:
     for rows in value:
         for row in rows:
-            yield from (cell for cell in row if hasattr(cell, "__clause_element__") or hasattr(cell, "__visit_name__"))
+            yield from (cell for cell in row if isinstance(cell, ClauseElement) or hasattr(cell, "__clause_element__"))
+
+
+def _modifiers(value: Any) -> Iterator[Any]:
+    """What changes how an operator is rendered: LIKE's escape, a regular expression's flags."""
+    for name, one in value.items() if isinstance(value, dict) else ():
+        if isinstance(one, ClauseElement):
+            yield one
+        else:
+            _require(isinstance(one, _PLAIN) or name == "_python_is_types")
+
+
+def _options(value: Iterable[Any]) -> Iterator[Any]:
+    """What the options of an inner SELECT add to it: their eager loads are not rendered, their expressions are."""
+    for option in value:
+        _require(isinstance(option, (Load, _WildcardLoad)))
+        for load in getattr(option, "context", ()):
+            yield from load._extra_criteria
+            for one in load.local_opts.values():
+                _require(isinstance(one, (ClauseElement, *_PLAIN)))
+                yield from (one,) if isinstance(one, ClauseElement) else ()
 
 
 def _check_operator(operator: Any) -> None:
@@ -283,11 +323,6 @@ def _check_names(*names: object) -> None:
         _require(not (isinstance(name, quoted_name) and name.quote is False))  # rendered as it is, whatever it is
 
 
-def _check_plain_values(value: dict[str, Any]) -> None:
-    for one in value.values():
-        _require(isinstance(one, _PLAIN))
-
-
 _CHILDREN: dict[object, Callable[[Any], Iterable[Any]]] = {
     InternalTraversal.dp_clauseelement: _one,
     InternalTraversal.dp_clauseelement_list: _all,
@@ -295,6 +330,8 @@ _CHILDREN: dict[object, Callable[[Any], Iterable[Any]]] = {
     InternalTraversal.dp_clauseelement_tuples: _pairs,
     InternalTraversal.dp_setup_join_tuple: _joins,
     InternalTraversal.dp_dml_multi_values: _rows,
+    InternalTraversal.dp_plain_dict: _modifiers,
+    InternalTraversal.dp_executable_options: _options,
 }
 _CHECKS: dict[object, Callable[[Any], None]] = {
     InternalTraversal.dp_operator: _check_operator,
@@ -305,7 +342,6 @@ _IGNORED = frozenset(
     (
         InternalTraversal.dp_annotations_key,
         InternalTraversal.dp_boolean,
-        InternalTraversal.dp_plain_dict,
         InternalTraversal.dp_plain_obj,
         InternalTraversal.dp_propagate_attrs,
     )
@@ -322,16 +358,17 @@ def _check_type(type_: TypeEngine[Any], dialect: Dialect) -> None:
     while isinstance(rendered, TypeDecorator):
         rendered = rendered.impl_instance
     _require(type(rendered).__module__.startswith("sqlalchemy."))
-    _require(not isinstance(rendered, UserDefinedType) and rendered.__visit_name__ != "DOMAIN")
+    _require(not isinstance(rendered, UserDefinedType) and type(rendered).__name__ != "DOMAIN")
     _check_names(getattr(rendered, "name", None), getattr(rendered, "schema", None))
-    if (inner := getattr(rendered, "item_type", None)) is not None:
-        _check_type(inner, dialect)
+    for inner in (getattr(rendered, "item_type", None), *getattr(rendered, "types", ())):
+        if inner is not None:
+            _check_type(inner, dialect)
 
 
 def _check_function(element: Any, cls: type) -> None:
     _require(cls.__module__ in _MODULES_OF_FUNCTIONS and issubclass(cls, functions.Function))
     _require(not element.packagenames and element.name.lower() in _KNOWN_FUNCTIONS)
-    _require(element.name.islower() or not isinstance(element.name, quoted_name))
+    _require(not isinstance(element.name, quoted_name))  # in quotes, coalesce is a function that somebody has written
 
 
 def _check_text(element: Any, cls: type) -> None:
@@ -341,10 +378,7 @@ def _check_text(element: Any, cls: type) -> None:
             # SQLAlchemy writes count(*) and EXISTS (SELECT 1 ...) so.
             _require(not element.is_literal or element.name == "*" or element.name.isdecimal())
         case "BindParameter" | "_OffsetLimitParam":
-            _require(element.callable is None or not element.literal_execute)
             _require(not (element.literal_execute and isinstance(element.type, TypeDecorator)))
-        case "BinaryExpression":
-            _check_plain_values(element.modifiers)
         case "Extract":
             _require(element.field.lower() in _KNOWN_FIELDS)
         case "Over":
