@@ -19,6 +19,7 @@ LAYERS = (
     "_fork",
     "_gevent",
     "_statements",
+    "_harmless",
     "_board",
     "_board_files",
     "_rules",
