@@ -10,6 +10,7 @@ Who sets the name and who looks for it is left to the engines and to :mod:`flask
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 
 PREFIX = "flask_uow"
 
@@ -22,6 +23,8 @@ _MAX_APP_BYTES = _MAX_BYTES - len(PREFIX) - len("::") - _MAX_PID_DIGITS
 # The server shows "?" for what is not printable ASCII. The colon joins them because it separates the parts: without
 # that, the sessions of an app "bank:eu" would pass for those of an app "bank".
 _UNFIT = re.compile(r"[^ -~]|:")
+_UNFIT_IN_LABEL = re.compile(r"[^ -~]|['\\\\%;]")
+_PREFIX_BYTES = len("SET LOCAL application_name = '")
 _LIKE_SPECIAL = re.compile(r"([\\%_])")
 _OURS = re.compile(rf"{PREFIX}:[^:]*:(\d+)(?::.*)?")
 
@@ -36,6 +39,20 @@ def application_name(app_name: str, pid: int) -> str:
     :param pid: the process that connects.
     """
     return f"{name_prefix(app_name)}{pid}"
+
+
+@lru_cache(maxsize=1024)
+def rename(name: str, label: str) -> str:
+    """The statement by which a transaction's connection is called after its unit as well.
+
+    >>> rename('flask_uow:bank:4711', 'POST /accounts/<int:id>')
+    "SET LOCAL application_name = 'flask_uow:bank:4711:POST /accounts/<int:id>'"
+
+    :param name: what the connection is called.
+    :param label: the unit's label; what a server, a driver or a log could stumble over becomes ``?``, and what does not
+        fit is left out.
+    """
+    return f"SET LOCAL application_name = '{name}:{_UNFIT_IN_LABEL.sub('?', label)}"[: _PREFIX_BYTES + _MAX_BYTES] + "'"
 
 
 def name_prefix(app_name: str) -> str:

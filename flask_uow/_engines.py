@@ -13,10 +13,13 @@ from sqlalchemy import event, pool
 
 from . import _fork
 from ._application_name import application_name, is_own_name
-from ._drivers import LIBPQ_DRIVERS, is_readable_while_idle
+from ._drivers import LIBPQ_DRIVERS, is_readable_while_idle, parameter_status
+from ._ride import ride
 from ._settings import Bind, Settings, wrong
 
 CONNECT_TIMEOUT_S = 5
+NAME = "uow_name"
+"""Where a riding connection has the name that the app gave it, behind which the server is told a unit's label."""
 _POOL_OPTIONS = ("pool_size", "max_overflow", "pool_timeout", "pool_recycle", "pool_use_lifo")
 
 
@@ -28,6 +31,8 @@ def make_engines(app: Flask, settings: Settings) -> dict[str, sa.Engine]:
     engines = {}
     for name, bind in settings.binds.items():
         engines[name] = _make_engine(app, bind)
+        if settings.ride:
+            ride(engines[name], read_only_at_start=True)
     return engines
 
 
@@ -122,6 +127,9 @@ def _replace_dead(dbapi_connection: Any, record: Any, proxy: Any) -> None:
 
 def _remember_process(dbapi_connection: Any, record: Any) -> None:
     record.info["uow_pid"] = os.getpid()
+    if hasattr(dbapi_connection, "riders"):
+        name = parameter_status(dbapi_connection, "application_name") or ""
+        setattr(dbapi_connection, NAME, name if is_own_name(name) else None)
     _fork.detach_in_children(record)
 
 

@@ -24,13 +24,15 @@ from sqlalchemy import event
 from sqlalchemy.engine import ExceptionContext
 
 from . import _fork, signals
+from ._application_name import rename
 from ._board import COMMITTING, IDLE, LEAKED, RUNNING, STATEMENT
 from ._callsite import application_site
 from ._checkouts import hold, meet_by_hand, watch_pool
 from ._commit import COMMIT, commit_in_order, in_order, learn_marks, run_locked, send_commit
 from ._drivers import TransactionStatus, sqlstate, status_probe
-from ._engines import begin_before_write, begin_sqlite, begins_by_statement, refuse_writes
+from ._engines import NAME, begin_before_write, begin_sqlite, begins_by_statement, refuse_writes
 from ._gevent import warn_of_what_blocks
+from ._harmless import is_harmless_read
 from ._limits import limit_again, limit_time
 from ._notices import (
     MAX_INSERTS,
@@ -43,7 +45,7 @@ from ._notices import (
     notice_merge,
 )
 from ._rules import report_now, violation
-from ._state import STATUS_PROBE, Begins, Link, SessionState, link_of
+from ._state import STATUS_PROBE, Begins, Link, SessionState, link_of, outermost_of
 from ._statements import Kind, kind_of
 from ._two_phase import commit_by_two_phases
 from ._units import state_that_holds
@@ -52,6 +54,7 @@ from .exceptions import RuleViolationError, UnitFailedError, UnitOptionsError
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session, SessionTransaction
 
+    from ._ride._riders import Riders
     from ._units import Unit
 
     _Session = Session
@@ -334,10 +337,22 @@ def _begin_on_sqlite(link: Link) -> None:
 def _set_options(link: Link, unit: Unit) -> None:
     """Tell the server what the unit asks of its transaction, and the driver had no way to say."""
     late_options = unit.late_options(link.connection)
-    if late_options is not None:
+    if link.riders is not None:
+        _let_ride(link, link.riders, unit, late_options)
+    elif late_options is not None:
         link.connection.exec_driver_sql(late_options)
     if unit.remaining_s is not None:
         limit_time(link, unit.remaining_s, is_outermost=unit.parent is None)
+
+
+def _let_ride(link: Link, riders: Riders, unit: Unit, late_options: str | None) -> None:
+    """Let the unit's options and its label ride behind BEGIN; a unit that only reads may do without any."""
+    if late_options is not None:
+        riders.add((late_options,))
+    name = getattr(link.dbapi_connection, NAME, None)
+    if name is not None and link.state.settings.label_server:
+        riders.add((rename(name, outermost_of(unit).label),))
+    link.reads_alone = late_options is None and unit.may_read_alone and link.dbapi_connection.is_read_only_at_start
 
 
 def _about_to_commit(session: Session) -> None:
@@ -496,6 +511,10 @@ def _note_statement(statement: str, context: Any) -> Link | None:
     _begin_statement(link, state, may_raise=True)
     if kind is Kind.WRITE:
         _note_write(state)
+    elif (
+        link.reads_alone and link.limit_s is None and statement is context.statement and is_harmless_read(context)
+    ):  # a listener of the application's may have put another text there
+        link.dbapi_connection.needs_no_transaction = True
     return link
 
 

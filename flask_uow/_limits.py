@@ -39,10 +39,13 @@ def limit_time(link: Link, remaining_s: float | None, *, is_outermost: bool) -> 
             limits["idle_in_transaction_session_timeout"] = remaining_s + SLACK_S
         values = ", ".join(f"('{name}', {math.ceil(seconds * 1000)})" for name, seconds in limits.items())
         statements.append(_LIMIT.format(limits=values))
+    link.limit_s = remaining_s
+    if link.riders is not None:
+        link.riders.add(statements)
+        return
     with closing(link.dbapi_connection.cursor()) as cursor:
         for statement in statements:
             cursor.execute(statement)
-    link.limit_s = remaining_s
     link.was_begun = link.was_begun or bool(statements)
 
 

@@ -64,6 +64,8 @@ class Settings:
     :param idle_limit_s: seconds after which an idle transaction is shown as trouble, whatever the rules are.
     :param stats: whether this process publishes what it does.
     :param stats_dir: in which folder; None for the default one.
+    :param ride: whether what needs no answer of its own rides on the next statement, where the driver can.
+    :param label_server: whether the server is told the unit's label, where statements ride.
     :param server_timing: whether responses get a ``Server-Timing`` header; None for what ``app.debug`` says.
     """
 
@@ -81,6 +83,8 @@ class Settings:
     stats: bool = True
     stats_dir: str | None = None
     server_timing: bool | None = None
+    ride: bool = True
+    label_server: bool = True
 
 
 def read_settings(
@@ -112,6 +116,8 @@ def read_settings(
         stats=values.get("UOW_STATS", True),
         stats_dir=values.get("UOW_STATS_DIR"),
         server_timing=values.get("UOW_SERVER_TIMING"),
+        ride=values.get("UOW_RIDE", True),
+        label_server=values.get("UOW_LABEL_SERVER", True),
     )
 
 
@@ -365,7 +371,6 @@ _CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "UOW_MAX_IDLE_SECONDS": _seconds,
     "UOW_STATS": _boolean,
     "UOW_STATS_DIR": _folder,
-    # Checked already, so that a configuration written today stays right; they change no outcome.
     "UOW_RIDE": _boolean,
     "UOW_LABEL_SERVER": _boolean,
 }

@@ -34,6 +34,7 @@ from .exceptions import ConfigurationError, RuleViolationError, UnitOfWorkError
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
 
+    from ._ride._riders import Riders
     from ._sessions import Sessions
     from ._units import Unit
 
@@ -302,7 +303,7 @@ class SessionState:
         for link in self.links:
             dbapi_connection = link.pooled.dbapi_connection
             status = None if dbapi_connection is None else link._probe(dbapi_connection)
-            if link.was_lost or status is TransactionStatus.IN_ERROR or status is None:
+            if link.was_lost or status is TransactionStatus.IN_ERROR or status is None or link.is_doomed:
                 return True
             if status is TransactionStatus.IDLE and link.has_lost_transaction():
                 return True
@@ -337,6 +338,8 @@ class Link:
     :ivar idle_since: when the last statement was answered, in seconds of the monotonic clock; infinite before that.
     :ivar was_begun: whether its server was seen in the transaction; PostgreSQL begins it with the first statement.
     :ivar was_lost: whether the transaction was seen to have ended unasked.
+    :ivar riders: what waits on it for the next statement; None where statements do not ride.
+    :ivar reads_alone: whether a harmless read on it needs no transaction.
     :ivar has_past: whether the transaction was open already when it was met, so that it may have written unseen.
     """
 
@@ -350,7 +353,9 @@ class Link:
         "limit_s",
         "is_lent",
         "pooled",
+        "reads_alone",
         "refuses_writes",
+        "riders",
         "state",
         "was_begun",
         "was_committed",
@@ -367,6 +372,8 @@ class Link:
         self.limit_s: float | None = None
         self.idle_since = math.inf
         self.pooled = connection.connection
+        self.riders: Riders | None = getattr(self.pooled.dbapi_connection, "riders", None)
+        self.reads_alone = False
         self._probe: Callable[[Any], TransactionStatus | None] = connection.dialect._uow_probe  # type: ignore[attr-defined]
         connection._uow = self.pooled._uow = self  # type: ignore[attr-defined]
 
@@ -405,7 +412,14 @@ class Link:
     def status(self) -> TransactionStatus | None:
         """The server's word on its transaction; None if the connection is closed or was lost."""
         dbapi_connection = self.pooled.dbapi_connection
-        return None if dbapi_connection is None else self._probe(dbapi_connection)
+        if dbapi_connection is None:
+            return None
+        return TransactionStatus.IN_ERROR if self.is_doomed else self._probe(dbapi_connection)
+
+    @property
+    def is_doomed(self) -> bool:
+        """Whether the transaction has failed before its server has heard of it."""
+        return self.riders is not None and self.riders.is_doomed
 
 
 def link_of(connection: object) -> Link | None:

@@ -516,6 +516,12 @@ class Unit:
         with self._state.own_call():
             owner._transaction = self.session.begin(nested=owner.parent is not None)
 
+    @property
+    def may_read_alone(self) -> bool:
+        """Whether its harmless reads need no transaction: each would have a snapshot of its own in one as well."""
+        options = outermost_of(self)._options
+        return options.read_only and options.timeout is None and _isolation_of(self.session, self) == "READ COMMITTED"
+
     def late_options(self, connection: sa.Connection) -> str | None:
         """What gives the unit's options to a second bind's PostgreSQL connection, which began without them."""
         options, given = outermost_of(self)._options, connection.get_execution_options()

@@ -26,8 +26,18 @@ class TransactionStatus(IntEnum):
 LIBPQ_DRIVERS = ("psycopg2", "psycopg")
 
 
-def _psycopg2(dbapi_connection: Any) -> TransactionStatus | None:
-    return _STATUSES.get(dbapi_connection.get_transaction_status())
+def _probe_of_psycopg2() -> Callable[[Any], TransactionStatus | None]:
+    from psycopg2.extensions import connection
+
+    ask = connection.get_transaction_status  # the driver's own: one whose statements ride says what it will be
+
+    def psycopg2_status(dbapi_connection: Any) -> TransactionStatus | None:
+        try:
+            return _STATUSES.get(ask(dbapi_connection))
+        except TypeError:  # what somebody has put around it
+            return _STATUSES.get(dbapi_connection.get_transaction_status())
+
+    return psycopg2_status
 
 
 def _psycopg(dbapi_connection: Any) -> TransactionStatus | None:
@@ -43,10 +53,10 @@ def _silent(dbapi_connection: Any) -> TransactionStatus:
 
 
 _STATUSES: dict[object, TransactionStatus] = {status.value: status for status in list(TransactionStatus)[:-1]}
-_PROBES: dict[str, Callable[[Any], TransactionStatus | None]] = {
-    "psycopg2": _psycopg2,
-    "psycopg": _psycopg,
-    "pysqlite": _pysqlite,
+_PROBES: dict[str, Callable[[], Callable[[Any], TransactionStatus | None]]] = {
+    "psycopg2": _probe_of_psycopg2,
+    "psycopg": lambda: _psycopg,
+    "pysqlite": lambda: _pysqlite,
 }
 
 
@@ -58,7 +68,7 @@ def status_probe(driver: str) -> Callable[[Any], TransactionStatus | None]:
     :param driver: SQLAlchemy's name of the driver, ``dialect.driver``; for one that cannot tell, the answer is always
         ``UNKNOWN``.
     """
-    return _PROBES.get(driver, _silent)
+    return _PROBES.get(driver, lambda: _silent)()
 
 
 def server_process(driver: str, dbapi_connection: Any) -> int:
@@ -74,6 +84,18 @@ def server_process(driver: str, dbapi_connection: Any) -> int:
     elif driver == "psycopg":
         pid = dbapi_connection.pgconn.backend_pid
     return pid & 0xFFFFFFFF
+
+
+def parameter_status(dbapi_connection: Any, name: str) -> str | None:
+    """What a server reports of a setting without being asked; None if it reports nothing.
+
+    :param dbapi_connection: a psycopg2 or psycopg connection.
+    """
+    if hasattr(dbapi_connection, "get_parameter_status"):
+        value: str | None = dbapi_connection.get_parameter_status(name)
+        return value
+    told: bytes | None = dbapi_connection.pgconn.parameter_status(name.encode())
+    return None if told is None else told.decode()
 
 
 def is_readable_while_idle(dbapi_connection: Any) -> bool:

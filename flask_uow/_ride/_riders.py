@@ -50,8 +50,8 @@ class Riders:
         self.is_doomed = False
         #: What waits, BEGIN first.
         self.waiting: list[str] = []
-        #: A statement that the next BEGIN takes along, and that is dropped where no BEGIN is sent: the label of a unit.
-        self.along = ""
+        #: Statements that the next BEGIN takes along, and that are dropped where none is sent: the label of a unit.
+        self.along: tuple[str, ...] = ()
         # The names of the open savepoints and where each waits, -1 for one that was sent; inner ones last.
         self._savepoints: list[tuple[str, int]] = []
         # Whether something waits that may fail by itself, so that it is not dropped at COMMIT.
@@ -66,8 +66,7 @@ class Riders:
         """
         self.is_begun = self.is_begin_waiting = True
         self.waiting.append(statement)
-        if self.along:
-            self.waiting.append(self.along)
+        self.waiting.extend(self.along)
         self._head = len(self.waiting)
 
     def take_back_begin(self) -> None:
@@ -75,6 +74,16 @@ class Riders:
         along = self.along
         self.end()
         self.along = along
+
+    def add(self, statements: Iterable[str]) -> None:
+        """Let statements wait that change nothing but the transaction; they are dropped where it ends before it speaks.
+
+        :param statements: each alone, without parameters, and known to succeed.
+        """
+        if self.is_begun:
+            self.waiting.extend(statements)
+        else:
+            self.along += tuple(statements)
 
     def begun(self) -> None:
         """Believe that a transaction is open whose BEGIN was sent."""
@@ -84,7 +93,7 @@ class Riders:
         """Believe that no transaction is open; nothing waits any more."""
         self.is_begun = self.is_begin_waiting = self.is_doomed = self._is_told = False
         self._head = 0
-        self.along = ""
+        self.along = ()
         self.waiting.clear()
         self._savepoints.clear()
 
