@@ -12,15 +12,15 @@ import logging
 import re
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
-from functools import cache, lru_cache, partial
-from typing import Any, NamedTuple, Self
+from functools import lru_cache, partial
+from typing import Any, NamedTuple
 
 import psycopg
 from psycopg import errors, pq
 from psycopg._pipeline import Pipeline
 from psycopg._preparing import Prepare, PrepareManager
 from psycopg._queries import PostgresQuery
-from psycopg.abc import Params, PQGen, Query
+from psycopg.abc import Params, PQGen, Query, QueryNoTemplate
 from psycopg.adapt import Transformer
 from psycopg.generators import execute, fetch_many, send
 from psycopg.pq.abc import PGresult
@@ -63,10 +63,10 @@ CONNECTION_METHODS = (
 PREPARED_METHODS = ("clear", "maintain_gen", "maybe_add_to_cache", "validate")
 
 # A statement that goes well with others in one pipeline. COPY does not, and what ends a transaction ends the riders'.
-CARRIER = re.compile(rb"(?:[\s(]|/\*[^*]*\*/|--[^\n]*\n)*(SELECT|INSERT|UPDATE|DELETE|WITH|VALUES|MERGE)\b", re.I)
-CREATING_READ = re.compile(rb"\bINTO\b", re.I)
-HARMLESS = re.compile(rb"\s*(?:SET|SHOW|EXPLAIN\s+(?!ANALY)|LOCK|LISTEN|NOTIFY|UNLISTEN|FETCH|MOVE|CLOSE)\b", re.I)
-CONTROL = re.compile(rb"\s*(?:BEGIN|START|COMMIT|END|ABORT|ROLLBACK|SAVEPOINT|RELEASE|PREPARE|CALL|DO)\b", re.I)
+CARRIER = re.compile(rb"(?i)(?:[\s(]|/\*[^*]*\*/|--[^\n]*\n)*(SELECT|INSERT|UPDATE|DELETE|WITH|VALUES|MERGE)\b")
+CREATING_READ = re.compile(rb"(?i)\bINTO\b")
+HARMLESS = re.compile(rb"(?i)\s*(?:SET|SHOW|LOCK|LISTEN|NOTIFY|UNLISTEN|FETCH|MOVE|CLOSE)\b")
+CONTROL = re.compile(rb"(?i)\s*(?:BEGIN|START|COMMIT|END|ABORT|ROLLBACK|SAVEPOINT|RELEASE|PREPARE|CALL|DO)\b")
 REMEMBERED_TEXTS = 1000
 LONGEST_REMEMBERED_TEXT = 4096
 # A plan that the server cannot run any more; what it was made for is gone, or has come again as another one.
@@ -84,7 +84,7 @@ class _Text(NamedTuple):
 
 
 class RidingConnection(psycopg.Connection[Any]):
-    """A connection on which BEGIN, SAVEPOINT, RELEASE, ROLLBACK TO and SET LOCAL wait for a statement that carries them.
+    """A connection on which BEGIN, SAVEPOINT, RELEASE, ROLLBACK TO and SET LOCAL wait for what carries them.
 
     ``needs_no_transaction`` is set just before a statement that is known to be a harmless read, and is consumed by it.
     """
@@ -103,21 +103,8 @@ class RidingConnection(psycopg.Connection[Any]):
         self._is_read_only_by_default = False
         self._has_batch = False
 
-    @classmethod
-    def connect(cls, conninfo: str = "", *, read_only_at_start: bool = False, **options: Any) -> Self:
-        """Connect.
-
-        :param read_only_at_start: whether the connection's start options ask for ``default_transaction_read_only``,
-            which transactions that may write then undo; a pooler may have dropped it, so that the server is asked.
-        :param options: as psycopg takes them.
-        """
-        connection = super().connect(conninfo, **options)
-        connection.cursor_factory = riding_cursor_class(connection.cursor_factory)
-        if read_only_at_start:
-            connection._note_read_only_at_start()
-        return connection
-
-    def _note_read_only_at_start(self) -> None:
+    def note_read_only_at_start(self) -> None:
+        """Ask whether ``default_transaction_read_only`` was set by the start options; a pooler may have dropped it."""
         # Servers before PostgreSQL 14 do not tell.
         told = self.pgconn.parameter_status(b"default_transaction_read_only")
         if told is None:
@@ -129,7 +116,7 @@ class RidingConnection(psycopg.Connection[Any]):
 
     @property
     def transaction_status(self) -> int:
-        """libpq's number for the transaction's status, as if nothing waited."""
+        """Libpq's number for the transaction's status, as if nothing waited."""
         status = self.pgconn.transaction_status
         return status if status == UNKNOWN else self.riders.status(status)
 
@@ -201,7 +188,7 @@ class RidingConnection(psycopg.Connection[Any]):
 
     def _queue_riders(self, pipeline: Pipeline) -> None:
         """Let a batch begin with what waits."""
-        for rider in self._take_riders():
+        for rider in self._encode(self.riders.waiting):
             pipeline.command_queue.append(partial(self.pgconn.send_query_params, rider, None))
             pipeline.result_queue.append(None)
         self.riders.sent()
@@ -209,7 +196,7 @@ class RidingConnection(psycopg.Connection[Any]):
             pipeline.command_queue.append(partial(self._send_deallocate, name))
             pipeline.result_queue.append(None)
 
-    def _exec_command(self, command: Query, *arguments: Any, **options: Any) -> PQGen[PGresult | None]:  # type: ignore[override]
+    def _exec_command(self, command: QueryNoTemplate, *arguments: Any, **options: Any) -> PQGen[PGresult | None]:
         if self._pipeline is None and self.riders.waiting:
             yield from self._send_ahead_gen()
         result = yield from super()._exec_command(command, *arguments, **options)
@@ -241,9 +228,7 @@ class RidingConnection(psycopg.Connection[Any]):
     def _check_intrans_gen(self, attribute: str) -> PQGen[None]:
         if self._pipeline is None and self.transaction_status != self.pgconn.transaction_status:
             status = pq.TransactionStatus(self.transaction_status).name
-            raise errors.ProgrammingError(
-                f"can't change {attribute!r} now: connection in transaction status {status}"
-            )
+            raise errors.ProgrammingError(f"can't change {attribute!r} now: connection in transaction status {status}")
         yield from super()._check_intrans_gen(attribute)
 
     def _commit_gen(self) -> PQGen[None]:
@@ -252,15 +237,14 @@ class RidingConnection(psycopg.Connection[Any]):
             return
         riders = self.riders
         is_doomed = riders.is_doomed
-        rest = [rider.encode(self.pgconn._encoding) for rider in riders.for_commit()]
-        is_idle = self.pgconn.transaction_status == IDLE
-        begin = riders.waiting[:1] if is_idle else []
-        self.riders.end()
+        rest = self._encode(riders.for_commit())
+        # Before it is sent: what an interrupt leaves is then what the server says.
+        riders.end()
         if is_doomed:
             raise errors.InFailedSqlTransaction(ABORTED)
         if rest:
-            yield from self._commit_riders_gen([*(text.encode() for text in begin), *rest])
-        elif not is_idle:
+            yield from self._commit_riders_gen(rest)
+        elif self.pgconn.transaction_status != IDLE:
             yield from self._exec_command(b"COMMIT")
 
     def _commit_riders_gen(self, riders: list[bytes]) -> PQGen[None]:
@@ -273,6 +257,7 @@ class RidingConnection(psycopg.Connection[Any]):
             yield from super()._rollback_gen()
             return
         self.riders.end()
+        self.needs_no_transaction = False
         if self.pgconn.transaction_status == IDLE:
             return
         if self.pgconn.transaction_status == ACTIVE:
@@ -381,9 +366,9 @@ class RidingConnection(psycopg.Connection[Any]):
         """Whether anything besides the riders has to go before the next statement."""
         return bool(self._forgotten) or self._has_wrong_default()
 
-    def _take_riders(self) -> list[bytes]:
+    def _encode(self, riders: list[str]) -> list[bytes]:
         encoding = self.pgconn._encoding
-        return [rider.encode(encoding) for rider in self.riders.waiting]
+        return [rider.encode(encoding) for rider in riders]
 
     def _take_forgotten(self) -> list[bytes | None]:
         if not self._forgotten or (self.pgconn.transaction_status == IN_ERROR and not self.riders.waiting):
@@ -397,13 +382,12 @@ class RidingConnection(psycopg.Connection[Any]):
         if riders.is_doomed:
             yield from self._fail_gen()
         elif riders.waiting or self._forgotten or self._has_wrong_default():
-            yield from self._ride_gen(self._take_riders(), ())
+            yield from self._ride_gen(self._encode(self.riders.waiting), ())
 
     def _fail_gen(self) -> PQGen[None]:
         """Make a failure genuine that the server knows nothing of."""
-        begin = self._take_riders()[:1]
-        yield from self._ride_gen(begin, [partial(self.pgconn.send_query_params, FAILING.encode(), None)])
-        self.riders.is_doomed = False
+        riders = self._encode(self.riders.waiting)
+        yield from self._ride_gen(riders, [partial(self.pgconn.send_query_params, FAILING.encode(), None)])
 
     def _ride_gen(
         self, riders: Sequence[bytes], sends: Sequence[Callable[[], object]]
@@ -461,7 +445,8 @@ class RidingConnection(psycopg.Connection[Any]):
         try:
             yield from send(pgconn)
             for _ in range(count):
-                answers.append((yield from fetch_many(pgconn)))
+                answer = yield from fetch_many(pgconn)
+                answers.append(answer)
             yield from fetch_many(pgconn)
         except errors.DatabaseError:
             # A server that ends the connection says why before.
@@ -534,6 +519,17 @@ class RidingCursor(psycopg.Cursor[Any]):
         self._last_query = query
         yield from connection._prepared.maintain_gen(connection)
 
+    def _start_query(self, query: Query | None = None) -> PQGen[None]:
+        """Do as psycopg does for a stream or a batch."""
+        connection = self._conn
+        if not isinstance(connection, RidingConnection):
+            yield from super()._start_query(query)
+            return
+        had_created = connection._may_have_created
+        yield from super()._start_query(query)
+        if isinstance(query, str):
+            connection._may_have_created = had_created or read_text(query.encode()).may_create
+
     def _carry_gen(
         self,
         connection: RidingConnection,
@@ -548,7 +544,7 @@ class RidingCursor(psycopg.Cursor[Any]):
             send_statement = partial(self._execute_send, pgq, binary=binary)
         else:
             send_statement = partial(self._send_query_prepared, name, pgq, binary=binary)
-        riders = [] if is_free else connection._take_riders()
+        riders = [] if is_free else connection._encode(connection.riders.waiting)
         if riders or prep is Prepare.SHOULD or connection._has_forgotten():
             if prep is Prepare.NO:
                 send_statement.keywords["force_extended"] = True
@@ -593,10 +589,32 @@ class RidingServerCursor(psycopg.ServerCursor[Any]):
 
     __slots__ = ()
 
+    def _start_query(self, query: Query | None = None) -> PQGen[None]:
+        had_created = getattr(self._conn, "_may_have_created", False)
+        yield from super()._start_query(query)
+        if isinstance(self._conn, RidingConnection):
+            self._conn._may_have_created = had_created
+
     def _close_gen(self) -> PQGen[None]:
-        if isinstance(self._conn, RidingConnection) and self._conn._pipeline is None:
-            yield from self._conn._send_ahead_gen()
+        connection = self._conn
+        if isinstance(connection, RidingConnection) and connection.pgconn.transaction_status == IN_ERROR:
+            yield from connection._send_ahead_gen()
         yield from super()._close_gen()
+
+
+def connect(arguments: Sequence[Any], options: dict[str, Any], *, is_read_only_asked: bool) -> RidingConnection:
+    """Connect.
+
+    :param arguments: as psycopg takes them.
+    :param options: as psycopg takes them.
+    :param is_read_only_asked: whether the start options ask for ``default_transaction_read_only``, which transactions
+        that may write then undo.
+    """
+    connection = RidingConnection.connect(*arguments, **options)
+    connection.cursor_factory = riding_cursor_class(connection.cursor_factory)
+    if is_read_only_asked:
+        connection.note_read_only_at_start()
+    return connection
 
 
 def riding_cursor_class(cursor_class: type[psycopg.Cursor[Any]]) -> type[psycopg.Cursor[Any]]:
@@ -611,8 +629,8 @@ def riding_cursor_class(cursor_class: type[psycopg.Cursor[Any]]) -> type[psycopg
     return _make_riding_cursor_class(cursor_class)
 
 
-@cache
-def _make_riding_cursor_class(cursor_class: type[psycopg.Cursor[Any]]) -> type[psycopg.Cursor[Any]]:
+@lru_cache(100)
+def _make_riding_cursor_class(cursor_class: type[Any]) -> type[psycopg.Cursor[Any]]:
     return type(cursor_class.__name__, (RidingCursor, cursor_class), {"__module__": cursor_class.__module__})
 
 
