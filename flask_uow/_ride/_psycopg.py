@@ -13,7 +13,7 @@ import re
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache, partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import psycopg
 from psycopg import errors, pq
@@ -313,8 +313,14 @@ class RidingConnection(psycopg.Connection[Any]):
     ) -> Iterator[psycopg.Transaction]:
         """Do as psycopg does, behind what waits."""
         self._send_ahead()
-        with super().transaction(savepoint_name, force_rollback) as transaction:
-            yield transaction
+        depth = self._num_transactions
+        try:
+            with super().transaction(savepoint_name, force_rollback) as transaction:
+                yield transaction
+        except BaseException as error:
+            if not isinstance(error, Exception) and self._num_transactions != depth:
+                self.pgconn.finish()
+            raise
 
     def _send_ahead(self) -> None:
         if self.riders.waiting or self._forgotten:
@@ -626,7 +632,7 @@ def riding_cursor_class(cursor_class: type[psycopg.Cursor[Any]]) -> type[psycopg
         return cursor_class
     if any(getattr(cursor_class, name) is not getattr(psycopg.Cursor, name) for name in CURSOR_METHODS):
         return cursor_class
-    return _make_riding_cursor_class(cursor_class)
+    return _make_riding_cursor_class(cast("Any", cursor_class))
 
 
 @lru_cache(100)
