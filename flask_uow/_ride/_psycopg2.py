@@ -1,0 +1,643 @@
+"""psycopg2's connection, with statements that ride.
+
+Underneath, psycopg2 is in autocommit: the class says BEGIN, COMMIT and ROLLBACK itself, where the driver would have.
+For what the driver's C code does by its own fields, two-phase transactions and large objects, the driver drives that
+one transaction.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from functools import lru_cache
+from types import TracebackType
+from typing import Any, Literal, NoReturn
+
+import psycopg2
+from psycopg2 import extensions
+from psycopg2.extensions import connection as plain_connection
+from psycopg2.extensions import cursor as plain_cursor
+
+from ._psycopg2_cursors import PREFIX_END, RidingCursor, riding_cursor_class
+from ._riders import FAILING, IDLE, IN_ERROR, SEPARATOR, Riders
+from ._texts import Carrying
+
+READ_ONLY = "default_transaction_read_only"
+_REPORTING_VERSION = 140000  # the first server that reports the setting by itself
+
+_LEVELS = (None, "READ COMMITTED", "REPEATABLE READ", "SERIALIZABLE", "READ UNCOMMITTED")  # by psycopg2's numbers
+_ALONE_IN_AUTOCOMMIT = frozenset(("SELECT 1", "select 1", "SELECT 1;", ";"))
+
+# What psycopg2 keeps in C; the names are taken by properties and methods here.
+_members: Any = plain_connection
+_real_autocommit = _members.autocommit
+_real_isolation_level = _members.isolation_level
+_real_readonly = _members.readonly
+_real_deferrable = _members.deferrable
+_real_status = _members.status
+_real_cursor_factory = _members.cursor_factory
+_server_status: Callable[[plain_connection], int] = _members.get_transaction_status
+
+_Characteristics = tuple[int | None, bool | None, bool | None]
+_AS_THE_SERVER: _Characteristics = (None, None, None)
+
+# What texts were run, by the server's version, whose grammar they satisfied.
+_TEXTS: dict[int, dict[str, Carrying]] = {}
+# The riding class in front of each class that a program has named.
+_CLASSES: dict[type[Any], type[RidingConnection]] = {}
+
+
+class RidingConnection(plain_connection):
+    """A connection that sends what needs no answer of its own in front of what does."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._set_up()
+
+    def _set_up(self) -> None:
+        #: What it was told and has not sent.
+        self.riders = Riders()
+        #: Set to True before one statement that is known to be a harmless read: it may go without a BEGIN.
+        self.needs_no_transaction = False
+        #: Whether the server has taken the start option by which all is read-only that does not say otherwise.
+        self.is_read_only_at_start = False
+        # One thread at a time sends what waits.
+        self._lock = threading.RLock()
+        # Grows with each transaction's end, which named cursors do not survive.
+        self._endings = 0
+        # Whether psycopg2 drives the present transaction itself.
+        self._is_native = False
+        self._is_entered = False
+        self._characteristics = _AS_THE_SERVER
+        # What was last SET for what runs without a BEGIN.
+        self._session = _AS_THE_SERVER
+        self._cursor_factory: Any = None
+        self._autocommit = bool(self.async_)
+        self._texts = _TEXTS.setdefault(self.server_version, {})
+        if not self.async_:
+            self._start()
+
+    def _start(self) -> None:
+        _real_autocommit.__set__(self, True)
+        _real_cursor_factory.__set__(self, RidingCursor)
+        # In another encoding a server may refuse a whole string for one of its characters.
+        self._is_utf8 = self.get_parameter_status("server_encoding") == "UTF8"
+        if f"{READ_ONLY}=on" in (extensions.ConnectionInfo(self).options or ""):
+            self.is_read_only_at_start = self._ask_setting() == "on"
+
+    # ---- transactions
+
+    @property
+    def transaction_status(self) -> int:
+        """The transaction's status in libpq's numbers, as if nothing were waiting."""
+        riders = self.riders
+        if riders.waiting:
+            return riders.status(IDLE)
+        return _server_status(self)
+
+    def get_transaction_status(self) -> int:
+        """Return libpq's status of the transaction, as if nothing were waiting."""
+        return self.transaction_status
+
+    @property
+    def status(self) -> int:
+        """psycopg2's belief: whether a transaction is open."""
+        if self.riders.is_begun and not self._is_native:
+            return extensions.STATUS_BEGIN
+        status: int = _real_status.__get__(self)
+        return status
+
+    @property
+    def info(self) -> extensions.ConnectionInfo:
+        """What libpq knows of the connection."""
+        return _Info(self)
+
+    def commit(self) -> None:
+        """Commit; what must not be lost goes along.
+
+        :raises psycopg2.errors.InFailedSqlTransaction: if the transaction had failed, so that nothing is committed.
+        """
+        riders = self.riders
+        if riders.is_begun and self._is_native:
+            return self._commit_natively()
+        if riders.is_begun:
+            with self._lock:
+                self._commit_begun()
+        return super().commit()  # sends nothing, but may refuse
+
+    def rollback(self) -> None:
+        """Roll back; where the server knows of no transaction, nothing is sent."""
+        is_begun = self.riders.is_begun
+        if is_begun and not self._is_native:
+            with self._lock:
+                if _server_status(self) != IDLE:
+                    self._run("ROLLBACK")
+                self._ended()
+        super().rollback()
+        if self._is_native:
+            self._leave_native()
+
+    def __enter__(self) -> RidingConnection:
+        if self.closed or self.async_:
+            super().__enter__()
+        if self._is_entered:
+            raise psycopg2.ProgrammingError("the connection cannot be re-entered recursively")
+        self._is_entered = True
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None, /
+    ) -> None:
+        self._is_entered = False
+        if kind is None:
+            self.commit()
+        else:
+            self.rollback()
+
+    def reset(self) -> None:
+        """Forget everything that the session was told."""
+        if not self.closed and not self.async_ and self.riders.is_begun:
+            self.rollback()
+        super().reset()
+        self._endings += 1
+        self._characteristics = self._session = _AS_THE_SERVER
+        self._autocommit = False
+        _real_autocommit.__set__(self, True)
+
+    def set_client_encoding(self, encoding: str, /) -> None:
+        """Set the encoding; a transaction that is open is rolled back if it is another one, as psycopg2 does."""
+        is_other = _clean(encoding) != self.encoding
+        if is_other and self.riders.is_begun and not self._is_native and not self.closed:
+            self.rollback()
+        super().set_client_encoding(encoding)
+
+    # ---- what the next BEGIN says
+
+    @property
+    def autocommit(self) -> bool:
+        """Whether statements run without a transaction."""
+        return self._autocommit
+
+    @autocommit.setter
+    def autocommit(self, value: Any) -> None:
+        self.set_session(autocommit=bool(value))
+
+    @property
+    def isolation_level(self) -> int | None:
+        """The level that BEGIN names, by psycopg2's number."""
+        return self._characteristics[0]
+
+    @isolation_level.setter
+    def isolation_level(self, value: Any) -> None:
+        self._check_between_transactions()
+        self._characteristics = (_level(value), *self._characteristics[1:])
+
+    @property
+    def readonly(self) -> bool | None:
+        """The access mode that BEGIN names."""
+        return self._characteristics[1]
+
+    @readonly.setter
+    def readonly(self, value: Any) -> None:
+        self._check_between_transactions()
+        level, _, deferrable = self._characteristics
+        self._characteristics = (level, _on_or_off(value), deferrable)
+
+    @property
+    def deferrable(self) -> bool | None:
+        """Whether BEGIN says DEFERRABLE."""
+        return self._characteristics[2]
+
+    @deferrable.setter
+    def deferrable(self, value: Any) -> None:
+        self._check_between_transactions()
+        self._characteristics = (*self._characteristics[:2], _on_or_off(value))
+
+    def set_session(
+        self, isolation_level: Any = None, readonly: Any = None, deferrable: Any = None, autocommit: Any = None
+    ) -> None:
+        """Set what the next BEGIN says; None leaves a thing as it is."""
+        self._check_between_transactions()
+        level, is_read_only, is_deferrable = self._characteristics
+        if isolation_level is not None:
+            level = _level(isolation_level)
+        if readonly is not None:
+            is_read_only = _on_or_off(readonly)
+        if deferrable is not None:
+            is_deferrable = _on_or_off(deferrable)
+        self._characteristics = (level, is_read_only, is_deferrable)
+        if autocommit is not None:
+            self._autocommit = bool(autocommit)
+
+    def set_isolation_level(self, level: int | None) -> None:
+        """Roll back, and set the level of the next BEGIN; 0 is autocommit."""
+        if self.closed or self.async_ or self._is_native:
+            return super().set_isolation_level(level)
+        if isinstance(level, int) and not 0 <= level < len(_LEVELS):
+            raise ValueError(f"isolation level must be between 0 and {len(_LEVELS) - 1}")
+        self.rollback()
+        self._autocommit = level == 0
+        if level != 0:
+            self._characteristics = (level, *self._characteristics[1:])
+        return None
+
+    # ---- cursors
+
+    def cursor(
+        self,
+        name: str | bytes | None = None,
+        cursor_factory: Any = None,
+        withhold: bool = False,
+        scrollable: bool | None = None,
+    ) -> Any:
+        """Return a new cursor."""
+        if name is None and cursor_factory is None and not withhold and scrollable is None:
+            cursor = super().cursor()
+        else:
+            cursor = self._special_cursor(name, cursor_factory, withhold, scrollable)
+        if type(cursor) is not RidingCursor and not isinstance(cursor, RidingCursor):
+            cursor.__class__ = riding_cursor_class(type(cursor), is_named=cursor.name is not None)
+        return cursor
+
+    def _special_cursor(self, name: Any, factory: Any, withhold: bool, scrollable: bool | None) -> Any:
+        options: dict[str, Any] = {"withhold": withhold, "scrollable": scrollable}
+        factory = factory or self._cursor_factory
+        if factory is None and name is not None:
+            factory = plain_cursor
+        if isinstance(factory, type) and issubclass(factory, plain_cursor):
+            factory = riding_cursor_class(factory, is_named=name is not None)
+        if factory is not None:
+            options["cursor_factory"] = factory
+        return super().cursor(name, **options)
+
+    @property
+    def cursor_factory(self) -> Any:
+        """The class of the cursors, as the caller has set it."""
+        return self._cursor_factory
+
+    @cursor_factory.setter
+    def cursor_factory(self, factory: Any) -> None:
+        self._cursor_factory = factory
+        if factory is None:
+            factory = RidingCursor
+        elif isinstance(factory, type) and issubclass(factory, plain_cursor):
+            factory = riding_cursor_class(factory, is_named=False)
+        _real_cursor_factory.__set__(self, factory)
+
+    # ---- what psycopg2 drives itself
+
+    def tpc_begin(self, xid: Any, /) -> None:
+        """Begin a two-phase transaction."""
+        if self._autocommit or self.closed or self.async_:
+            return super().tpc_begin(xid)
+        self._check_outside("tpc_begin")
+        self._prepare_session("", is_harmless=False)
+        _real_autocommit.__set__(self, False)
+        try:
+            self._give_characteristics()
+            super().tpc_begin(xid)
+        except BaseException:
+            self._leave_native()
+            raise
+        self._is_native = True
+        return self.riders.begun()
+
+    def tpc_commit(self, *xid: Any) -> None:
+        """Commit a two-phase transaction."""
+        self._check_recovery(xid)
+        super().tpc_commit(*xid)
+        if not xid:
+            self._leave_native()
+
+    def tpc_rollback(self, *xid: Any) -> None:
+        """Roll a two-phase transaction back."""
+        self._check_recovery(xid)
+        super().tpc_rollback(*xid)
+        if not xid:
+            self._leave_native()
+
+    def tpc_recover(self) -> list[Any]:
+        """Return the two-phase transactions that are prepared."""
+        was_begun = self.riders.is_begun
+        found = super().tpc_recover()
+        if not was_begun and self.riders.is_begun:
+            self.rollback()
+        return found
+
+    def lobject(self, *args: Any, **kwargs: Any) -> Any:
+        """Open a large object; psycopg2 drives the transaction from here on."""
+        if self._is_passive() or self.closed:
+            return super().lobject(*args, **kwargs)
+        with self._lock:
+            self._begin()
+            self._send_waiting()
+            _real_autocommit.__set__(self, False)
+            self._is_native = True
+            try:
+                # It says BEGIN once more, of which the server warns.
+                return super().lobject(*args, **kwargs)
+            finally:
+                if _real_status.__get__(self) == extensions.STATUS_READY:
+                    self._is_native = False
+                    _real_autocommit.__set__(self, True)
+                else:
+                    self._forget_warning()
+
+    # ---- for the cursors
+
+    def _is_passive(self) -> bool:
+        """Whether statements are psycopg2's own affair: in autocommit, or where it drives the transaction."""
+        return self._is_native or (self._autocommit and not self._is_entered)
+
+    def _begin(self) -> bool:
+        """Let a BEGIN wait if no transaction is believed open; return whether one was."""
+        riders = self.riders
+        if riders.is_begun:
+            return True
+        if self._session is not _AS_THE_SERVER:
+            self._set_session(_AS_THE_SERVER)
+        riders.begin(self._begin_text())
+        return False
+
+    def _begin_text(self) -> str:
+        characteristics = self._characteristics
+        if characteristics == _AS_THE_SERVER and not self.is_read_only_at_start:
+            return "BEGIN"
+        level, is_read_only, is_deferrable = characteristics
+        if is_read_only is None and self.is_read_only_at_start:
+            # A standby refuses to say READ WRITE.
+            is_read_only = None if self.get_parameter_status("in_hot_standby") == "on" else False
+        return _begin_text(level, is_read_only, is_deferrable)
+
+    def _prefix(self) -> str:
+        return self.riders.text + PREFIX_END
+
+    def _send_waiting(self) -> None:
+        """Send what waits by itself."""
+        riders = self.riders
+        if not riders.waiting:
+            return
+        if riders.is_doomed:
+            self._fail_on_server()
+            return
+        try:
+            self._run(riders.text)
+        except BaseException as error:
+            self._settle_refusal(error)
+            raise
+        riders.sent()
+
+    def _settle_refusal(self, error: BaseException) -> None:
+        """Find out whether a string that failed has begun the transaction that it was to begin."""
+        riders = self.riders
+        is_refused = isinstance(error, psycopg2.Error) and error.pgcode is not None and not self.closed
+        if is_refused and riders.is_begin_waiting and _server_status(self) == IDLE:
+            riders.is_doomed = True
+        else:
+            riders.sent()
+
+    def _fail_on_server(self) -> None:
+        """Let the server's transaction fail as the program's has, so that its errors are genuine from here on."""
+        riders = self.riders
+        for text in (riders.failing_text, SEPARATOR.join((riders.waiting[0], FAILING))):
+            try:
+                self._run(text)
+            except psycopg2.Error:
+                if self.closed:
+                    raise
+            if _server_status(self) != IDLE:
+                break
+        riders.sent()
+
+    def _can_read_alone(self) -> bool:
+        """Whether a harmless read may go without a BEGIN now, kept from writing by the server all the same."""
+        riders = self.riders
+        if not self.is_read_only_at_start or self._characteristics[0] not in (None, 1) or riders.is_doomed:
+            return False
+        if riders.is_begun and not riders.is_untouched:
+            return False
+        if self._session is not _AS_THE_SERVER:
+            self._set_session(_AS_THE_SERVER)
+        return self.server_version < _REPORTING_VERSION or self.get_parameter_status(READ_ONLY) == "on"
+
+    def _prepare_session(self, query: Any, *, is_harmless: bool) -> None:
+        """Before a statement in autocommit: let the session's defaults be what the next BEGIN would say."""
+        if self._is_native or not self._autocommit or self.closed or self.async_:
+            if self._session is not _AS_THE_SERVER and not self.closed and not self._is_native:
+                self._set_session(_AS_THE_SERVER)
+            return
+        wanted = self._characteristics
+        if wanted[1] is None and self.is_read_only_at_start:
+            if is_harmless or query in _ALONE_IN_AUTOCOMMIT:
+                return
+            wanted = (wanted[0], False, wanted[2])
+        if wanted != self._session:
+            self._set_session(wanted)
+
+    def _set_session(self, wanted: _Characteristics) -> None:
+        level, is_read_only, is_deferrable = wanted
+        values = (_LEVELS[level] if level else None, _guc(is_read_only), _guc(is_deferrable))
+        names = ("default_transaction_isolation", READ_ONLY, "default_transaction_deferrable")
+        changes = [
+            f"SET {name} TO {'DEFAULT' if value is None else repr(value.lower())}"
+            for name, value, old, new in zip(names, values, self._session, wanted, strict=True)
+            if old != new
+        ]
+        if changes:
+            self._run(SEPARATOR.join(changes))
+        self._session = wanted
+
+    # ---- private
+
+    def _run(self, text: str) -> str | None:
+        """Send a text of our own; return the server's tag of its last statement."""
+        cursor = plain_cursor(self)
+        cursor.execute(text)
+        return cursor.statusmessage
+
+    def _commit_begun(self) -> None:
+        riders = self.riders
+        if riders.is_doomed:
+            self._ended()
+            _raise_failed()
+        along = riders.for_commit()
+        if not along and _server_status(self) == IDLE:
+            return self._ended()
+        try:
+            tag = self._run(SEPARATOR.join([*along, "COMMIT"]))
+        except BaseException:
+            if along and not self.closed and _server_status(self) == IN_ERROR:
+                self._run("ROLLBACK")
+            raise
+        finally:
+            self._ended()
+        if tag == "ROLLBACK":
+            _raise_failed()
+        return None
+
+    def _ended(self) -> None:
+        self.riders.end()
+        self._endings += 1
+
+    def _commit_natively(self) -> None:
+        has_failed = _server_status(self) == IN_ERROR and _real_status.__get__(self) == extensions.STATUS_BEGIN
+        super().commit()
+        self._leave_native()
+        if has_failed:
+            _raise_failed()
+
+    def _leave_native(self) -> None:
+        self._is_native = False
+        self._ended()
+        if self.closed:
+            return
+        _real_autocommit.__set__(self, False)
+        for real in (_real_isolation_level, _real_readonly, _real_deferrable):
+            real.__set__(self, None)
+        _real_autocommit.__set__(self, True)
+
+    def _give_characteristics(self) -> None:
+        """Let psycopg2 say the BEGIN that we would."""
+        level, is_read_only, is_deferrable = self._characteristics
+        if is_read_only is None and self.is_read_only_at_start:
+            is_read_only = False
+        _real_isolation_level.__set__(self, level)
+        _real_readonly.__set__(self, is_read_only)
+        _real_deferrable.__set__(self, is_deferrable)
+
+    def _forget_warning(self) -> None:
+        if self.notices and "already a transaction" in self.notices[-1]:
+            del self.notices[-1]
+
+    def _ask_setting(self) -> str | None:
+        if self.server_version >= _REPORTING_VERSION:
+            return self.get_parameter_status(READ_ONLY)  # None behind a pooler, which may use any of its connections
+        cursor = plain_cursor(self)
+        cursor.execute(f"SHOW {READ_ONLY}")
+        row = cursor.fetchone()
+        return row[0] if row else None
+
+    def _check_between_transactions(self) -> None:
+        if self.closed or self.async_ or self._is_native:
+            real: bool = _real_autocommit.__get__(self)
+            _real_autocommit.__set__(self, real)  # psycopg2 refuses
+        self._check_outside("set_session")
+
+    def _check_outside(self, what: str) -> None:
+        if self.riders.is_begun:
+            raise psycopg2.ProgrammingError(f"{what} cannot be used inside a transaction")
+
+    def _check_recovery(self, xid: tuple[Any, ...]) -> None:
+        if xid and self.riders.is_begun and not self._is_native:
+            raise psycopg2.ProgrammingError("tpc_commit/tpc_rollback with a xid must be called outside a transaction")
+
+
+class _Info(extensions.ConnectionInfo):
+    """What libpq knows of a connection, and the status of the transaction as if nothing were waiting."""
+
+    def __init__(self, connection: RidingConnection) -> None:
+        super().__init__(connection)
+        self._riding = connection
+
+    @property
+    def transaction_status(self) -> int:
+        return self._riding.transaction_status
+
+
+def riding_factory(factory: Callable[..., Any] | None) -> Callable[..., Any]:
+    """What makes riding connections as a ``connection_factory`` makes plain ones.
+
+    :param factory: a class, or another function that makes a connection; None for psycopg2's own class.
+    """
+    if factory is None or isinstance(factory, type):
+        return riding_connection_class(factory)
+    return lambda *args, **kwargs: _turn_riding(factory(*args, **kwargs))
+
+
+def _turn_riding(connection: Any) -> Any:
+    """Let a connection ride that somebody else has made; not one whose class cannot be changed, psycopg2's own."""
+    riding = riding_connection_class(type(connection))
+    if isinstance(connection, RidingConnection):
+        return connection
+    if type(connection) is plain_connection:
+        raise TypeError(
+            "A connection_factory that is a function has to make connections of a class of its own to ride."
+        )
+    connection.__class__ = riding
+    connection._set_up()
+    return connection
+
+
+def riding_connection_class(base: type[Any] | None) -> type[RidingConnection]:
+    """The riding class in front of a class of connections.
+
+    :param base: what a ``connection_factory`` names.
+    """
+    if base is None or base is plain_connection:
+        return RidingConnection
+    if issubclass(base, RidingConnection):
+        return base
+    if base not in _CLASSES:
+        namespace = {"__module__": base.__module__, "__doc__": base.__doc__}
+        _CLASSES[base] = type(base.__name__, (RidingConnection, base), namespace)
+    return _CLASSES[base]
+
+
+@lru_cache(maxsize=64)
+def _begin_text(level: int | None, is_read_only: bool | None, is_deferrable: bool | None) -> str:
+    words = ["BEGIN"]
+    if level is not None:
+        words.append(f"ISOLATION LEVEL {_LEVELS[level]}")
+    if is_read_only is not None:
+        words.append("READ ONLY" if is_read_only else "READ WRITE")
+    if is_deferrable is not None:
+        words.append("DEFERRABLE" if is_deferrable else "NOT DEFERRABLE")
+    return " ".join(words)
+
+
+def _raise_failed() -> NoReturn:
+    message = "current transaction is aborted: COMMIT has rolled it back"
+    error = psycopg2.errors.InFailedSqlTransaction(message)
+    set_state: Callable[[dict[str, str]], None] = error.__setstate__
+    set_state({"pgcode": "25P02", "pgerror": f"ERROR:  {message}\n"})
+    raise error
+
+
+def _level(value: Any) -> int | None:
+    """psycopg2's number of an isolation level."""
+    if value is None:
+        return None
+    if isinstance(value, int):
+        if not 1 <= value < len(_LEVELS):
+            raise ValueError(f"isolation_level must be between 1 and {len(_LEVELS) - 1}")
+        return value
+    name = value.decode() if isinstance(value, bytes) else value
+    if not isinstance(name, str):
+        raise TypeError(f"argument 1 must be a string or unicode object: got {type(value).__name__} instead")
+    if name.upper() == "DEFAULT":
+        return None
+    if name.upper() not in _LEVELS:
+        raise ValueError(f"bad value for isolation_level: '{name}'")
+    return _LEVELS.index(name.upper())
+
+
+def _on_or_off(value: Any) -> bool | None:
+    if value is None:
+        return None
+    if isinstance(value, (str, bytes)):
+        name = value.decode() if isinstance(value, bytes) else value
+        if name.lower() == "default":
+            return None
+        raise ValueError(f"the only string accepted is 'default'; got {name}")
+    return bool(value)
+
+
+def _guc(value: bool | None) -> Literal["on", "off"] | None:
+    if value is None:
+        return None
+    return "on" if value else "off"
+
+
+def _clean(encoding: str) -> str:
+    """An encoding's name as psycopg2 keeps it."""
+    return "".join(letter for letter in encoding.upper() if letter.isalnum())

@@ -1,0 +1,372 @@
+"""psycopg2's cursors that send what waits: in front of their statement where it can carry that, else ahead of it.
+
+One for what is run by the client, one for a named cursor, which lives on the server. Both are put in front of the class
+that a ``cursor_factory`` names, so that nothing of its own gets past them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any, Literal
+
+import psycopg2
+from psycopg2 import sql
+from psycopg2.extensions import connection as plain_connection
+from psycopg2.extensions import cursor as plain_cursor
+
+from ._positions import shift_back
+from ._texts import Carrying, are_plain, carrying_of, remember
+
+if TYPE_CHECKING:
+    from ._psycopg2 import RidingConnection
+
+PREFIX_END = ";\n"  # the caller's first line is the second that the server reads
+PROVEN = Carrying.ALL
+
+# What psycopg2 keeps in C; the names are taken by properties here.
+_members: Any = plain_cursor
+_last_query = _members.query
+_last_tag = _members.statusmessage
+# The riding class in front of each class that a program has named, for named cursors or not.
+_CLASSES: dict[tuple[type[Any], bool], type[RidingCursor]] = {}
+_connection_members: Any = plain_connection
+_real_autocommit = _connection_members.autocommit
+
+
+class RidingCursor(plain_cursor):
+    """A cursor run by the client: what waits rides in front of its statement."""
+
+    connection: RidingConnection
+
+    # Whether one of the two below is not empty.
+    _is_odd = False
+    # How many bytes of what it sent last were not the caller's.
+    _shift = 0
+    # The statement that it was told last, while that waits.
+    _deferred = ""
+
+    def execute(self, query: Any, vars: Any = None) -> None:
+        """Run a statement, or let it wait."""
+        connection = self.connection
+        riders = connection.riders
+        if (
+            riders.is_begun
+            and not riders.waiting
+            and not self._is_odd
+            and type(query) is str
+            and connection._texts.get(query) is PROVEN
+            and not connection.needs_no_transaction
+        ):
+            return super().execute(query, vars)
+        if self._is_odd:
+            self._be_even()
+        is_harmless, connection.needs_no_transaction = connection.needs_no_transaction, False
+        if connection._is_passive() or self.closed:
+            connection._prepare_session(query, is_harmless=is_harmless)
+            return super().execute(query, vars)
+        if isinstance(query, sql.Composable):
+            query = query.as_string(connection)
+        with connection._lock:
+            return self._execute_in_transaction(query, vars, is_harmless)
+
+    def executemany(self, query: Any, vars_list: Iterable[Any]) -> None:
+        """Run a statement for each of many parameters; what waits rides in front of the first."""
+        connection = self.connection
+        self._be_even()
+        connection.needs_no_transaction = False
+        if connection._is_passive() or self.closed:
+            connection._prepare_session(query, is_harmless=False)
+            return super().executemany(query, vars_list)
+        text = query.as_string(connection) if isinstance(query, sql.Composable) else query
+        with connection._lock:
+            was_begun = connection._begin()
+            carrying = self._carrying(text)
+            riders = connection.riders
+            # Of many parameters any may be odd: what a savepoint needs is not looked for here.
+            if not riders.waiting or riders.is_doomed or riders.has_savepoint or carrying < Carrying.NO_SAVEPOINT:
+                connection._send_waiting()
+                return super().executemany(query, vars_list)
+            prefix = connection._prefix()
+            first = _FirstWith(prefix, text)
+            before = _last_query.__get__(self)
+            try:
+                super().executemany(first, vars_list)
+            except BaseException as error:
+                self._settle_failure(error, prefix if first.is_first else "", before, was_begun)
+                raise
+            if first.is_used:
+                riders.sent()
+                self._shift_by(prefix if first.is_first else "")
+            elif not was_begun:
+                riders.take_back_begin()
+            return None
+
+    def callproc(self, procname: Any, parameters: Any = None, /) -> Any:
+        """Call a function; what waits is sent ahead."""
+        self._send_ahead()
+        return super().callproc(procname) if parameters is None else super().callproc(procname, parameters)
+
+    def copy_from(self, *args: Any, **kwargs: Any) -> None:
+        """Copy a file into a table; what waits is sent ahead."""
+        self._send_ahead()
+        super().copy_from(*args, **kwargs)
+
+    def copy_to(self, *args: Any, **kwargs: Any) -> None:
+        """Copy a table into a file; what waits is sent ahead."""
+        self._send_ahead()
+        super().copy_to(*args, **kwargs)
+
+    def copy_expert(self, sql: Any, file: Any, *args: Any, **kwargs: Any) -> None:
+        """Run a COPY statement; what waits is sent ahead."""
+        self._send_ahead()
+        super().copy_expert(sql, file, *args, **kwargs)
+
+    @property
+    def query(self) -> bytes | None:
+        """The caller's last statement, without what rode in front of it."""
+        if self._deferred:
+            return self._deferred.encode()
+        query: bytes | None = _last_query.__get__(self)
+        return query[self._shift :] if query is not None and self._shift else query
+
+    @property
+    def statusmessage(self) -> str | None:
+        """The server's tag for the last statement; for one that waits, the tag that it will have."""
+        if self._deferred:
+            return self._deferred.split(None, 1)[0].upper()
+        tag: str | None = _last_tag.__get__(self)
+        return tag
+
+    def _execute_in_transaction(self, query: Any, parameters: Any, is_harmless: bool) -> None:
+        connection = self.connection
+        riders = connection.riders
+        texts = connection._texts
+        carrying = texts.get(query) if type(query) is str else None
+        if carrying is None and type(query) is str and self._defer(query, parameters):
+            return
+        if is_harmless and connection._can_read_alone():
+            self._read_alone(query, parameters)
+            return
+        if carrying is None:
+            carrying = self._carrying(query)
+        was_begun = connection._begin()
+        if riders.waiting:
+            self._execute_with_riders(query, parameters, carrying, was_begun)
+        else:
+            super().execute(query, parameters)
+        if carrying is Carrying.NO_SAVEPOINT and type(query) is str:
+            remember(texts, query, PROVEN)
+        elif carrying is Carrying.NOTHING_AND_ENDS:
+            riders.forget_savepoints()
+
+    def _execute_with_riders(self, query: Any, parameters: Any, carrying: Carrying, was_begun: bool) -> None:
+        connection = self.connection
+        riders = connection.riders
+        loses_savepoint = riders.has_savepoint and not (
+            carrying is PROVEN and connection._is_utf8 and are_plain(parameters)
+        )
+        if carrying < Carrying.NO_SAVEPOINT or loses_savepoint or riders.is_doomed:
+            connection._send_waiting()
+            super().execute(query, parameters)
+            return
+        prefix = connection._prefix()
+        before = _last_query.__get__(self)
+        self._shift_by(prefix)
+        try:
+            super().execute(prefix + query if isinstance(query, str) else prefix.encode() + query, parameters)
+        except BaseException as error:
+            self._settle_failure(error, prefix, before, was_begun)
+            raise
+        riders.sent()
+
+    def _read_alone(self, query: Any, parameters: Any) -> None:
+        """Read without a transaction on the server; one that fails has failed for the caller all the same."""
+        connection = self.connection
+        was_begun = connection._begin()
+        try:
+            super().execute(query, parameters)
+        except psycopg2.Error as error:
+            if error.pgcode is not None:
+                connection.riders.is_doomed = True
+            elif not was_begun:
+                connection.riders.take_back_begin()
+            raise
+
+    def _defer(self, text: str, parameters: Any) -> bool:
+        """Let a statement wait, and return whether it does; a used cursor would still show its last result."""
+        if parameters or text[:1] not in "sSrR" or _last_tag.__get__(self) is not None:
+            return False
+        connection = self.connection
+        was_begun = connection._begin()
+        if connection.riders.defer(text, connection.transaction_status):
+            self._deferred = text
+            self._is_odd = True
+            return True
+        if not was_begun:
+            connection.riders.take_back_begin()
+        return False
+
+    def _carrying(self, query: Any) -> Carrying:
+        if isinstance(query, bytes):
+            return min(carrying_of(query.decode("latin-1")), Carrying.NO_SAVEPOINT)
+        if not isinstance(query, str):
+            return Carrying.NOTHING
+        return self.connection._texts.get(query) or carrying_of(query)
+
+    def _send_ahead(self) -> None:
+        """Send what waits, and nothing behind it."""
+        connection = self.connection
+        self._be_even()
+        connection.needs_no_transaction = False
+        if connection._is_passive() or self.closed:
+            connection._prepare_session("", is_harmless=False)
+            return
+        with connection._lock:
+            connection._begin()
+            connection._send_waiting()
+
+    def _settle_failure(self, error: BaseException, prefix: str, before: bytes | None, was_begun: bool) -> None:
+        """Find out what has become of the riders of a statement that failed."""
+        connection = self.connection
+        riders = connection.riders
+        sent = _last_query.__get__(self)
+        if sent is None or sent is before:  # psycopg2 has not sent it
+            if not was_begun:
+                riders.take_back_begin()
+            self._be_even()
+            return
+        connection._settle_refusal(error)
+        if prefix and isinstance(error, psycopg2.Error) and error.pgcode is not None:
+            shift_back(error, prefix)
+
+    def _shift_by(self, prefix: str) -> None:
+        self._shift = len(prefix.encode())
+        self._is_odd = bool(prefix)
+
+    def _be_even(self) -> None:
+        self._shift = 0
+        self._deferred = ""
+        self._is_odd = False
+
+
+class RidingNamedCursor(RidingCursor):
+    """A cursor on the server: what waits is sent ahead of all that it does."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._endings = self.connection._endings
+
+    def execute(self, query: Any, vars: Any = None) -> None:
+        """Declare the cursor."""
+        connection = self.connection
+        connection.needs_no_transaction = False
+        self._check()
+        if connection._is_passive() or self.closed or _last_query.__get__(self) is not None:
+            return plain_cursor.execute(self, query, vars)
+        with connection._lock:
+            connection._begin()
+            connection._send_waiting()
+            if self.withhold:
+                return plain_cursor.execute(self, query, vars)
+            # psycopg2 refuses in autocommit, and says BEGIN out of it: it is out of it for the time between the two.
+            _real_autocommit.__set__(connection, False)
+            try:
+                return plain_cursor.execute(self, _InAutocommit(query), vars)
+            finally:
+                _real_autocommit.__set__(connection, True)
+
+    def fetchone(self) -> Any:
+        """Fetch a row."""
+        self._send_before_use()
+        return super().fetchone()
+
+    def fetchmany(self, size: int | None = None) -> list[Any]:
+        """Fetch some rows."""
+        self._send_before_use()
+        return super().fetchmany(size)
+
+    def fetchall(self) -> list[Any]:
+        """Fetch all rows that are left."""
+        self._send_before_use()
+        return super().fetchall()
+
+    def __next__(self) -> Any:
+        self._send_before_use()
+        return super().__next__()
+
+    def scroll(self, value: int, mode: Literal["absolute", "relative"] = "relative") -> None:
+        """Move the cursor."""
+        self._send_before_use()
+        super().scroll(value, mode)
+
+    def close(self) -> None:
+        """Close the cursor on the server."""
+        if not self.closed:
+            self._send_before_use()
+        super().close()
+
+    def _check(self) -> None:
+        if self._endings != self.connection._endings and not self.withhold and not self.closed:
+            raise psycopg2.ProgrammingError("named cursor isn't valid anymore")
+
+    def _send_before_use(self) -> None:
+        connection = self.connection
+        self._check()
+        if connection.riders.waiting:
+            with connection._lock:
+                connection._send_waiting()
+
+
+class _FirstWith(sql.Composable):
+    """A text that has riders in front of it the first time that it is asked for."""
+
+    def __init__(self, prefix: str, text: str | bytes) -> None:
+        super().__init__(text)
+        self._prefix = prefix
+        self._text = text
+        self._times = 0
+
+    @property
+    def is_used(self) -> bool:
+        """Whether it was asked for."""
+        return self._times > 0
+
+    @property
+    def is_first(self) -> bool:
+        """Whether what was asked for last is the first."""
+        return self._times == 1
+
+    def as_string(self, context: Any) -> Any:
+        """Give the text to psycopg2."""
+        self._times += 1
+        if self._times > 1:
+            return self._text
+        return self._prefix + self._text if isinstance(self._text, str) else self._prefix.encode() + self._text
+
+
+class _InAutocommit(sql.Composable):
+    """A text that switches autocommit on where psycopg2 asks for it, between its check and its BEGIN."""
+
+    def __init__(self, query: Any) -> None:
+        super().__init__(query)
+        self._query = query
+
+    def as_string(self, context: Any) -> Any:
+        """Give the text to psycopg2."""
+        _real_autocommit.__set__(context, True)
+        query = self._query
+        return query.as_string(context) if isinstance(query, sql.Composable) else query
+
+
+def riding_cursor_class(base: type[Any], *, is_named: bool) -> type[RidingCursor]:
+    """The riding class in front of a class of cursors."""
+    riding = RidingNamedCursor if is_named else RidingCursor
+    if base is plain_cursor:
+        return riding
+    if issubclass(base, riding):
+        return base
+    key = (base, is_named)
+    if key not in _CLASSES:
+        namespace = {"__module__": base.__module__, "__doc__": base.__doc__}
+        _CLASSES[key] = type(base.__name__, (riding, base), namespace)
+    return _CLASSES[key]

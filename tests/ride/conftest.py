@@ -1,0 +1,62 @@
+"""Connections that ride beside plain ones, and a proxy that counts what is sent."""
+
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from typing import Any
+
+import psycopg2
+import pytest
+
+from flask_uow._ride._psycopg2 import RidingConnection
+from tests.databases import PostgreSQLDatabase, Server
+from tests.faults.proxy import LISTEN, Proxy, run_proxy
+
+MakeConnection = Callable[..., Any]
+
+
+@pytest.fixture(scope="session")
+def proxy_process(postgresql_server: Server) -> Iterator[Proxy]:
+    """The run's one proxy."""
+    host, port = postgresql_server.url.host or "localhost", postgresql_server.url.port or 5432
+    with run_proxy(host, port) as proxy:
+        yield proxy
+
+
+@pytest.fixture
+def proxy(proxy_process: Proxy) -> Iterator[Proxy]:
+    """The proxy without orders."""
+    proxy_process.reset()
+    yield proxy_process
+    proxy_process.reset()
+
+
+@pytest.fixture
+def connect(postgres: PostgreSQLDatabase, proxy: Proxy) -> Iterator[MakeConnection]:
+    """A function that connects through the proxy; what was asked so far is forgotten."""
+    made: list[Any] = []
+    postgres.execute("CREATE TABLE t (id int PRIMARY KEY, name text)")
+
+    def connect(factory: Any = RidingConnection, **options: Any) -> Any:
+        url = postgres.driverless_url
+        connection = psycopg2.connect(url, host=LISTEN, port=proxy.port, connection_factory=factory, **options)
+        made.append(connection)
+        proxy.requests()
+        return connection
+
+    yield connect
+    for connection in made:
+        with closing(connection):
+            pass
+
+
+@pytest.fixture
+def riding(connect: MakeConnection) -> RidingConnection:
+    """A riding connection through the proxy, to a database with an empty table ``t (id int PRIMARY KEY, name text)``."""
+    connection: RidingConnection = connect()
+    return connection
+
+
+@pytest.fixture
+def plain(connect: MakeConnection) -> Any:
+    """A plain connection to the same database."""
+    return connect(None)
