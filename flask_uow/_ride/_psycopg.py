@@ -1,0 +1,667 @@
+"""Statements that ride, on psycopg 3: what waits goes with the next statement, in one flush of libpq's pipeline.
+
+The pipeline is driven below psycopg's own, on the ``pgconn``, so that the same code serves its C and its Python
+implementation. What may ride, and what becomes of it, stands in :mod:`flask_uow._ride._riders`.
+
+What is in libpq's hands is either read to its end or the connection is closed: an interrupt leaves nothing between.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager
+from functools import lru_cache, partial
+from typing import Any, NamedTuple, cast
+
+import psycopg
+from psycopg import errors, pq
+from psycopg._pipeline import Pipeline
+from psycopg._preparing import Prepare, PrepareManager
+from psycopg._queries import PostgresQuery
+from psycopg.abc import Params, PQGen, Query, QueryNoTemplate
+from psycopg.adapt import Transformer
+from psycopg.generators import execute, fetch_many, send
+from psycopg.pq.abc import PGresult
+
+from flask_uow._ride._riders import FAILING, IDLE, IN_ERROR, Riders
+
+logger = logging.getLogger(__name__)
+
+# Plain numbers: comparing members of an enumeration takes longer.
+ACTIVE = int(pq.TransactionStatus.ACTIVE)
+UNKNOWN = int(pq.TransactionStatus.UNKNOWN)
+FATAL_ERROR = int(pq.ExecStatus.FATAL_ERROR)
+OK = int(pq.ConnStatus.OK)
+
+# What psycopg's cursors must have for their statements to carry riders; a class that has its own gets them sent ahead.
+CURSOR_METHODS = (
+    "_check_results",
+    "_convert_query",
+    "_execute_gen",
+    "_execute_send",
+    "_get_prepared",
+    "_query_cls",
+    "_reset",
+    "_send_prepare",
+    "_send_query_prepared",
+    "_set_results",
+)
+CONNECTION_METHODS = (
+    "_check_connection_ok",
+    "_check_intrans_gen",
+    "_commit_gen",
+    "_deallocate",
+    "_exec_command",
+    "_get_tx_start_command",
+    "_pipeline_nolock",
+    "_rollback_gen",
+    "_start_query",
+    "_tpc_begin_gen",
+)
+PREPARED_METHODS = ("clear", "maintain_gen", "maybe_add_to_cache", "validate")
+
+# A statement that goes well with others in one pipeline. COPY does not, and what ends a transaction ends the riders'.
+CARRIER = re.compile(rb"(?i)(?:[\s(]|/\*[^*]*\*/|--[^\n]*\n)*(SELECT|INSERT|UPDATE|DELETE|WITH|VALUES|MERGE)\b")
+CREATING_READ = re.compile(rb"(?i)\bINTO\b")
+HARMLESS = re.compile(rb"(?i)\s*(?:SET|SHOW|LOCK|LISTEN|NOTIFY|UNLISTEN|FETCH|MOVE|CLOSE)\b")
+CONTROL = re.compile(rb"(?i)\s*(?:BEGIN|START|COMMIT|END|ABORT|ROLLBACK|SAVEPOINT|RELEASE|PREPARE|CALL|DO)\b")
+REMEMBERED_TEXTS = 1000
+LONGEST_REMEMBERED_TEXT = 4096
+# A plan that the server cannot run any more; what it was made for is gone, or has come again as another one.
+LOST_PLAN_STATES = frozenset(("XX000", "0A000", "26000"))
+ABORTED = "The transaction had failed before it was committed: the server has rolled it back."
+
+
+class _Text(NamedTuple):
+    """What is known of a statement by its text."""
+
+    is_carrier: bool
+    has_several: bool
+    may_create: bool
+    is_control: bool
+
+
+class RidingConnection(psycopg.Connection[Any]):
+    """A connection on which BEGIN, SAVEPOINT, RELEASE, ROLLBACK TO and SET LOCAL wait for what carries them.
+
+    ``needs_no_transaction`` is set just before a statement that is known to be a harmless read, and is consumed by it.
+    """
+
+    needs_no_transaction = False
+    is_read_only_at_start = False
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.riders = Riders()
+        self.cursor_factory = RidingCursor
+        self.server_cursor_factory = RidingServerCursor
+        # Prepared statements that the server is to forget, None for all of them.
+        self._forgotten: list[bytes | None] = []
+        self._may_have_created = False
+        self._is_read_only_by_default = False
+        self._has_batch = False
+
+    def note_read_only_at_start(self) -> None:
+        """Ask whether ``default_transaction_read_only`` was set by the start options; a pooler may have dropped it."""
+        # Servers before PostgreSQL 14 do not tell.
+        told = self.pgconn.parameter_status(b"default_transaction_read_only")
+        if told is None:
+            with self.lock:
+                result = self.wait(super()._exec_command(b"SHOW default_transaction_read_only"))
+            told = result.get_value(0, 0) if result else None
+        self.is_read_only_at_start = self._is_read_only_by_default = told == b"on"
+        self._begin_statement = b""
+
+    @property
+    def transaction_status(self) -> int:
+        """Libpq's number for the transaction's status, as if nothing waited."""
+        status = self.pgconn.transaction_status
+        return status if status == UNKNOWN else self.riders.status(status)
+
+    @property
+    def info(self) -> psycopg.ConnectionInfo:
+        """psycopg's, with the status of :attr:`transaction_status`."""
+        return _RidingInfo(self)
+
+    def wait(self, gen: PQGen[Any], *arguments: Any, **options: Any) -> Any:
+        """Do as psycopg does, and leave nothing half read when interrupted."""
+        try:
+            return super().wait(gen, *arguments, **options)
+        except BaseException as error:
+            if not isinstance(error, Exception):
+                gen.close()
+                self._settle()
+            raise
+
+    def _settle(self) -> None:
+        if self.pgconn.status != OK:
+            return
+        if self._pipeline is not None or self.pgconn.transaction_status == ACTIVE or self.pgconn.pipeline_status:
+            self.pgconn.finish()
+            return
+        # Whether the last of them was prepared cannot be known.
+        self._prepared.clear()
+
+    # What psycopg itself sends.
+
+    def _get_tx_start_command(self) -> bytes:
+        if not self._begin_statement and self.is_read_only_at_start and self._read_only is None:
+            self._read_only = False
+            super()._get_tx_start_command()
+            self._read_only = None
+        return super()._get_tx_start_command()
+
+    def _begin(self) -> None:
+        """Believe a transaction begun, where psycopg would begin one."""
+        status = self.pgconn.transaction_status
+        riders = self.riders
+        if status == IDLE:
+            if riders.is_begun and not riders.is_begin_waiting:
+                # A statement's text has ended it.
+                self.riders.end()
+            if not riders.is_begun and not self._autocommit:
+                self._may_have_created = False
+                riders.begin(self._get_tx_start_command().decode())
+            return
+        if status == ACTIVE and self._pipeline is None:
+            # An interrupt has left it there, outside of all that could have seen it.
+            self.pgconn.finish()
+        self._check_connection_ok()
+        riders.begun()
+
+    def _start_query(self) -> PQGen[None]:
+        """Send ahead what waits, for all that cannot carry it."""
+        self.needs_no_transaction = False
+        if self._pipeline is None:
+            self._begin()
+            self._may_have_created = True
+            yield from self._send_ahead_gen()
+            self.riders.forget_savepoints()
+            return
+        if not self._has_batch:
+            yield from super()._start_query()
+            return
+        self._begin()
+        self._queue_riders(self._pipeline)
+
+    def _queue_riders(self, pipeline: Pipeline) -> None:
+        """Let a batch begin with what waits."""
+        for rider in self._encode(self.riders.waiting):
+            pipeline.command_queue.append(partial(self.pgconn.send_query_params, rider, None))
+            pipeline.result_queue.append(None)
+        self.riders.sent()
+        for name in self._take_forgotten():
+            pipeline.command_queue.append(partial(self._send_deallocate, name))
+            pipeline.result_queue.append(None)
+
+    def _exec_command(self, command: QueryNoTemplate, *arguments: Any, **options: Any) -> PQGen[PGresult | None]:
+        if self._pipeline is None and self.riders.waiting:
+            yield from self._send_ahead_gen()
+        result = yield from super()._exec_command(command, *arguments, **options)
+        if command == b"COMMIT" and result is not None:
+            self._read_tag(result)
+        return result
+
+    def _read_tag(self, result: PGresult) -> None:
+        if result.command_status == b"ROLLBACK":
+            self._forget_prepared()
+            raise errors.InFailedSqlTransaction(ABORTED)
+
+    def _deallocate(self, name: bytes | None) -> PQGen[None]:
+        if self._pipeline is not None:
+            yield from super()._deallocate(name)
+            return
+        if name is None:
+            self._forgotten.clear()
+        self._forgotten.append(name)
+
+    def _send_deallocate(self, name: bytes | None) -> None:
+        if name is None:
+            self.pgconn.send_query_params(b"DEALLOCATE ALL", None)
+        elif psycopg.capabilities.has_send_close_prepared():
+            self.pgconn.send_close_prepared(name)
+        else:
+            self.pgconn.send_query_params(b"DEALLOCATE " + name, None)
+
+    def _check_intrans_gen(self, attribute: str) -> PQGen[None]:
+        if self._pipeline is None and self.transaction_status != self.pgconn.transaction_status:
+            status = pq.TransactionStatus(self.transaction_status).name
+            raise errors.ProgrammingError(f"can't change {attribute!r} now: connection in transaction status {status}")
+        yield from super()._check_intrans_gen(attribute)
+
+    def _commit_gen(self) -> PQGen[None]:
+        if self._is_driven_by_psycopg():
+            yield from super()._commit_gen()
+            return
+        riders = self.riders
+        is_doomed = riders.is_doomed
+        rest = self._encode(riders.for_commit())
+        # Before it is sent: what an interrupt leaves is then what the server says.
+        riders.end()
+        if is_doomed:
+            raise errors.InFailedSqlTransaction(ABORTED)
+        if rest:
+            yield from self._commit_riders_gen(rest)
+        elif self.pgconn.transaction_status != IDLE:
+            yield from self._exec_command(b"COMMIT")
+
+    def _commit_riders_gen(self, riders: list[bytes]) -> PQGen[None]:
+        (results,) = yield from self._ride_gen(riders, [partial(self.pgconn.send_query_params, b"COMMIT", None)])
+        self._check_answer(results)
+        self._read_tag(results[0])
+
+    def _rollback_gen(self) -> PQGen[None]:
+        if self._is_driven_by_psycopg():
+            yield from super()._rollback_gen()
+            return
+        self.riders.end()
+        self.needs_no_transaction = False
+        if self.pgconn.transaction_status == IDLE:
+            return
+        if self.pgconn.transaction_status == ACTIVE:
+            self.pgconn.finish()
+        yield from self._exec_command(b"ROLLBACK")
+        self._forget_prepared()
+
+    def _is_driven_by_psycopg(self) -> bool:
+        return self._pipeline is not None or bool(self._num_transactions) or self._tpc is not None
+
+    def _forget_prepared(self) -> None:
+        """Forget prepared statements of what a rollback may have undone."""
+        if self._may_have_created:
+            self._may_have_created = False
+            self._forget_all_prepared()
+
+    def _tpc_begin_gen(self, xid: psycopg.Xid | str) -> PQGen[None]:
+        yield from self._send_ahead_gen()
+        yield from super()._tpc_begin_gen(xid)
+
+    # Whole blocks that psycopg drives.
+
+    @contextmanager
+    def pipeline(self) -> Iterator[Pipeline]:
+        """Do as psycopg does, behind what waits."""
+        self._send_ahead()
+        self._may_have_created = True
+        with self._closed_by_interrupts(), super().pipeline() as pipeline:
+            yield pipeline
+
+    @contextmanager
+    def _pipeline_nolock(self) -> Iterator[Pipeline]:
+        self._has_batch = True
+        try:
+            with self._closed_by_interrupts(), super()._pipeline_nolock() as pipeline:
+                yield pipeline
+        finally:
+            self._has_batch = False
+
+    @contextmanager
+    def _closed_by_interrupts(self) -> Iterator[None]:
+        try:
+            yield
+        except BaseException as error:
+            if not isinstance(error, Exception):
+                self.pgconn.finish()
+                self._pipeline = None
+            raise
+
+    @contextmanager
+    def transaction(
+        self, savepoint_name: str | None = None, force_rollback: bool = False
+    ) -> Iterator[psycopg.Transaction]:
+        """Do as psycopg does, behind what waits."""
+        self._send_ahead()
+        depth = self._num_transactions
+        try:
+            with super().transaction(savepoint_name, force_rollback) as transaction:
+                yield transaction
+        except BaseException as error:
+            if not isinstance(error, Exception) and self._num_transactions != depth:
+                self.pgconn.finish()
+            raise
+
+    def _send_ahead(self) -> None:
+        if self.riders.waiting or self._forgotten:
+            with self.lock:
+                self.wait(self._send_ahead_gen())
+
+    # Riding.
+
+    def _defers(self, text: str) -> bool:
+        """Take a statement that may wait."""
+        if not self.riders.defer(text, self.transaction_status):
+            return False
+        if self._may_have_created and text.lstrip()[:8].upper() == "ROLLBACK":
+            self._forget_all_prepared()
+        return True
+
+    def _may_go_without(self) -> bool:
+        """Whether a harmless read may go without BEGIN."""
+        riders = self.riders
+        return (
+            self.is_read_only_at_start
+            and riders.is_untouched
+            and not riders.is_doomed
+            and self._isolation_level in (None, psycopg.IsolationLevel.READ_COMMITTED)
+        )
+
+    def _consume_freedom(self) -> bool:
+        """Whether the statement that is to be sent may go without BEGIN; asked once for each."""
+        is_free = self.needs_no_transaction
+        self.needs_no_transaction = False
+        return is_free and self._may_go_without()
+
+    def _note_text(self, text: _Text) -> None:
+        """Keep in mind what a statement may have done that carries nothing."""
+        if text.may_create:
+            self._may_have_created = True
+        if text.is_control or text.has_several:
+            self.riders.forget_savepoints()
+
+    def _has_wrong_default(self) -> bool:
+        """Whether transactions would be read-only where nobody says BEGIN, or the reverse."""
+        return (
+            self.is_read_only_at_start
+            and self._is_read_only_by_default == self._autocommit
+            and self.pgconn.transaction_status == IDLE
+        )
+
+    def _has_forgotten(self) -> bool:
+        """Whether anything besides the riders has to go before the next statement."""
+        return bool(self._forgotten) or self._has_wrong_default()
+
+    def _encode(self, riders: list[str]) -> list[bytes]:
+        encoding = self.pgconn._encoding
+        return [rider.encode(encoding) for rider in riders]
+
+    def _take_forgotten(self) -> list[bytes | None]:
+        if not self._forgotten or (self.pgconn.transaction_status == IN_ERROR and not self.riders.waiting):
+            return []
+        forgotten, self._forgotten = self._forgotten, []
+        return forgotten
+
+    def _send_ahead_gen(self) -> PQGen[None]:
+        """Send what waits in a flush of its own."""
+        riders = self.riders
+        if riders.is_doomed:
+            yield from self._fail_gen()
+        elif riders.waiting or self._forgotten or self._has_wrong_default():
+            yield from self._ride_gen(self._encode(self.riders.waiting), ())
+
+    def _fail_gen(self) -> PQGen[None]:
+        """Make a failure genuine that the server knows nothing of."""
+        riders = self._encode(self.riders.waiting)
+        yield from self._ride_gen(riders, [partial(self.pgconn.send_query_params, FAILING.encode(), None)])
+
+    def _ride_gen(
+        self, riders: Sequence[bytes], sends: Sequence[Callable[[], object]]
+    ) -> Generator[Any, Any, list[list[PGresult]]]:
+        """Send riders and what they ride on in one flush.
+
+        :param riders: the riders; they are those that wait, or none of these.
+        :param sends: functions that hand one command each to libpq.
+        :raises psycopg.Error: if a rider was refused; what a command's results say is the caller's to see.
+        """
+        pgconn = self.pgconn
+        is_read = False
+        refusal: Exception | None = None
+        try:
+            pgconn.enter_pipeline_mode()
+            leading = self._send_default()
+            for rider in riders:
+                pgconn.send_query_params(rider, None)
+            forgotten = self._take_forgotten()
+            for name in forgotten:
+                self._send_deallocate(name)
+            sent = count = leading + len(riders) + len(forgotten)
+            try:
+                for send_command in sends:
+                    send_command()
+                    count += 1
+            except Exception as error:  # noqa: BLE001  # it is raised when the riders' results are read
+                refusal = error
+            pgconn.pipeline_sync()
+            answers = yield from self._read_gen(count)
+            if riders:
+                self.riders.sent()
+            is_read = True
+        finally:
+            if not is_read:
+                pgconn.finish()
+        self._check_riders(answers[:sent])
+        if refusal is not None:
+            raise refusal
+        return answers[sent:]
+
+    def _send_default(self) -> int:
+        """Set what transactions without BEGIN are, in a transaction of its own; return how many answers that makes."""
+        if not self._has_wrong_default():
+            return 0
+        wanted = b"off" if self._autocommit else b"on"
+        self.pgconn.send_query_params(b"SET default_transaction_read_only TO " + wanted, None)
+        self.pgconn.pipeline_sync()
+        self._is_read_only_by_default = not self._autocommit
+        return 2
+
+    def _read_gen(self, count: int) -> Generator[Any, Any, list[list[PGresult]]]:
+        pgconn = self.pgconn
+        answers: list[list[PGresult]] = []
+        try:
+            yield from send(pgconn)
+            for _ in range(count):
+                answer = yield from fetch_many(pgconn)
+                answers.append(answer)
+            yield from fetch_many(pgconn)
+        except errors.DatabaseError:
+            # A server that ends the connection says why before.
+            self._check_riders(answers)
+            raise
+        pgconn.exit_pipeline_mode()
+        return answers
+
+    def _check_riders(self, answers: list[list[PGresult]]) -> None:
+        for results in answers:
+            if any(result.status == FATAL_ERROR for result in results):
+                self.riders.forget_savepoints()
+            self._check_answer(results)
+
+    def _check_answer(self, results: list[PGresult]) -> None:
+        for result in results:
+            if result.status == FATAL_ERROR:
+                raise errors.error_from_result(result, encoding=self.pgconn._encoding)
+
+    def _forget_all_prepared(self) -> None:
+        self._prepared.clear()
+        for _ in self._prepared.maintain_gen(self):
+            pass
+
+
+class _RidingInfo(psycopg.ConnectionInfo):
+    """psycopg's information about a connection on which statements wait."""
+
+    def __init__(self, connection: RidingConnection) -> None:
+        super().__init__(connection.pgconn)
+        self._connection = connection
+
+    @property
+    def transaction_status(self) -> pq.TransactionStatus:
+        return pq.TransactionStatus(self._connection.transaction_status)
+
+
+class RidingCursor(psycopg.Cursor[Any]):
+    """A cursor whose statements carry what waits."""
+
+    __slots__ = ()
+
+    def _execute_gen(
+        self, query: Query, params: Params | None = None, *, prepare: bool | None = None, binary: bool | None = None
+    ) -> PQGen[None]:
+        connection = self._conn
+        if not isinstance(connection, RidingConnection) or connection._pipeline is not None:
+            yield from super()._execute_gen(query, params, prepare=prepare, binary=binary)
+            return
+        if self._closed:
+            raise errors.InterfaceError("the cursor is closed")
+        self._reset()
+        connection._begin()
+        if not params and isinstance(query, str) and connection._defers(query):
+            return
+        if not self._last_query or self._last_query is not query:
+            self._last_query = None
+            self._tx = Transformer(self)
+        pgq = self._convert_query(query, params)
+        text = read_text(pgq.query)
+        is_free = connection._consume_freedom()
+        if text.is_carrier and (params or not text.has_several) and not connection.riders.is_doomed:
+            if text.may_create:
+                connection._may_have_created = True
+            yield from self._carry_gen(connection, pgq, prepare, binary, is_free)
+        else:
+            yield from connection._send_ahead_gen()
+            connection._note_text(text)
+            yield from self._maybe_prepare_gen(pgq, prepare=prepare, binary=binary)
+        self._last_query = query
+        yield from connection._prepared.maintain_gen(connection)
+
+    def _start_query(self, query: Query | None = None) -> PQGen[None]:
+        """Do as psycopg does for a stream or a batch."""
+        connection = self._conn
+        if not isinstance(connection, RidingConnection):
+            yield from super()._start_query(query)
+            return
+        had_created = connection._may_have_created
+        yield from super()._start_query(query)
+        if isinstance(query, str):
+            connection._may_have_created = had_created or read_text(query.encode()).may_create
+
+    def _carry_gen(
+        self,
+        connection: RidingConnection,
+        pgq: PostgresQuery,
+        prepare: bool | None,
+        binary: bool | None,
+        is_free: bool,
+    ) -> PQGen[None]:
+        """Send a statement with all that waits for one."""
+        prep, name = self._get_prepared(pgq, prepare)
+        if prep is Prepare.NO:
+            send_statement = partial(self._execute_send, pgq, binary=binary)
+        else:
+            send_statement = partial(self._send_query_prepared, name, pgq, binary=binary)
+        riders = [] if is_free else connection._encode(connection.riders.waiting)
+        if riders or prep is Prepare.SHOULD or connection._has_forgotten():
+            if prep is Prepare.NO:
+                send_statement.keywords["force_extended"] = True
+            sends = [send_statement]
+            if prep is Prepare.SHOULD:
+                sends.insert(0, partial(self._send_prepare, name, pgq))
+            answers = yield from connection._ride_gen(riders, sends)
+            if prep is Prepare.SHOULD:
+                connection._check_answer(answers[0])
+            results = answers[-1]
+        else:
+            send_statement()
+            results = yield from execute(self._pgconn)
+        self._read_results(connection, pgq, prep, name, results, is_free)
+
+    def _read_results(
+        self,
+        connection: RidingConnection,
+        pgq: PostgresQuery,
+        prep: Prepare,
+        name: bytes,
+        results: list[PGresult],
+        is_free: bool,
+    ) -> None:
+        prepared = connection._prepared
+        key = prepared.maybe_add_to_cache(pgq, prep, name)
+        if key is not None:
+            prepared.validate(key, prep, name, results)
+        try:
+            self._check_results(results)
+        except errors.Error as error:
+            if is_free:
+                connection.riders.is_doomed = True
+            if prep is Prepare.YES and error.sqlstate in LOST_PLAN_STATES:
+                connection._forget_all_prepared()
+            raise
+        self._set_results(results)
+
+
+class RidingServerCursor(psycopg.ServerCursor[Any]):
+    """A named cursor that is closed behind what waits: a transaction that had failed may live again by it."""
+
+    __slots__ = ()
+
+    def _start_query(self, query: Query | None = None) -> PQGen[None]:
+        had_created = getattr(self._conn, "_may_have_created", False)
+        yield from super()._start_query(query)
+        if isinstance(self._conn, RidingConnection):
+            self._conn._may_have_created = had_created
+
+    def _close_gen(self) -> PQGen[None]:
+        connection = self._conn
+        if isinstance(connection, RidingConnection) and connection.pgconn.transaction_status == IN_ERROR:
+            yield from connection._send_ahead_gen()
+        yield from super()._close_gen()
+
+
+def connect(arguments: Sequence[Any], options: dict[str, Any], *, is_read_only_asked: bool) -> RidingConnection:
+    """Connect.
+
+    :param arguments: as psycopg takes them.
+    :param options: as psycopg takes them.
+    :param is_read_only_asked: whether the start options ask for ``default_transaction_read_only``, which transactions
+        that may write then undo.
+    """
+    connection = RidingConnection.connect(*arguments, **options)
+    connection.cursor_factory = riding_cursor_class(connection.cursor_factory)
+    if is_read_only_asked:
+        connection.note_read_only_at_start()
+    return connection
+
+
+def riding_cursor_class(cursor_class: type[psycopg.Cursor[Any]]) -> type[psycopg.Cursor[Any]]:
+    """Return a class whose statements carry what waits.
+
+    A class that sends statements in a way of its own is returned as it is, and gets what waits sent ahead.
+    """
+    if issubclass(cursor_class, RidingCursor):
+        return cursor_class
+    if any(getattr(cursor_class, name) is not getattr(psycopg.Cursor, name) for name in CURSOR_METHODS):
+        return cursor_class
+    return _make_riding_cursor_class(cast("Any", cursor_class))
+
+
+@lru_cache(100)
+def _make_riding_cursor_class(cursor_class: type[Any]) -> type[psycopg.Cursor[Any]]:
+    return type(cursor_class.__name__, (RidingCursor, cursor_class), {"__module__": cursor_class.__module__})
+
+
+def missing_methods() -> list[str]:
+    """Return what the installed psycopg lacks of its private methods on which riding rests."""
+    wanted = (
+        (psycopg.Cursor, CURSOR_METHODS),
+        (psycopg.Connection, CONNECTION_METHODS),
+        (PrepareManager, PREPARED_METHODS),
+    )
+    return [f"{owner.__name__}.{name}" for owner, names in wanted for name in names if not hasattr(owner, name)]
+
+
+def read_text(query: bytes) -> _Text:
+    """Return what is known of a statement by its text."""
+    return _remember_text(query) if len(query) <= LONGEST_REMEMBERED_TEXT else _read_text(query)
+
+
+def _read_text(query: bytes) -> _Text:
+    carrier = CARRIER.match(query)
+    has_several = b";" in query.rstrip(b" \t\r\n;")
+    if carrier is None:
+        return _Text(False, has_several, HARMLESS.match(query) is None or has_several, CONTROL.match(query) is not None)
+    may_create = carrier[1].upper() in (b"SELECT", b"WITH") and CREATING_READ.search(query) is not None
+    return _Text(True, has_several, may_create or has_several, False)
+
+
+_remember_text = lru_cache(REMEMBERED_TEXTS)(_read_text)
