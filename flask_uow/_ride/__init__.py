@@ -56,7 +56,9 @@ def _connect_psycopg2_read_only(dialect: Any, record: Any, arguments: list[Any],
 def _connect_psycopg(dialect: Any, record: Any, arguments: list[Any], options: _Arguments) -> Any:
     from ._psycopg import RidingConnection
 
-    return RidingConnection.connect(*arguments, **options)
+    connection = RidingConnection.connect(*arguments, **options)
+    connection.note_read_only_at_start()
+    return connection
 
 
 def _connect_psycopg_read_only(dialect: Any, record: Any, arguments: list[Any], options: _Arguments) -> Any:

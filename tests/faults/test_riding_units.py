@@ -1,0 +1,118 @@
+"""What units cost where statements ride: the round trips of each, counted on the wire, and nothing lost by it."""
+
+from collections.abc import Callable
+
+import pytest
+import sqlalchemy as sa
+from flask import render_template_string
+from sqlalchemy.exc import IntegrityError
+
+from flask_uow import transactional
+from tests.database.conftest import Bench, MakeBench
+from tests.faults.proxy import Proxy
+from tests.models import Item
+
+pytestmark = pytest.mark.parametrize("database", ["psycopg2", "psycopg"], indirect=True)
+
+Body = Callable[[Bench], object]
+
+
+def one_select(bench: Bench) -> None:
+    with transactional(read_only=True):
+        bench.session.scalars(sa.select(Item)).all()
+
+
+def one_select_that_may_write(bench: Bench) -> None:
+    with transactional():
+        bench.session.scalars(sa.select(Item)).all()
+
+
+def one_insert(bench: Bench) -> None:
+    with transactional():
+        bench.add("item")
+
+
+def nested_inserts(bench: Bench) -> None:
+    with transactional():
+        bench.add("outer")
+        for name in ("a", "b", "c"):
+            with transactional():
+                bench.add(name)
+
+
+def nested_failure(bench: Bench) -> None:
+    with transactional():
+        bench.add("outer")
+        with pytest.raises(ValueError, match="no"), transactional():
+            bench.add("inner")
+            raise ValueError("no")
+        bench.add("later")
+
+
+def nested_duplicate(bench: Bench) -> None:
+    with transactional():
+        bench.session.add(Item(id=1000, name="outer"))
+        bench.session.flush()
+        with pytest.raises(IntegrityError), transactional():
+            bench.session.execute(sa.insert(Item).values(id=1000, name="inner"))
+        bench.session.execute(sa.insert(Item).values(id=1001, name="later"))
+
+
+def nested_selects(bench: Bench) -> None:
+    with transactional():
+        for _ in range(3):
+            with transactional():
+                bench.session.scalars(sa.select(Item)).all()
+        bench.add("item")
+
+
+def options(bench: Bench) -> None:
+    with transactional(isolation="SERIALIZABLE", timeout=30):
+        bench.add("item")
+
+
+def options_and_then_none(bench: Bench) -> None:
+    options(bench)
+    with transactional():
+        bench.add("next")
+
+
+def rendering(bench: Bench) -> None:
+    @transactional
+    def write() -> list[Item]:
+        items = list(bench.session.scalars(sa.select(Item).limit(10)))
+        bench.add("new")
+        return items
+
+    items = write()
+    shown = render_template_string("{% for item in items %}{{ item.name }} {% endfor %}", items=items)
+    assert len(shown.split()) == 10
+
+
+@pytest.mark.parametrize(
+    ("body", "trips"),
+    [
+        (one_select, 1),
+        (one_select_that_may_write, 2),
+        (one_insert, 2),
+        (nested_inserts, 5),
+        (nested_failure, 4),
+        (nested_duplicate, 4),
+        (nested_selects, 5),
+        (options, 2),
+        (options_and_then_none, 4),
+        (rendering, 3),
+    ],
+)
+def test_trips(make_proxied_bench: MakeBench, proxy: Proxy, body: Body, trips: int) -> None:
+    """From the second execution of a text on, with the liveness check, on a connection that is pooled."""
+    bench = make_proxied_bench()
+    with bench.app.app_context(), transactional():
+        bench.add(*(f"item-{number}" for number in range(20)))
+    for number in range(7):  # psycopg 3 prepares what it meets for the sixth time
+        with bench.app.test_request_context("/"):
+            body(bench)
+        sent = proxy.requests()
+        if number:
+            assert len(sent) == trips, sent
+        bench.database.execute("DELETE FROM item WHERE name NOT LIKE 'item-%'")
