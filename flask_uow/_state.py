@@ -301,9 +301,8 @@ class SessionState:
     def has_lost_transaction(self) -> bool:
         """Whether a COMMIT sent now would not commit what was done: the servers' own word, at no cost."""
         for link in self.links:
-            dbapi_connection = link.pooled.dbapi_connection
-            status = None if dbapi_connection is None else link._probe(dbapi_connection)
-            if link.was_lost or status is TransactionStatus.IN_ERROR or status is None or link.is_doomed:
+            status = link.status()
+            if link.was_lost or status is TransactionStatus.IN_ERROR or status is None:
                 return True
             if status is TransactionStatus.IDLE and link.has_lost_transaction():
                 return True
@@ -410,16 +409,19 @@ class Link:
         return self.was_lost
 
     def status(self) -> TransactionStatus | None:
-        """The server's word on its transaction; None if the connection is closed or was lost."""
-        dbapi_connection = self.pooled.dbapi_connection
-        if dbapi_connection is None:
-            return None
-        return TransactionStatus.IN_ERROR if self.is_doomed else self._probe(dbapi_connection)
+        """The server's word on its transaction; None if the connection is closed or was lost.
 
-    @property
-    def is_doomed(self) -> bool:
-        """Whether the transaction has failed before its server has heard of it."""
-        return self.riders is not None and self.riders.is_doomed
+        What waits counts where it changes the word: a failure of which the server has not heard, and a ROLLBACK TO
+        that heals the one of which it has.
+        """
+        dbapi_connection, riders = self.pooled.dbapi_connection, self.riders
+        status = None if dbapi_connection is None else self._probe(dbapi_connection)
+        if riders is not None and riders.waiting and status is not None:
+            if riders.is_doomed:
+                return TransactionStatus.IN_ERROR
+            if status is TransactionStatus.IN_ERROR:
+                return TransactionStatus.IN_TRANSACTION
+        return status
 
 
 def link_of(connection: object) -> Link | None:
