@@ -57,6 +57,10 @@ lint: $(VENV)/dev.stamp ## Run ruff
 types: $(VENV)/dev.stamp ## Run mypy
 	@$(PY) -m mypy
 
+.PHONY: test-plain
+test-plain: $(VENV)/dev.stamp ## Run what speaks to PostgreSQL once more, without statements that ride
+	@UOW_TEST_RIDE=off $(PYTEST) --numprocesses $(JOBS) tests/database tests/faults -k "psycopg"
+
 .PHONY: test-browser
 test-browser: $(VENV)/dev.stamp ## Run the sample's tests in a headless Chromium (CHROMIUM=)
 	@CHROMIUM="$${CHROMIUM:-$$(command -v chromium || command -v chromium-browser || command -v google-chrome)}"; \

@@ -1,5 +1,6 @@
 """One table, an app that serves it, and a look at it from outside."""
 
+import os
 from typing import Any
 
 import sqlalchemy as sa
@@ -9,6 +10,9 @@ from sqlalchemy.schema import CreateTable
 
 from flask_uow import UnitOfWork
 from tests.databases import Database
+
+RIDES = os.environ.get("UOW_TEST_RIDE") != "off"
+"""Whether statements ride in the apps of this run; ``make test-plain`` runs what speaks to PostgreSQL without."""
 
 
 class Base(DeclarativeBase):
@@ -39,7 +43,7 @@ def make_app(database: Database, uow: UnitOfWork | None = None, **config: Any) -
     """
     create_tables(database)
     app = Flask(__name__)
-    app.config.update(SQLALCHEMY_DATABASE_URI=database.url, TESTING=True)
+    app.config.update(SQLALCHEMY_DATABASE_URI=database.url, TESTING=True, UOW_RIDE=RIDES)
     app.config.update(config)
     (uow or UnitOfWork()).init_app(app)
     return app

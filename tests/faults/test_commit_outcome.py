@@ -452,7 +452,7 @@ def test_a_commit_that_the_server_refuses_leaves_no_doubt(proxied_bench: Bench, 
     with proxied_bench.app.app_context(), pytest.raises(sa.exc.IntegrityError, match="violates foreign key"):
         write()
 
-    assert proxy.words() == ["BEGIN", "INSERT", "SELECT", "COMMIT"]
+    assert proxy.words()[-2:] == ["SELECT", "COMMIT"]
     assert heard.attempts == [1]
 
 

@@ -1,4 +1,4 @@
-"""What a unit costs: the requests that it sends to PostgreSQL, counted on the wire."""
+"""What a unit costs where no statement rides: the requests that it sends to PostgreSQL, counted on the wire."""
 
 import pytest
 import sqlalchemy as sa
@@ -13,6 +13,12 @@ from tests.models import Item
 pytestmark = pytest.mark.parametrize("database", ["psycopg2", "psycopg"], indirect=True)
 
 ONE_INSERT = ["BEGIN", "INSERT", "COMMIT"]
+
+
+@pytest.fixture
+def proxied_bench(make_proxied_bench: MakeBench) -> Bench:
+    """A bench behind the proxy whose statements do not ride."""
+    return make_proxied_bench(UOW_RIDE=False)
 
 
 def test_one_insert(proxied_bench: Bench, proxy: Proxy) -> None:
@@ -214,7 +220,7 @@ def test_an_independent_unit(proxied_bench: Bench, proxy: Proxy) -> None:
 
 def test_pre_ping_where_it_is_asked_for(make_proxied_bench: MakeBench, proxy: Proxy) -> None:
     """SQLAlchemy's own liveness check is one request more at each checkout, and nobody's but who configures it."""
-    bench = make_proxied_bench(SQLALCHEMY_ENGINE_OPTIONS={"pool_pre_ping": True})
+    bench = make_proxied_bench(UOW_RIDE=False, SQLALCHEMY_ENGINE_OPTIONS={"pool_pre_ping": True})
     with bench.app.app_context(), transactional():
         bench.add("item")
 

@@ -112,7 +112,10 @@ def test_a_batch_behind_a_failed_savepoint(told: Told, proxy: Proxy) -> None:
     told.cursor.executemany(INSERT, [(2,), (3,)])
     told.tell(COMMIT)
 
-    assert proxy.requests() == ["ROLLBACK TO SAVEPOINT a; SAVEPOINT b; " + "; ".join([INSERT.replace("%s", "$1")] * 2), "COMMIT"]
+    assert proxy.requests() == [
+        "ROLLBACK TO SAVEPOINT a; SAVEPOINT b; " + "; ".join([INSERT.replace("%s", "$1")] * 2),
+        "COMMIT",
+    ]
 
 
 def test_a_transaction_without_a_statement(told: Told, proxy: Proxy) -> None:
