@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from sqlalchemy import event
 from sqlalchemy.dialects import postgresql, sqlite
@@ -593,6 +593,7 @@ def grown(numbers: st.SearchStrategy[Number]) -> st.SearchStrategy[Number]:
 LEAVES = st.sampled_from([ID, BOOK.c.id, Author.id, sa.literal(3), sa.func.evil(ID), sa.func.abs(ID), ID, BOOK.c.id])
 
 
+@settings(deadline=None)
 @given(st.recursive(LEAVES, grown, max_leaves=8), st.sampled_from(list(PLACES.values())))
 def test_any_statement(number: Number, place: MakeStatement) -> None:
     """A statement is known exactly if the application's function is not in its text."""

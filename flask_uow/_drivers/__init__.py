@@ -13,6 +13,8 @@ from enum import IntEnum
 from importlib import import_module
 from typing import Any
 
+from .._gevent import poll_at_once
+
 
 class TransactionStatus(IntEnum):
     """libpq's transaction status of a connection; ``UNKNOWN`` where the driver cannot tell."""
@@ -126,7 +128,7 @@ _ENDS = 0x8 | 0x10 | 0x20 | 0x2000
 def _events(file_descriptor: int, wait_ms: int) -> int:
     if not hasattr(select, "poll"):
         return int(bool(select.select([file_descriptor], [], [], wait_ms / 1000)[0]))
-    poll = select.poll()
+    poll = select.poll() if wait_ms else poll_at_once()
     poll.register(file_descriptor, select.POLLIN | getattr(select, "POLLRDHUP", 0))
     return next((events for _, events in poll.poll(wait_ms)), 0)
 

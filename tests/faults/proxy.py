@@ -171,9 +171,7 @@ class _Orders:
             case "hold":
                 self.holds = True
                 self.statement = re.compile(order["statement"], re.IGNORECASE)
-            case "disguise":
-                self.disguises = True
-            case "say" | "encrypt":
+            case "disguise" | "encrypt" | "say":
                 self._obey_towards_clients(order)
             case "wait":
                 with contextlib.suppress(TimeoutError):
@@ -190,12 +188,15 @@ class _Orders:
         return {}
 
     def _obey_towards_clients(self, order: dict[str, Any]) -> None:
-        if order["do"] == "encrypt":
-            self.encryption = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-            self.encryption.load_cert_chain(order["certificate"])
-            return
-        for client in self.clients:
-            client.writer.write(bytes.fromhex(order["message"]))
+        match order["do"]:
+            case "disguise":
+                self.disguises = True
+            case "encrypt":
+                self.encryption = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+                self.encryption.load_cert_chain(order["certificate"])
+            case "say":
+                for client in self.clients:
+                    client.writer.write(bytes.fromhex(order["message"]))
 
     def take_cut(self) -> Cut | None:
         if not self.cuts:
