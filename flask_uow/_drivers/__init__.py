@@ -104,11 +104,8 @@ def has_ended(dbapi_connection: Any) -> bool:
         return True
     wait_ms = 0
     for _ in range(_READS):
-        events = _events(file_descriptor, wait_ms)
-        if not events:
+        if not _is_readable(file_descriptor, wait_ms):
             return False
-        if events & _ENDS:
-            return True
         try:
             has_notice = _read_waiting(dbapi_connection)
         except Exception:  # noqa: BLE001  # either driver's error for a stream that has ended, or makes no sense
@@ -121,16 +118,14 @@ _READS = 10
 _LAST_WORDS_MS = 100
 """How long the end may take that follows a server's last words; libpq hands these on as a notice like any other."""
 
-_ENDS = 0x8 | 0x10 | 0x20 | 0x2000
-"""POLLERR, POLLHUP, POLLNVAL, and Linux's POLLRDHUP: there is an end, whatever may be read before it."""
 
-
-def _events(file_descriptor: int, wait_ms: int) -> int:
+def _is_readable(file_descriptor: int, wait_ms: int) -> bool:
+    """Whether a socket has something to read, an end or an error included."""
     if not hasattr(select, "poll"):
-        return int(bool(select.select([file_descriptor], [], [], wait_ms / 1000)[0]))
+        return bool(select.select([file_descriptor], [], [], wait_ms / 1000)[0])
     poll = select.poll() if wait_ms else poll_at_once()
-    poll.register(file_descriptor, select.POLLIN | getattr(select, "POLLRDHUP", 0))
-    return next((events for _, events in poll.poll(wait_ms)), 0)
+    poll.register(file_descriptor, select.POLLIN)
+    return bool(poll.poll(wait_ms))
 
 
 def _read_waiting(dbapi_connection: Any) -> bool:
