@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
-from hypothesis import given, settings
+from hypothesis import given, reject, settings
 from hypothesis import strategies as st
 from sqlalchemy import event
 from sqlalchemy.dialects import postgresql, sqlite
@@ -597,7 +597,10 @@ LEAVES = st.sampled_from([ID, BOOK.c.id, Author.id, sa.literal(3), sa.func.evil(
 @given(st.recursive(LEAVES, grown, max_leaves=8), st.sampled_from(list(PLACES.values())))
 def test_any_statement(number: Number, place: MakeStatement) -> None:
     """A statement is known exactly if the application's function is not in its text."""
-    made = compiled(place(number))
+    try:
+        made = compiled(place(number))
+    except sa.exc.InvalidRequestError:  # an inner SELECT that is correlated with all that it reads from
+        reject()
 
     assert is_harmless(made) == ("evil" not in str(made))
 
