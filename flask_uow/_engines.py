@@ -13,13 +13,17 @@ from sqlalchemy import event, pool
 
 from . import _fork
 from ._application_name import application_name, is_own_name
-from ._drivers import LIBPQ_DRIVERS, is_readable_while_idle, parameter_status
+from ._drivers import LIBPQ_DRIVERS, has_ended, libpq_version, parameter_status
 from ._ride import ride
 from ._settings import Bind, Settings, wrong
 
 CONNECT_TIMEOUT_S = 5
+# A server that went without a word is noticed: after a minute where nothing is sent, after half of one else.
+KEEPALIVES = {"keepalives": 1, "keepalives_idle": 30, "keepalives_interval": 10, "keepalives_count": 3}
+USER_TIMEOUT_MS = 30_000
 NAME = "uow_name"
 """Where a riding connection has the name that the app gave it, behind which the server is told a unit's label."""
+_LIBPQ_WITH_USER_TIMEOUT = 12_00_00
 _POOL_OPTIONS = ("pool_size", "max_overflow", "pool_timeout", "pool_recycle", "pool_use_lifo")
 
 
@@ -39,7 +43,7 @@ def make_engines(app: Flask, settings: Settings) -> dict[str, sa.Engine]:
 def _make_engine(app: Flask, bind: Bind) -> sa.Engine:
     url = _beside_instance(app, bind.url)
     options = _defaults(url, bind.options) | bind.options
-    options["connect_args"] = _connect_args(url) | (bind.options.get("connect_args") or {})
+    options["connect_args"] = _connect_args(url, dict(bind.options.get("connect_args") or {}))
     try:
         engine = sa.create_engine(url, **options)
     except Exception as error:  # noqa: BLE001  # SQLAlchemy meets a wrong option with whatever it stumbles over
@@ -81,12 +85,25 @@ def _is_queue(poolclass: Any) -> bool:
     return poolclass is None or (isinstance(poolclass, type) and issubclass(poolclass, pool.QueuePool))
 
 
-def _connect_args(url: sa.URL) -> dict[str, Any]:
-    if url.get_dialect().driver in LIBPQ_DRIVERS and "connect_timeout" not in url.query:
-        return {"connect_timeout": CONNECT_TIMEOUT_S}
+def _connect_args(url: sa.URL, given: dict[str, Any]) -> dict[str, Any]:
+    """What the driver is told besides the URL; what the user says there or in ``connect_args`` wins."""
+    if (driver := url.get_dialect().driver) in LIBPQ_DRIVERS:
+        defaults = {"connect_timeout": CONNECT_TIMEOUT_S}
+        if not _is_by_socket_file(url, given):
+            defaults |= KEEPALIVES
+            if libpq_version(driver) >= _LIBPQ_WITH_USER_TIMEOUT:
+                defaults |= {"tcp_user_timeout": USER_TIMEOUT_MS}
+        return {name: value for name, value in defaults.items() if name not in url.query} | given
     if is_in_memory(url):
-        return {"check_same_thread": False}
-    return {}
+        return {"check_same_thread": False} | given
+    return given
+
+
+def _is_by_socket_file(url: sa.URL, given: dict[str, Any]) -> bool:
+    """Whether the server's name is that of a Unix socket, to which TCP's settings are nothing."""
+    named = given.get("host") or url.query.get("host") or url.host or ""
+    hosts = named.split(",") if isinstance(named, str) else named
+    return all(host.startswith(("/", "@")) for host in hosts)
 
 
 def is_in_memory(url: sa.URL) -> bool:
@@ -121,7 +138,7 @@ class _NameEachConnection:
 
 
 def _replace_dead(dbapi_connection: Any, record: Any, proxy: Any) -> None:
-    if is_readable_while_idle(dbapi_connection):
+    if has_ended(dbapi_connection):
         raise sa.exc.DisconnectionError("The server has closed this pooled connection.")
 
 

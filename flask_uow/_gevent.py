@@ -6,9 +6,11 @@ what was made before the patch keeps to threads. Neither is wrong in the databas
 
 from __future__ import annotations
 
+import select
 import sys
 import threading
 import warnings
+from typing import Any
 
 from ._callsite import application_stacklevel
 
@@ -34,6 +36,17 @@ def warn_of_what_blocks(driver: str) -> None:
             "psycopg2 waits for PostgreSQL without gevent: every greenlet of this process waits with it.",
             "Call psycogreen.gevent.patch_psycopg() at start, or use psycopg 3.",
         )
+
+
+def poll_at_once() -> Any:
+    """A new ``select.poll``, as the system has it: gevent's goes once around its loop for each question.
+
+    :raises AttributeError: if the system has none.
+    """
+    monkey = sys.modules.get("gevent.monkey")
+    if monkey is None or not monkey.is_module_patched("select"):
+        return select.poll()
+    return monkey.get_original("select", "poll")()
 
 
 def _has_no_wait_callback() -> bool:

@@ -165,7 +165,7 @@ class _Look:
         # For the ORM, the state's statement is the one that was rendered, criteria and eager loads and all.
         statement = getattr(compiled.compile_state, "statement", None)
         _require(isinstance(statement, SelectBase))
-        self._waiting: list[Any] = [statement, *(getattr(compiled, "ctes", None) or ())]
+        self._waiting: list[Any] = [statement]
         self._seen: dict[int, object] = {}
         self._criteria = list(_criteria_of(getattr(compiled, "_global_attributes", {})))
 

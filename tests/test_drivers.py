@@ -10,9 +10,11 @@ from typing import Any
 
 import psycopg
 import psycopg2
+import psycopg2.extensions
+import psycopg2.extras
 import pytest
 
-from flask_uow._drivers import LIBPQ_DRIVERS, TransactionStatus, is_readable_while_idle, status_probe
+from flask_uow._drivers import LIBPQ_DRIVERS, TransactionStatus, has_ended, status_probe
 from tests.databases import PostgreSQLDatabase
 
 CONNECT: dict[str, Callable[[str], Any]] = {"psycopg2": psycopg2.connect, "psycopg": psycopg.connect}
@@ -164,51 +166,78 @@ def has_poll(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
 
 
 @pytest.mark.usefixtures("has_poll")
-def test_live_connection_has_nothing_to_read(connection: Any) -> None:
+def test_a_live_connection_has_not_ended(connection: Any) -> None:
     """New, in a transaction, after one, after an error: the server waits for us."""
-    seen = [is_readable_while_idle(connection)]
+    seen = [has_ended(connection)]
 
     run(connection, "SELECT 1")
-    seen.append(is_readable_while_idle(connection))
+    seen.append(has_ended(connection))
     with pytest.raises((psycopg.Error, psycopg2.Error), match="division by zero"):
         run(connection, "SELECT 1/0")
-    seen.append(is_readable_while_idle(connection))
+    seen.append(has_ended(connection))
     connection.rollback()
-    seen.append(is_readable_while_idle(connection))
+    seen.append(has_ended(connection))
 
     assert seen == [False] * 4
 
 
 @pytest.mark.usefixtures("has_poll")
-def test_connection_whose_server_is_gone_is_readable(connection: Any, postgres: PostgreSQLDatabase) -> None:
-    """The end of the stream waits to be read, and stays."""
+def test_a_connection_whose_server_is_gone_has_ended(connection: Any, postgres: PostgreSQLDatabase) -> None:
+    """It is seen as soon as the server has ended it, and stays so."""
     postgres.kill(pid_of(connection))
 
-    assert comes_true(lambda: is_readable_while_idle(connection))
-    assert is_readable_while_idle(connection)
+    assert comes_true(lambda: has_ended(connection))
+    assert has_ended(connection)
 
 
 @pytest.mark.usefixtures("has_poll")
-def test_closed_connection_counts_as_readable(connection: Any) -> None:
+def test_a_closed_connection_has_ended(connection: Any) -> None:
     """What has no socket any more is not to be used either."""
     connection.close()
 
-    assert is_readable_while_idle(connection)
+    assert has_ended(connection)
 
 
-def test_waiting_notification_counts_as_the_end(connection: Any, postgres: PostgreSQLDatabase) -> None:
-    """A listener's connection is replaced when it is taken out of the pool with news waiting, as documented."""
+@pytest.mark.usefixtures("has_poll")
+def test_a_waiting_notification_is_no_end_and_is_kept(connection: Any, postgres: PostgreSQLDatabase) -> None:
+    """A listener's connection lives, and its owner finds what has come where the driver keeps it."""
     connection.autocommit = True
     run(connection, "LISTEN news")
-    assert not is_readable_while_idle(connection)
+    postgres.execute("NOTIFY news, 'first'; NOTIFY news, 'second'")
+    assert comes_true(lambda: bool(select.select([connection], [], [], 0)[0]))
 
-    postgres.execute("NOTIFY news")
-
-    assert comes_true(lambda: is_readable_while_idle(connection))
+    assert not has_ended(connection)
+    assert not select.select([connection], [], [], 0)[0]
+    kept = connection.notifies if isinstance(connection.notifies, list) else connection.notifies(timeout=0)
+    assert [notification.payload for notification in kept] == ["first", "second"]
 
 
 def test_looking_takes_nothing_away(connection: Any) -> None:
     """The connection works on."""
     for _ in range(3):
-        assert not is_readable_while_idle(connection)
+        assert not has_ended(connection)
         assert run(connection, "SELECT 7") == (7,)
+
+
+@pytest.fixture
+def waits_with_a_callback() -> Iterator[None]:
+    """psycopg2 waits by a function of Python's, as under gevent."""
+    psycopg2.extensions.set_wait_callback(psycopg2.extras.wait_select)
+    yield
+    psycopg2.extensions.set_wait_callback(None)
+
+
+@pytest.mark.parametrize("driver", ["psycopg2"], indirect=True)
+@pytest.mark.usefixtures("driver", "waits_with_a_callback")
+def test_a_driver_that_waits_by_a_callback(connection: Any, postgres: PostgreSQLDatabase) -> None:
+    """The look needs no waiting: notifications are read, and the end is seen."""
+    connection.autocommit = True
+    run(connection, "LISTEN news")
+    postgres.execute("NOTIFY news, 'first'")
+    assert comes_true(lambda: bool(select.select([connection], [], [], 0)[0]))
+
+    assert not has_ended(connection)
+    assert [notification.payload for notification in connection.notifies] == ["first"]
+    assert run(connection, "SELECT 7") == (7,)
+    postgres.kill(pid_of(connection))
+    assert comes_true(lambda: has_ended(connection))

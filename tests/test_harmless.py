@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
-from hypothesis import given
+from hypothesis import given, reject, settings
 from hypothesis import strategies as st
 from sqlalchemy import event
 from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.dialects.postgresql.base import PGCompiler
 from sqlalchemy.engine import ExecutionContext
 from sqlalchemy.engine.interfaces import Compiled
 from sqlalchemy.ext.compiler import compiles
@@ -35,7 +36,7 @@ from sqlalchemy.sql import functions, quoted_name
 from sqlalchemy.sql.expression import ColumnElement
 from sqlalchemy.types import TypeDecorator, UserDefinedType
 
-from flask_uow._harmless import _KNOWN_FUNCTIONS, is_harmless, is_harmless_read
+from flask_uow._harmless import _KNOWN_FUNCTIONS, _Look, is_harmless, is_harmless_read
 from tests.databases import PostgreSQLDatabase
 
 POSTGRESQL = postgresql.psycopg2.dialect()  # type: ignore[no-untyped-call]
@@ -118,7 +119,7 @@ class OddPoet(OddKind):
     __mapper_args__ = {"polymorphic_identity": 2}  # noqa: RUF012
 
 
-AUTHOR, BOOK = Author.__table__, Book.__table__
+AUTHOR, BOOK = Base.metadata.tables["author"], Base.metadata.tables["book"]
 TREE = sa.table("book", sa.column("id", sa.Integer), sa.column("author_id", sa.Integer))
 SEQUENCE = sa.Sequence("numbers")
 BOOKS_OF = BOOK.alias("books_of")
@@ -309,7 +310,7 @@ class Custom(ColumnElement[int]):
 
     inherit_cache = True
     type = sa.Integer()
-    _traverse_internals = ()
+    _traverse_internals = []  # noqa: RUF012  # as SQLAlchemy declares it
 
 
 class Known(functions.char_length):
@@ -350,7 +351,7 @@ POISONS: dict[str, Number] = {
     "local-time": sa.extract("hour", sa.func.localtime()),
     "age": sa.extract("year", sa.func.age(AUTHOR.c.born)),
     "transaction-id": sa.cast(sa.func.pg_current_xact_id(), sa.Integer),
-    "text": sa.type_coerce(sa.text("evil(1)"), sa.Integer),  # type: ignore[type-var]
+    "text": sa.type_coerce(sa.text("evil(1)"), sa.Integer),
     "literal-column": sa.literal_column("evil(1)", sa.Integer),
     "literal-column-with-a-number": sa.literal_column("1 + evil(1)", sa.Integer),
     "unquoted-name": sa.column(quoted_name("evil(1)", False), sa.Integer),
@@ -509,7 +510,9 @@ KNOWN_STATEMENTS: dict[str, Any] = {
     "json-builders": sa.select(sa.func.jsonb_agg(AUTHOR.c.name), sa.func.json_build_object("a", 1)),
     "set": sa.select(sa.func.unnest(AUTHOR.c.tags), sa.func.generate_series(1, 2)),
     "dates": sa.select(sa.func.date_trunc("month", AUTHOR.c.born), sa.func.to_char(AUTHOR.c.born, "YYYY")),
-    "strings": sa.select(sa.func.lower(AUTHOR.c.name), sa.func.concat_ws("-", "a", "b"), sa.func.char_length("abc")),
+    "strings": sa.select(
+        sa.func.lower(AUTHOR.c.name), sa.func.concat_ws("-", "a", "b"), sa.func.char_length(sa.literal("abc"))
+    ),
     "who": sa.select(sa.func.current_user(), sa.func.session_user(), sa.func.current_database()),
     "alias": sa.select(BOOKS_OF.c.id),
     "natural-order": sa.select(AUTHOR.c.id.label("n")).order_by("n"),
@@ -537,13 +540,17 @@ def test_what_only_21_has() -> None:
 
 def test_another_database() -> None:
     """The lists are PostgreSQL's."""
-    assert not is_harmless(compiled(READ, sqlite.dialect()))  # type: ignore[no-untyped-call]
+    assert not is_harmless(compiled(READ, sqlite.dialect()))
 
 
 def test_a_compiler_of_the_applications_own() -> None:
     """A dialect that renders in its own way renders anything."""
     dialect = postgresql.psycopg2.dialect()  # type: ignore[no-untyped-call]
-    dialect.statement_compiler = type("Compiler", (dialect.statement_compiler,), {})
+
+    class Compiler(PGCompiler):
+        pass
+
+    dialect.statement_compiler = Compiler
 
     assert not is_harmless(compiled(READ, dialect))
 
@@ -586,10 +593,14 @@ def grown(numbers: st.SearchStrategy[Number]) -> st.SearchStrategy[Number]:
 LEAVES = st.sampled_from([ID, BOOK.c.id, Author.id, sa.literal(3), sa.func.evil(ID), sa.func.abs(ID), ID, BOOK.c.id])
 
 
+@settings(deadline=None)
 @given(st.recursive(LEAVES, grown, max_leaves=8), st.sampled_from(list(PLACES.values())))
 def test_any_statement(number: Number, place: MakeStatement) -> None:
     """A statement is known exactly if the application's function is not in its text."""
-    made = compiled(place(number))
+    try:
+        made = compiled(place(number))
+    except sa.exc.InvalidRequestError:  # an inner SELECT that is correlated with all that it reads from
+        reject()
 
     assert is_harmless(made) == ("evil" not in str(made))
 
@@ -602,7 +613,7 @@ def engine(request: pytest.FixtureRequest, postgres: PostgreSQLDatabase) -> Iter
     """An engine on a database with two authors and three books."""
     url = sa.make_url(postgres.driverless_url).set(drivername=f"postgresql+{request.param}")
     engine = sa.create_engine(url, enable_from_linting=False)
-    Base.metadata.create_all(engine, [AUTHOR, BOOK])  # type: ignore[list-item]
+    Base.metadata.create_all(engine, [AUTHOR, BOOK])
     with Session(engine) as session:
         anna = {"born": datetime.date(1900, 2, 3), "tags": [1, 2], "facts": {"a": 1, "b": {"c": "d"}}, "mood": "calm"}
         session.add(Author(id=1, name="Anna", **anna))
@@ -751,7 +762,7 @@ def test_known_functions_are_the_servers_own(postgres: PostgreSQLDatabase) -> No
          WHERE pronamespace = 'pg_catalog'::regnamespace AND proname = ANY (%s) GROUP BY proname
     """
 
-    found = dict(postgres.rows(names, list(_KNOWN_FUNCTIONS)))
+    found: dict[str, bool] = {row[0]: row[1] for row in postgres.rows(names, list(_KNOWN_FUNCTIONS))}
 
     assert set(_KNOWN_FUNCTIONS) - set(found) - of_later_servers <= of_the_grammar
     assert {name for name, is_volatile in found.items() if is_volatile} == {
@@ -767,8 +778,13 @@ def test_known_functions_are_the_servers_own(postgres: PostgreSQLDatabase) -> No
 def test_the_answer_stays_with_the_compiled_statement(engine: sa.Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     """The second execution of a statement, with other values, asks nobody."""
     looked: list[Compiled] = []
-    look = is_harmless.__globals__["_look_at"]
-    monkeypatch.setitem(is_harmless.__globals__, "_look_at", lambda made: looked.append(made) or look(made))
+
+    class Counted(_Look):
+        def __init__(self, made: Compiled) -> None:
+            looked.append(made)
+            super().__init__(made)
+
+    monkeypatch.setattr("flask_uow._harmless._Look", Counted)
     answers = told(engine)
 
     with engine.connect() as connection:

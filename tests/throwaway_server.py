@@ -7,6 +7,7 @@ is used: its own start fails on a path with a space, and changes the permissions
 """
 
 import contextlib
+import dataclasses
 import importlib.util
 import json
 import os
@@ -32,7 +33,7 @@ SETTINGS = {
     "max_connections": "200",
     "max_prepared_transactions": "20",
     "listen_addresses": "127.0.0.1",
-    "unix_socket_directories": "",
+    "unix_socket_permissions": "0777",
     "timezone": "UTC",
 }
 USER = "uow"
@@ -53,6 +54,45 @@ def throwaway_server(*, standby_of: str = "") -> Iterator[str]:
     :param standby_of: the URL of a throwaway server that it is to follow, until it is promoted.
     :raises ServerError: if its programs are missing or do not run.
     """
+    with restartable_server(standby_of=standby_of) as server:
+        yield server.url
+
+
+class RestartableServer:
+    """A throwaway server, and its guardian's ear.
+
+    :param guardian: the process.
+    """
+
+    def __init__(self, guardian: subprocess.Popen[str]) -> None:
+        self._guardian = guardian
+        answer = self._read_answer()
+        self.url = answer["url"]
+        self.socket_folder = answer["socket_folder"]
+        """Where its Unix socket lies, whose name has the URL's port in it."""
+
+    def restart(self, *, is_immediate: bool = False) -> None:
+        """End every session and start anew, on the same port.
+
+        :param is_immediate: whether the server ends as in a crash, without a checkpoint.
+        """
+        assert self._guardian.stdin is not None
+        self._guardian.stdin.write("SIGQUIT\n" if is_immediate else "SIGINT\n")
+        self._guardian.stdin.flush()
+        self._read_answer()
+
+    def _read_answer(self) -> dict[str, str]:
+        assert self._guardian.stdout is not None
+        return _parse_answer(self._guardian.stdout.readline())
+
+
+@contextlib.contextmanager
+def restartable_server(*, standby_of: str = "") -> Iterator[RestartableServer]:
+    """Start a server, yield what it is asked by, and end it.
+
+    :param standby_of: the URL of a throwaway server that it is to follow, until it is promoted.
+    :raises ServerError: if its programs are missing or do not run.
+    """
     command = [sys.executable, "-I", "-S", __file__, str(_find_programs()), standby_of]
     guardian = subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True
@@ -60,7 +100,7 @@ def throwaway_server(*, standby_of: str = "") -> Iterator[str]:
     assert guardian.stdin is not None
     assert guardian.stdout is not None
     try:
-        yield _read_answer(guardian.stdout.readline())
+        yield RestartableServer(guardian)
     finally:
         guardian.stdin.close()
         guardian.stdout.close()
@@ -89,11 +129,11 @@ def _find_programs() -> Path:
     return max(found, key=lambda program: int(program.parts[-3].removeprefix("pginstall") or 0)).parent
 
 
-def _read_answer(line: str) -> str:
+def _parse_answer(line: str) -> dict[str, str]:
     answer = json.loads(line) if line else {"error": "The server's guardian ended without a word."}
     if "error" in answer:
         raise ServerError(answer["error"])
-    return str(answer["url"])
+    return dict(answer)
 
 
 # From here on, what the guardian does.
@@ -102,11 +142,11 @@ def _read_answer(line: str) -> str:
 def _guard(programs: Path, primary: str) -> int:
     # Blocked until the server runs, so that no signal cuts a start or an ending short.
     signal.pthread_sigmask(signal.SIG_BLOCK, ENDINGS)
-    threading.Thread(target=_await_end_of_input, daemon=True).start()
     with tempfile.TemporaryDirectory(prefix="uow-postgresql-") as name:
         try:
-            with _running(programs, Path(name), primary) as url:
-                _say(url=url)
+            with _running(programs, Path(name), primary) as server:
+                threading.Thread(target=_obey, args=[server], daemon=True).start()
+                server.tell()
                 signal.sigwait(ENDINGS)
         except (ServerError, OSError, KeyError) as error:
             _say(error=str(error))
@@ -114,9 +154,14 @@ def _guard(programs: Path, primary: str) -> int:
     return 0
 
 
-def _await_end_of_input() -> None:
-    sys.stdin.read()
-    os.kill(os.getpid(), signal.SIGTERM)
+def _obey(server: "_Server") -> None:
+    """Restart the server as often as the input says, and end with it."""
+    try:
+        for line in sys.stdin:
+            server.restart(signal.Signals[line.strip()])
+            server.tell()
+    finally:
+        os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _say(**answer: str) -> None:
@@ -124,7 +169,7 @@ def _say(**answer: str) -> None:
 
 
 @contextlib.contextmanager
-def _running(programs: Path, folder: Path, primary: str) -> Iterator[str]:
+def _running(programs: Path, folder: Path, primary: str) -> Iterator["_Server"]:
     account = _find_account()
     if account:
         programs = _copy_programs(programs, folder)
@@ -142,11 +187,32 @@ def _running(programs: Path, folder: Path, primary: str) -> Iterator[str]:
         _make(programs / "pg_basebackup", [f"--dbname={primary}", f"--pgdata={folder / 'data'}", *options], how)
     else:
         _make_cluster(programs, folder, password, how)
-    server, port = _start_on_free_port(programs, folder, how)
+    process, port = _start_on_free_port(programs, folder, how)
+    server = _Server(process, programs, folder, how, f"postgresql://{USER}:{password}@127.0.0.1:{port}/postgres", port)
     try:
-        yield f"postgresql://{USER}:{password}@127.0.0.1:{port}/postgres"
+        yield server
     finally:
-        _stop(server)
+        _stop(server.process)
+
+
+@dataclasses.dataclass
+class _Server:
+    process: subprocess.Popen[bytes]
+    programs: Path
+    folder: Path
+    how: dict[str, Any]
+    url: str
+    port: int
+
+    def tell(self) -> None:
+        _say(url=self.url, socket_folder=str(self.folder))
+
+    def restart(self, end: signal.Signals) -> None:
+        self.process.send_signal(end)
+        self.process.wait(timeout=STOP_TIMEOUT_S)
+        self.process = _start(self.programs, self.folder, self.port, self.how)
+        if not _is_ready(self.process, self.folder / "data" / "postmaster.pid"):
+            raise ServerError(f"PostgreSQL did not start again:\n{_tail(self.folder / 'log')}")
 
 
 def _find_account() -> dict[str, Any]:
@@ -208,6 +274,7 @@ def _start_on_free_port(programs: Path, folder: Path, how: dict[str, Any]) -> tu
 
 def _start(programs: Path, folder: Path, port: int, how: dict[str, Any]) -> subprocess.Popen[bytes]:
     settings = [f"--{name}={value}" for name, value in SETTINGS.items()]
+    settings.append(f"--unix_socket_directories={folder}")
     where = ["-D", str(folder / "data"), f"--port={port}"]
     with (folder / "log").open("ab") as log:
         return subprocess.Popen([programs / "postgres", *where, *settings], **how, stdout=log, stderr=log)

@@ -1,7 +1,7 @@
 """What only the driver knows: the server's transaction status, an error's code, whether a pooled connection is alive.
 
-The answers are free: libpq keeps the status of the last reply, and an idle socket that is readable has been closed
-by its server. A driver that this package does not know answers None, and SQLAlchemy's own checks remain.
+The answers are free: libpq keeps the status of the last reply, and the socket knows whether its stream has ended. A
+driver that this package does not know answers None, and SQLAlchemy's own checks remain.
 """
 
 from __future__ import annotations
@@ -10,7 +10,10 @@ import select
 from collections.abc import Callable
 from contextlib import closing
 from enum import IntEnum
+from importlib import import_module
 from typing import Any
+
+from .._gevent import poll_at_once
 
 
 class TransactionStatus(IntEnum):
@@ -98,11 +101,22 @@ def parameter_status(dbapi_connection: Any, name: str) -> str | None:
     return None if told is None else told.decode()
 
 
-def is_readable_while_idle(dbapi_connection: Any) -> bool:
-    """Whether an idle connection has something to read, which after a server's end is the end of its stream.
+def libpq_version(driver: str) -> int:
+    """The version of the libpq that a driver has loaded, 160004 for 16.4.
 
-    A connection that listens for notifications may have one waiting, and is called dead as well; its owner takes it
-    out of the pool anyway.
+    :param driver: ``"psycopg2"`` or ``"psycopg"``.
+    """
+    if driver == "psycopg2":
+        return int(import_module("psycopg2.extensions").libpq_version())
+    return int(import_module("psycopg").pq.version())
+
+
+def has_ended(dbapi_connection: Any) -> bool:
+    """Whether an idle connection is dead, told by its socket: nothing is sent, and nothing waited for.
+
+    A socket with nothing to read lives, as far as its own machine knows. One with something to read is at its end
+    mostly, but it may have a notification, a parameter's new value, a notice or a record of TLS's own: these are
+    read, and kept where the driver keeps them.
 
     :param dbapi_connection: a psycopg2 or psycopg connection that is not in a statement.
     """
@@ -110,11 +124,63 @@ def is_readable_while_idle(dbapi_connection: Any) -> bool:
         file_descriptor = dbapi_connection.fileno()
     except Exception:  # noqa: BLE001  # a closed connection has no file descriptor, and each driver says so in its own way
         return True
+    wait_ms = 0
+    for _ in range(_READS):
+        if not _is_readable(file_descriptor, wait_ms):
+            return False
+        try:
+            has_notice = _read_waiting(dbapi_connection)
+        except Exception:  # noqa: BLE001  # either driver's error for a stream that has ended, or makes no sense
+            return True
+        wait_ms = _LAST_WORDS_MS if has_notice else 0
+    return False  # a listener whose notifications come faster than they are read
+
+
+_READS = 10
+_LAST_WORDS_MS = 100
+"""How long the end may take that follows a server's last words; libpq hands these on as a notice like any other."""
+
+
+def _is_readable(file_descriptor: int, wait_ms: int) -> bool:
+    """Whether a socket has something to read, an end or an error included."""
     if not hasattr(select, "poll"):
-        return bool(select.select([file_descriptor], [], [], 0)[0])
-    poll = select.poll()
-    poll.register(file_descriptor, select.POLLIN | select.POLLPRI | getattr(select, "POLLRDHUP", 0))
-    return bool(poll.poll(0))
+        return bool(select.select([file_descriptor], [], [], wait_ms / 1000)[0])
+    poll = select.poll() if wait_ms else poll_at_once()
+    poll.register(file_descriptor, select.POLLIN)
+    return bool(poll.poll(wait_ms))
+
+
+def _read_waiting(dbapi_connection: Any) -> bool:
+    """Let libpq read what has come, and return whether a notice was in it.
+
+    :raises Exception: the driver's own error, if the stream has ended.
+    """
+    if hasattr(dbapi_connection, "pgconn"):
+        return _read_waiting_psycopg(dbapi_connection)
+    notices: list[Any] = []
+    kept, dbapi_connection.notices = dbapi_connection.notices, notices
+    try:
+        dbapi_connection.poll()
+    finally:
+        dbapi_connection.notices = kept
+    for notice in notices:
+        kept.append(notice)
+    return bool(notices)
+
+
+def _read_waiting_psycopg(dbapi_connection: Any) -> bool:
+    notices: list[Any] = []
+    dbapi_connection.add_notice_handler(notices.append)
+    pgconn = dbapi_connection.pgconn
+    try:
+        pgconn.consume_input()
+        pgconn.is_busy()  # which looks at what was read
+    finally:
+        dbapi_connection.remove_notice_handler(notices.append)
+    while notification := pgconn.notifies():  # as psycopg does after each statement
+        if pgconn.notify_handler:
+            pgconn.notify_handler(notification)
+    return bool(notices)
 
 
 def sqlstate(error: BaseException) -> str | None:

@@ -93,6 +93,26 @@ def timeouts(app: Flask) -> dict[str, Any]:
     return {"ends": ends}
 
 
+def deaths(app: Flask) -> dict[str, Any]:
+    """Take a listener's connection out of the pool when it was notified, and again when the server has ended it."""
+
+    def take() -> tuple[int, Any]:
+        with uow.engine.connect() as connection:
+            return connection.scalar(sa.text("SELECT pg_backend_pid()")) or 0, connection.connection.driver_connection
+
+    with app.app_context():
+        with uow.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+            connection.exec_driver_sql("LISTEN news")
+            with uow.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as other:
+                other.exec_driver_sql("NOTIFY news")
+        listener, driver = take()
+        is_left_alone = take()[0] == listener
+        with uow.engine.connect(), uow.engine.connect() as other:  # the pool gives what came back last
+            other.execute(sa.text("SELECT pg_terminate_backend(:pid, 5000)"), {"pid": listener})
+        taken = [take()[0] for _ in range(3)]
+    return {"is_left_alone": is_left_alone, "is_replaced": listener not in taken, "is_closed": bool(driver.closed)}
+
+
 def main(what: str, url: str) -> None:
     """Do it, and print what came of it and what is left."""
     if "late" in sys.argv:
@@ -102,7 +122,7 @@ def main(what: str, url: str) -> None:
     if "waits" in sys.argv:
         psycopg2.extensions.set_wait_callback(wait)
     app = make_app(url)
-    came = {"requests": requests, "timeouts": timeouts}[what](app)
+    came = {"requests": requests, "timeouts": timeouts, "deaths": deaths}[what](app)
     with app.app_context():
         pool = uow.engine.pool
         assert isinstance(pool, sa.QueuePool)

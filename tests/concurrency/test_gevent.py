@@ -75,6 +75,16 @@ def test_a_timeout_of_gevent_rolls_back(database: Database, how: tuple[str, ...]
     assert names(database) == ["after between", "after savepoint", "after statement"]
 
 
+@pytest.mark.parametrize(
+    ("database", "how"), [("psycopg", ()), ("psycopg2", ("waits",))], indirect=["database"], ids=["psycopg", "psycopg2"]
+)
+def test_dead_connections_are_told_from_listeners(database: Database, how: tuple[str, ...]) -> None:
+    """The look at the socket works with gevent's functions in the place of the system's."""
+    came, _ = run("deaths", database, *how)
+
+    assert came == {"is_left_alone": True, "is_replaced": True, "is_closed": True, "checked_out": 0}
+
+
 @pytest.mark.parametrize("database", ["sqlite"], indirect=True)
 def test_without_postgresql_nothing_blocks(database: Database) -> None:
     """SQLite never waits for a network."""

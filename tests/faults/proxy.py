@@ -12,18 +12,21 @@ import asyncio
 import contextlib
 import json
 import re
+import ssl
 import struct
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
 from enum import StrEnum
+from pathlib import Path
 from typing import Any, Self
 
 LISTEN = "127.0.0.1"
 REPLY_TIMEOUT_S = 10.0
 # What stands in the place of a length's protocol version where a client asks for encryption.
-ENCRYPTION_REQUESTS = frozenset((80877103, 80877104))
+TLS_REQUEST = 80877103
+ENCRYPTION_REQUESTS = frozenset((TLS_REQUEST, 80877104))
 # Messages of the extended protocol that are nothing before the Sync behind them.
 BATCHED = b"PBDEC"
 # What a server sends once: the number of its process, and a secret by which a statement is cancelled.
@@ -70,6 +73,20 @@ class Proxy:
     def disguise(self) -> None:
         """Give each new connection a number of the proxy's own for its server's process, as poolers do."""
         self._ask(do="disguise")
+
+    def say(self, message: bytes) -> None:
+        """Send every client something that the server has not said.
+
+        :param message: of PostgreSQL's protocol.
+        """
+        self._ask(do="say", message=message.hex())
+
+    def encrypt(self, certificate: Path) -> None:
+        """Speak TLS with the clients that ask for it, from now on until :meth:`reset`.
+
+        :param certificate: a file with it and its key.
+        """
+        self._ask(do="encrypt", certificate=str(certificate))
 
     def wait_for_reply(self) -> bool:
         """Return whether the reply that was to be kept has come, after waiting for it."""
@@ -131,6 +148,7 @@ class _Orders:
     """What is to be done with the next COMMITs, and what was asked so far."""
 
     def __init__(self) -> None:
+        self.clients: set[_Peer] = set()
         self.forget()
 
     def forget(self) -> None:
@@ -139,6 +157,7 @@ class _Orders:
         self.refuses_after_cut = False
         self.refuses = False
         self.holds = self.disguises = False
+        self.encryption: ssl.SSLContext | None = None
         self.has_come = asyncio.Event()
         self.is_released = asyncio.Event()
         self.requests: list[str] = []
@@ -152,8 +171,8 @@ class _Orders:
             case "hold":
                 self.holds = True
                 self.statement = re.compile(order["statement"], re.IGNORECASE)
-            case "disguise":
-                self.disguises = True
+            case "disguise" | "encrypt" | "say":
+                self._obey_towards_clients(order)
             case "wait":
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(self.has_come.wait(), REPLY_TIMEOUT_S)
@@ -167,6 +186,17 @@ class _Orders:
                 self.is_released.set()
                 self.forget()
         return {}
+
+    def _obey_towards_clients(self, order: dict[str, Any]) -> None:
+        match order["do"]:
+            case "disguise":
+                self.disguises = True
+            case "encrypt":
+                self.encryption = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+                self.encryption.load_cert_chain(order["certificate"])
+            case "say":
+                for client in self.clients:
+                    client.writer.write(bytes.fromhex(order["message"]))
 
     def take_cut(self) -> Cut | None:
         if not self.cuts:
@@ -205,9 +235,11 @@ class _Conversation:
 
     async def run(self) -> None:
         await self._start()
+        self._orders.clients.add(self._client)
         replies = asyncio.create_task(self._pass_replies())
         with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
             await self._pass_requests()
+        self._orders.clients.discard(self._client)
         self._client.writer.close()
         # What was sent is not to be lost with the connection: the server reads it, then finds the end.
         with contextlib.suppress(OSError):
@@ -223,7 +255,11 @@ class _Conversation:
             if code not in ENCRYPTION_REQUESTS:
                 self._server.writer.write(head + body)
                 return
-            self._client.writer.write(b"N")
+            if code != TLS_REQUEST or self._orders.encryption is None:
+                self._client.writer.write(b"N")
+                continue
+            self._client.writer.write(b"S")
+            await self._client.writer.start_tls(self._orders.encryption)
 
     async def _pass_requests(self) -> None:
         waiting = b""
