@@ -14,19 +14,19 @@ from sqlalchemy import event, pool
 from . import _fork
 from ._application_name import application_name, is_own_name
 from ._drivers import LIBPQ_DRIVERS, is_readable_while_idle
-from ._settings import Bind, Settings, wrong
+from ._settings import Bind, Settings, is_in_memory, wrong
 
 CONNECT_TIMEOUT_S = 5
 _POOL_OPTIONS = ("pool_size", "max_overflow", "pool_timeout", "pool_recycle", "pool_use_lifo")
 
 
 def make_engines(app: Flask, settings: Settings) -> dict[str, sa.Engine]:
-    """One engine per database of the app; none connects yet.
+    """One engine per database and reader of the app; none connects yet.
 
     :raises ConfigurationError: if ``create_engine`` refuses an option.
     """
     engines = {}
-    for name, bind in settings.binds.items():
+    for name, bind in (settings.binds | settings.readers).items():
         engines[name] = _make_engine(app, bind)
     return engines
 
@@ -82,13 +82,6 @@ def _connect_args(url: sa.URL) -> dict[str, Any]:
     if is_in_memory(url):
         return {"check_same_thread": False}
     return {}
-
-
-def is_in_memory(url: sa.URL) -> bool:
-    """Whether ``url`` is a SQLite database that lives as long as its connection."""
-    if url.get_backend_name() != "sqlite":
-        return False
-    return url.database in (None, "", ":memory:") or url.query.get("mode") == "memory"
 
 
 def _beside_instance(app: Flask, url: sa.URL) -> sa.URL:

@@ -36,6 +36,7 @@ LAYERS = (
     "_views",
     "_checkouts",
     "_limits",
+    "_reader",
     "_commit",
     "_two_phase",
     "_notices",
