@@ -6,8 +6,8 @@ contexts take turns. A reader that cannot be reached is left alone for :data:`RE
 there is none, the primary does. So it does for ``SERIALIZABLE``, which a standby cannot, and for another attempt.
 
 A copy is late. With ``UOW_READ_YOUR_WRITES`` the last write is remembered in Flask's session, or where there is no
-request under the app context: its time, or the position of the primary's log after the COMMIT. Each connection remembers how far its
-server had come when it was asked last, so that it is asked only by who has written since.
+request under the app context: its time, or the position of the primary's log after the COMMIT. Each connection
+remembers how far its server had come when it was asked last, so that it is asked only by who has written since.
 
 When a unit asks for its connection is left to ``_units``.
 """
@@ -21,7 +21,7 @@ from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
-from flask import Flask, has_request_context
+from flask import Flask, Response, has_request_context
 from flask import session as flask_session
 from flask.sessions import SessionMixin
 
@@ -183,6 +183,23 @@ class Readers:
             session[WRITTEN] = written
         elif scope is not None:
             scope.written = written
+
+    def save_late(self, unit: Unit, response: Response) -> None:
+        """A whole request's unit is committed when its response has Flask's session already: give it that once more."""
+        session = _browser_session()
+        if self._mode == "off" or session is None or self._is_null(session):
+            return
+        before, interface = session.get(WRITTEN), self._app.session_interface
+
+        def save() -> None:
+            if session.get(WRITTEN) == before:
+                return
+            name = f"{interface.get_cookie_name(self._app)}="
+            others = [cookie for cookie in response.headers.getlist("Set-Cookie") if not cookie.startswith(name)]
+            response.headers.setlist("Set-Cookie", others)
+            interface.save_session(self._app, session, response)
+
+        unit.after_commit(save)
 
     def _position(self, link: Link) -> float:
         """How far the primary's log reaches, right after a COMMIT; the time if it cannot say so."""
