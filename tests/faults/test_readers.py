@@ -1,19 +1,22 @@
 """Read-only units on a real standby: where each runs, what it sees there, and what happens when there is none."""
 
 import logging
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
 import sqlalchemy as sa
 from flask import Flask, Response, session
 from flask.testing import FlaskClient
+from sqlalchemy import orm
 
-from flask_uow import UnitOfWork, _reader, current_unit, stats, transactional
-from flask_uow._transactional import Options
+from flask_uow import Unit, UnitOfWork, _reader, current_unit, stats, transactional
+from flask_uow._state import Link
 from flask_uow.exceptions import ConfigurationError, RuleViolationError, UnitOptionsError
-from tests.databases import PostgreSQLDatabase
+from tests.databases import PostgreSQLDatabase, SQLiteDatabase
 from tests.faults.proxy import LISTEN, Cut, Proxy, run_proxy
 from tests.models import Item, make_app, names
 from tests.replicas import Replicated, await_that, replicated, run_replicated
@@ -204,7 +207,7 @@ def test_units_inside_a_reading_one(bench: Bench) -> None:
     ],
     ids=str,
 )
-def test_options_hold_on_a_reader(bench: Bench, options: Options, is_on_standby: bool) -> None:
+def test_options_hold_on_a_reader(bench: Bench, options: dict[str, Any], is_on_standby: bool) -> None:
     """A standby refuses ``SERIALIZABLE``, so the primary runs it."""
     with bench.app.app_context(), transactional(read_only=True, **options):
         level = str(options.get("isolation") or "read committed").lower()
@@ -405,9 +408,9 @@ def test_a_snapshot_is_taken_after_the_question(
 ) -> None:
     """What the reader replays between its answer and the first statement is seen, whatever the isolation."""
     bench = make_bench(UOW_READ_YOUR_WRITES="lsn")
-    renew = type(current_unit._get_current_object) and _reader_unit().renew_snapshot
+    renew = Unit.renew_snapshot
 
-    def add_and_renew(unit: Any, link: Any) -> None:
+    def add_and_renew(unit: Unit, link: Link) -> None:
         bench.both.primary.execute("INSERT INTO item (name) VALUES ('meanwhile')")
         bench.both.catch_up()
         renew(unit, link)
@@ -415,19 +418,13 @@ def test_a_snapshot_is_taken_after_the_question(
     with bench.app.app_context():
         bench.add("new")
         bench.both.catch_up()
-        monkeypatch.setattr(_reader_unit(), "renew_snapshot", add_and_renew)
+        monkeypatch.setattr(Unit, "renew_snapshot", add_and_renew)
         with transactional(read_only=True, isolation=isolation, timeout=timeout):
             assert bench.is_on_standby()
             assert bench.uow.session.scalars(sa.select(Item.name)).all() == ["new", "meanwhile"]
             limit = bench.uow.session.scalar(sa.text("SELECT current_setting('statement_timeout')::interval <> '0'"))
             assert limit is (timeout is not None)
             assert bench.uow.session.scalar(sa.text("SHOW transaction_isolation")) == isolation.lower()
-
-
-def _reader_unit() -> Any:
-    from flask_uow import Unit
-
-    return Unit
 
 
 def test_a_position_that_cannot_be_learnt(make_bench: MakeBench, caplog: pytest.LogCaptureFixture) -> None:
@@ -530,9 +527,7 @@ def test_all_readers_are_down(make_bench: MakeBench, both: Replicated, caplog: p
     assert [warning.split("'")[1] for warning in warnings(caplog)] == ["reader", "reader2"]
 
 
-def test_a_reader_comes_back(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_reader_comes_back(bench: Bench, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     """After an outage it is tried again from time to time."""
     caplog.set_level(logging.INFO)
     proxy = bench.servers.before_standby
@@ -563,7 +558,7 @@ def test_a_server_that_is_stopped(make_bench: MakeBench, both: Replicated, serve
 
 
 @pytest.mark.parametrize("options", [{}, {"timeout": 60}, {"isolation": "REPEATABLE READ"}], ids=str)
-def test_lost_at_the_first_statement(bench: Bench, caplog: pytest.LogCaptureFixture, options: Options) -> None:
+def test_lost_at_the_first_statement(bench: Bench, caplog: pytest.LogCaptureFixture, options: dict[str, Any]) -> None:
     """Nothing was read yet, so the unit goes on on the primary, with its options."""
     bench.warm_up()
     bench.servers.before_standby.cut(Cut.BEFORE, statement="BEGIN|SELECT")
@@ -669,10 +664,10 @@ def test_the_command_shows_readers(bench: Bench) -> None:
 
     primary, standby = seen.databases
     assert (primary.binds, standby.binds) == (("default",), ("reader",))
-    (unit,) = [unit for worker in seen.workers for unit in worker.units if unit.label == "reading"]
-    (session_of_unit,) = [each for each in standby.sessions if each.label == "reading"]
-    assert session_of_unit.state == "idle in transaction"
-    assert unit
+    assert [(each.unit, each.state) for each in standby.sessions] == [("reading", "idle in transaction")]
+    assert primary.sessions == ()
+    ((pool, in_use),) = [(each.bind, each.checked_out) for worker in seen.workers for each in worker.pools]
+    assert (pool, in_use) == ("reader", 1)
 
 
 def test_a_unit_that_went_elsewhere_holds_what_it_has_now(make_bench: MakeBench) -> None:
@@ -686,8 +681,8 @@ def test_a_unit_that_went_elsewhere_holds_what_it_has_now(make_bench: MakeBench)
             seen = stats.snapshot(bench.app)
 
     primary, standby = seen.databases
-    assert [each.label for each in primary.sessions if each.state == "idle in transaction"] == ["reading"]
-    assert [each.label for each in standby.sessions if each.label == "reading"] == []
+    assert [(each.unit, each.state) for each in primary.sessions] == [("reading", "idle in transaction")]
+    assert [(each.unit, each.state) for each in standby.sessions] == [(None, "idle")]
 
 
 def test_units_that_hold_all_of_a_readers_pool(make_bench: MakeBench) -> None:
@@ -702,9 +697,54 @@ def test_units_that_hold_all_of_a_readers_pool(make_bench: MakeBench) -> None:
                     pass
 
 
+# ---- other engines
+
+
+def test_engines_of_somebody_else(both: Replicated) -> None:
+    """They choose by themselves: the unit is there already when its session is asked for its engine."""
+    primary, standby = sa.create_engine(both.primary.url), sa.create_engine(both.standby.url)
+
+    class Reading(orm.Session):
+        def get_bind(self, *args: Any, **options: Any) -> sa.Engine:
+            return standby if current_unit and current_unit.read_only else primary
+
+    app = Flask(__name__)
+    uow = UnitOfWork(app, sessionmaker=orm.sessionmaker(class_=Reading))
+    with app.app_context():
+        with transactional(read_only=True):
+            assert uow.session.scalar(WHERE)
+        with transactional():
+            assert not uow.session.scalar(WHERE)
+    primary.dispose()
+    standby.dispose()
+
+
+@pytest.mark.parametrize("mode", ["off", "time"])
+def test_a_file_that_is_read_by_another_engine(tmp_path: Path, mode: str) -> None:
+    """Any database can have readers; SQLite's file, a second pool."""
+    database = SQLiteDatabase(tmp_path / "bank.db")
+    uow = UnitOfWork()
+    app = make_app(database, uow, UOW_READER_URI=database.url, UOW_READ_YOUR_WRITES=mode)
+    engines = []
+
+    def read() -> list[str]:
+        engines.append(uow.session.connection().engine)
+        return list(uow.session.scalars(sa.select(Item.name)))
+
+    with app.app_context():
+        with transactional(read_only=True):
+            assert read() == []
+        with transactional():
+            uow.session.add(Item(name="new"))
+        with transactional(read_only=True):
+            assert read() == ["new"]
+        with pytest.raises(RuleViolationError, match="UOW111"), transactional(read_only=True):
+            uow.session.execute(sa.insert(Item).values(name="no"))
+        assert engines == [uow.get_engine("reader"), uow.get_engine("reader" if mode == "off" else "default")]
+
+
 def run_beside(function: Callable[[], None], standby: PostgreSQLDatabase) -> None:
     """Run it in a thread as soon as a statement sleeps on the standby."""
-    import threading
 
     def run() -> None:
         await_that(lambda: any("pg_sleep" in each.query for each in standby.sessions()))
