@@ -153,7 +153,7 @@ class UnitOfWork:
 
     @property
     def engines(self) -> dict[str, sa.Engine]:
-        """The current app's engines by name: ``"default"`` and those of ``SQLALCHEMY_BINDS``.
+        """The current app's engines by name: ``"default"``, those of ``SQLALCHEMY_BINDS``, and those of the readers.
 
         Empty where another library, or your own ``sessionmaker``, has the engines.
         """
@@ -170,7 +170,7 @@ class UnitOfWork:
     def get_engine(self, bind: str = DEFAULT_BIND) -> sa.Engine:
         """One of the current app's engines.
 
-        :param bind: ``"default"`` or a name in ``SQLALCHEMY_BINDS``.
+        :param bind: ``"default"``, a name in ``SQLALCHEMY_BINDS``, or ``"reader"``, ``"reader2"`` and so on.
         :raises ConfigurationError: if there is none of that name.
         """
         engines = self.engines

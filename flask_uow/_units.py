@@ -34,6 +34,7 @@ from ._board import BEGUN, IDLE, LIVE, ROLLING_BACK, STATEMENT, Board, Kind, Liv
 from ._board import Outcome as End
 from ._callsite import CallSite
 from ._checkouts import hold, let_go
+from ._drivers import TransactionStatus
 from ._hooks import Hook, Hooks, When
 from ._limits import limit_time
 from ._notices import has_written_unseen, note_committed, notice_idle, notice_length
@@ -340,9 +341,10 @@ class Unit:
 
     def renew_snapshot(self, link: Link) -> None:
         """Begin anew on a connection that was asked something, where the transaction would go on seeing what it saw."""
-        if _strength(_isolation_of(self.session, self)) <= _strength("READ COMMITTED"):
-            link.was_begun = True
+        link.was_begun = link.status() is not TransactionStatus.IDLE
+        if not link.was_begun or _strength(_isolation_of(self.session, self)) <= _strength("READ COMMITTED"):
             return
+        link.was_begun = False
         link.dbapi_connection.rollback()
         link.limit_s = None
         self._limit([link])

@@ -237,11 +237,11 @@ WRONG: Mapping[str, tuple[Mapping[str, object], str, str]] = {
         " = 'sqlite:////a': SQLALCHEMY_ENGINE_OPTIONS['creator'] would lead each reader to the primary.",
     ),
     "reader in SERIALIZABLE": (
-        {
-            "SQLALCHEMY_DATABASE_URI": "postgresql://host/bank",
-            "SQLALCHEMY_ENGINE_OPTIONS": {"isolation_level": "SERIALIZABLE"},
-            "UOW_READER_URI": "postgresql://replica/bank",
-        },
+        reader(
+            "postgresql://replica/bank",
+            SQLALCHEMY_DATABASE_URI="postgresql://host/bank",
+            SQLALCHEMY_ENGINE_OPTIONS={"isolation_level": "SERIALIZABLE"},
+        ),
         "UOW_READER_URI",
         " = 'postgresql+psycopg2://replica/bank': SQLALCHEMY_ENGINE_OPTIONS['isolation_level'] is SERIALIZABLE, in",
     ),

@@ -329,6 +329,39 @@ def test_what_lsn_costs(make_bench: MakeBench) -> None:
     assert bench.sent() == ([], ["BEGIN", "SELECT", "SELECT", "COMMIT"])
 
 
+def test_the_same_server_again(make_bench: MakeBench, both: Replicated) -> None:
+    """A reader that is no standby, or none any more, has always come far enough."""
+    bench = make_bench(UOW_READER_URI=both.primary.url, UOW_READ_YOUR_WRITES="lsn")
+    with bench.app.app_context():
+        bench.add("new")
+        with transactional(read_only=True):
+            assert bench.uow.session.connection().engine is bench.uow.get_engine("reader")
+            assert bench.uow.session.scalars(sa.select(Item.name)).all() == ["new"]
+
+
+def test_what_an_isolated_write_costs(make_bench: MakeBench) -> None:
+    """The question comes on the same connection; psycopg2 takes its level back with a statement."""
+    bench = make_bench(UOW_READ_YOUR_WRITES="lsn")
+    bench.warm_up()
+    with bench.app.app_context(), transactional(isolation="SERIALIZABLE"):
+        bench.uow.session.add(Item(name="new"))
+
+    taken_back = ["SET"] if bench.both.primary.backend == "psycopg2" else []
+    assert bench.sent() == (["BEGIN", "INSERT", "COMMIT", "SELECT", *taken_back], [])
+
+
+def test_what_server_timing_counts(make_bench: MakeBench) -> None:
+    """The question to a reader, but not the one after COMMIT, which SQLAlchemy does not see."""
+    bench = make_bench(UOW_READ_YOUR_WRITES="lsn", UOW_SERVER_TIMING=True)
+    bench.warm_up()
+    client = bench.app.test_client()
+
+    assert '"3 round trips"' in client.post("/items/new").headers["Server-Timing"]
+    bench.both.catch_up()
+    assert '"5 round trips"' in client.get("/items").headers["Server-Timing"]
+    assert '"4 round trips"' in client.get("/items").headers["Server-Timing"]
+
+
 def test_a_unit_that_wrote_nothing_asks_nothing(make_bench: MakeBench) -> None:
     """Nor does one that was rolled back; a commit by hand outside of units is one."""
     bench = make_bench(UOW_READ_YOUR_WRITES="lsn", UOW_RULES="off")
