@@ -196,7 +196,8 @@ def _readers(urls: list[tuple[str, sa.URL]], binds: dict[str, Bind], read_your_w
     for key, url in urls:
         name = f"{READER_BIND}{len(readers) + 1}" if readers else READER_BIND
         if name in binds:
-            raise wrong(f"{BINDS}[{name!r}]", binds[name].url, f"this name is an engine of {READER_URI}")
+            taken = f"this name is an engine of {READER_URI}"
+            raise wrong(f"{BINDS}[{name!r}]", binds[name].url, taken, fix="Choose another name.")
         _check_reader(key, url, binds.get(DEFAULT_BIND), read_your_writes)
         readers[name] = Bind(key, ENGINE_OPTIONS, url, dict(binds[DEFAULT_BIND].options))
     return readers
@@ -220,10 +221,12 @@ def _check_reader(key: str, url: sa.URL, primary: Bind | None, read_your_writes:
     if is_in_memory(url):
         raise wrong(key, url, "nobody else can read a database in memory")
     if backend != "postgresql" and read_your_writes == "lsn":
-        raise wrong("UOW_READ_YOUR_WRITES", "lsn", f"only PostgreSQL has positions, and {URI} is {backend}")
+        reason = f"only PostgreSQL has positions, and {URI} is {backend}"
+        raise wrong("UOW_READ_YOUR_WRITES", "lsn", reason, fix="Take 'time'.")
     for name in ("creator", "pool"):
         if primary.options.get(name) is not None:
-            raise wrong(key, url, f"{ENGINE_OPTIONS}[{name!r}] would lead each reader to the primary")
+            reason = f"{ENGINE_OPTIONS}[{name!r}] would lead each reader to the primary"
+            raise wrong(key, url, reason, fix="Say in the URLs how to connect.")
     if primary.options.get("isolation_level") == "SERIALIZABLE" and backend == "postgresql":
         raise wrong(
             key,

@@ -259,6 +259,17 @@ def test_binds_beside_a_reader(make_bench: MakeBench, both: Replicated, is_bound
         assert bench.uow.session.scalars(sa.select(logged.c.name)).all() == ["new"]
 
 
+def test_two_phases_beside_a_reader(make_bench: MakeBench, both: Replicated) -> None:
+    """A unit that reads in two databases ends on the standby as well."""
+    bench = make_bench(SQLALCHEMY_BINDS={"log": both.primary.url}, UOW_TWO_PHASE=True)
+    logged = sa.Table("item", sa.MetaData(), sa.Column("name"), info={"bind_key": "log"})
+    with bench.app.app_context(), transactional(read_only=True) as unit:
+        assert bench.is_on_standby()
+        assert bench.uow.session.scalars(sa.select(logged.c.name)).all() == []
+
+    assert unit.was_committed
+
+
 # ---- what it sees
 
 
@@ -306,6 +317,7 @@ def test_lsn_reads_from_the_primary_until_the_reader_has_come(make_bench: MakeBe
     assert look(writer) == (["new"], False)
     assert look(other) == ([], True)
     assert look(writer) == (["new"], False)
+    assert writer.get("/items").headers["Vary"] == "Cookie"
     bench.both.resume()
     assert look(writer) == (["new"], True)
 
@@ -606,6 +618,25 @@ def test_lost_at_the_first_statement(bench: Bench, caplog: pytest.LogCaptureFixt
     assert len(warnings(caplog)) == 1
 
 
+@pytest.mark.parametrize(
+    "read",
+    [
+        lambda session: session.get(Item, 1),
+        lambda session: session.query(Item).all(),
+        lambda session: session.execute(sa.select(Item)).all(),
+        lambda session: session.scalars(sa.text("SELECT 1")).all(),
+    ],
+    ids=["get", "query", "execute", "scalars"],
+)
+def test_whatever_reads_first(bench: Bench, read: Callable[[orm.Session], object]) -> None:
+    """All ways of a session to read lead the same way."""
+    bench.warm_up()
+    bench.servers.before_standby.cut(Cut.BEFORE, statement="BEGIN")
+    with bench.app.app_context(), transactional(read_only=True):
+        read(bench.uow.session())
+        assert not bench.is_on_standby()
+
+
 def test_lost_later(bench: Bench) -> None:
     """What was read cannot be read again for the body: the error goes up."""
     with bench.app.app_context():
@@ -671,6 +702,17 @@ def test_a_conflict_with_recovery(bench: Bench, is_idle: bool) -> None:
         read()
 
     assert seen == [(True, 1000), (False, 0)]
+
+
+def test_a_pool_that_is_busy(make_bench: MakeBench) -> None:
+    """Is no lost reader: who waits too long for it hears so, and the session works on."""
+    bench = make_bench(SQLALCHEMY_ENGINE_OPTIONS={"pool_size": 1, "max_overflow": 0, "pool_timeout": 0.1})
+    with bench.app.app_context():
+        with bench.uow.get_engine("reader").connect():
+            with pytest.raises(sa.exc.TimeoutError), transactional(read_only=True):
+                pass
+            bench.add("new")
+        assert bench.read()
 
 
 # ---- pools and the command
