@@ -25,7 +25,6 @@ from flask import Flask, Response, has_request_context
 from flask import session as flask_session
 from flask.sessions import SessionMixin
 
-from ._board import STATEMENT
 from ._drivers import run_alone
 from ._hiding import error_line
 from ._scopes import Scope, find_context
@@ -268,13 +267,13 @@ class ReadingSession(_Session):
     """Sends a unit's first statement again where the reader is lost that was to answer it."""
 
     def _execute_internal(self, *args: Any, **options: Any) -> Any:
-        try:
-            return super()._execute_internal(*args, **options)
-        except sa.exc.DBAPIError as error:
-            if not _is_first(self, error):
-                raise
-            _go_on_elsewhere(self, error)
-        return super()._execute_internal(*args, **options)
+        while True:
+            try:
+                return super()._execute_internal(*args, **options)
+            except sa.exc.DBAPIError as error:
+                if not _is_first(self, error):
+                    raise
+                _go_on_elsewhere(self, error)
 
 
 def _is_first(session: Session, error: sa.exc.DBAPIError) -> bool:
@@ -282,7 +281,7 @@ def _is_first(session: Session, error: sa.exc.DBAPIError) -> bool:
     state = guarded_state(session)
     if state.reader is None or state.unit is None or not error.connection_invalidated:
         return False
-    is_first = state.told - outermost_of(state.unit)._told_before <= STATEMENT
+    is_first = outermost_of(state.unit).is_at_first_statement
     return is_first and not session.in_nested_transaction() and not has_pending(session)
 
 

@@ -136,6 +136,7 @@ class Unit:
     __slots__ = (
         "__weakref__",
         "_around",
+        "_asked_before",
         "_has_savepoint",
         "_failure",
         "_has_failed",
@@ -321,6 +322,7 @@ class Unit:
     def take_connection(self) -> None:
         """Take the connection with the unit's options: from a reader that will do, else from the primary."""
         readers = self._state.readers
+        self._asked_before = self._state.told
         for reader in readers.candidates(self) if readers is not None else ():
             if readers is None or is_used_up(reader.engine.pool):
                 continue
@@ -332,6 +334,7 @@ class Unit:
     def start_elsewhere(self) -> None:
         """Leave the reader, of which nothing was read that counts, and go on in a transaction without a connection."""
         state = self._state
+        self.was_on_reader = False
         let_go(state)
         with state.own_call():
             self.session.rollback()
@@ -498,6 +501,11 @@ class Unit:
         )
 
     # ---- for the guard
+
+    @property
+    def is_at_first_statement(self) -> bool:
+        """Whether the connection that it took was asked one thing at most."""
+        return self._state.told - self._asked_before <= STATEMENT
 
     @property
     def isolation(self) -> str | None:

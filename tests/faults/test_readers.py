@@ -618,6 +618,19 @@ def test_lost_at_the_first_statement(bench: Bench, caplog: pytest.LogCaptureFixt
     assert len(warnings(caplog)) == 1
 
 
+def test_several_are_lost_at_the_first_statement(
+    make_bench: MakeBench, both: Replicated, servers: Servers, caplog: pytest.LogCaptureFixture
+) -> None:
+    """One after the other, down to the primary."""
+    bench = make_bench(UOW_READER_URI=[through(servers.before_standby, both.standby)] * 2)
+    bench.warm_up()
+    bench.servers.before_standby.cut(Cut.BEFORE, times=2, statement="BEGIN")
+    with bench.app.app_context(), transactional(read_only=True):
+        assert not bench.is_on_standby()
+
+    assert [warning.split("'")[1] for warning in warnings(caplog)] == ["reader", "reader2"]
+
+
 @pytest.mark.parametrize(
     "read",
     [
