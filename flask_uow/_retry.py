@@ -28,7 +28,7 @@ def is_retryable(error: BaseException) -> bool:
     )
 
 
-def is_lost(error: BaseException) -> bool:
+def has_lost_connection(error: BaseException) -> bool:
     """Whether ``error`` says that the connection is gone, so that what only reads may be run once more."""
     return isinstance(error, DBAPIError) and error.connection_invalidated
 

@@ -26,7 +26,7 @@ from ._body import Body
 from ._callsite import CallSite, application_site, defined_at
 from ._notices import has_written_unseen
 from ._options import Propagation, Relation, UnitOptions, is_vetoed, relation
-from ._retry import delay_s, is_lost, is_retryable
+from ._retry import delay_s, has_lost_connection, is_retryable
 from ._scopes import current_context, find_context
 from ._sessions import Sessions, report_lost_writes
 from ._state import STATE_KEY, AppState, SessionState, guarded_state, state_of, state_of_app
@@ -358,7 +358,7 @@ class Boundary:
             and not unit.was_committed
             and unit.is_repeatable
             and self._attempt <= self._retries
-            and (is_retryable(error) or unit.is_known_aborted or (unit.was_on_reader and is_lost(error)))
+            and (is_retryable(error) or unit.is_known_aborted or (unit.was_on_reader and has_lost_connection(error)))
         )
 
     def _plan_retry(self, unit: Unit, error: BaseException) -> None:
