@@ -358,6 +358,14 @@ def hold(link: Link, state: SessionState) -> None:
         live.words[live.at + LIVE_CONNECTION] = checkout.number
 
 
+def let_go(state: SessionState) -> None:
+    """Say that a session's outermost unit has none of its connections any more, and goes on."""
+    live = outermost_of(state.unit).live if state.unit is not None else None
+    if live is not None:
+        live.held_since_s = 0.0
+        live.words[live.at + LIVE_CONNECTION] = 0
+
+
 def _know(pooled: Any, state: SessionState) -> Checkout | None:
     """Give a place to a connection that was taken without a word of the pool's; not if it is no pool's any more."""
     watch: Watch | None = getattr(pooled._pool, _WATCH, None) if pooled._connection_record is not None else None

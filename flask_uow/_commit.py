@@ -52,6 +52,8 @@ def send_commit(link: Link) -> None:
         # The server has committed, and SQLAlchemy may go on as if it had said so.
         link.connection.connection.invalidate(error)
     link.was_committed = True
+    if state.readers is not None and state.wrote:
+        state.readers.note_commit(link)
 
 
 def run_locked(link: Link, function: Callable[..., object], *arguments: Any, **options: Any) -> None:

@@ -15,7 +15,7 @@ from . import _fork
 from ._application_name import application_name, is_own_name
 from ._drivers import LIBPQ_DRIVERS, has_ended, libpq_version, parameter_status
 from ._ride import ride
-from ._settings import Bind, Settings, wrong
+from ._settings import Bind, Settings, is_in_memory, wrong
 
 CONNECT_TIMEOUT_S = 5
 # A server that went without a word is noticed: after a minute where nothing is sent, after half of one else.
@@ -28,12 +28,12 @@ _POOL_OPTIONS = ("pool_size", "max_overflow", "pool_timeout", "pool_recycle", "p
 
 
 def make_engines(app: Flask, settings: Settings) -> dict[str, sa.Engine]:
-    """One engine per database of the app; none connects yet.
+    """One engine per database and reader of the app; none connects yet.
 
     :raises ConfigurationError: if ``create_engine`` refuses an option.
     """
     engines = {}
-    for name, bind in settings.binds.items():
+    for name, bind in (settings.binds | settings.readers).items():
         engines[name] = _make_engine(app, bind)
         if settings.ride:
             ride(engines[name], read_only_at_start=True)
@@ -104,13 +104,6 @@ def _is_by_socket_file(url: sa.URL, given: dict[str, Any]) -> bool:
     named = given.get("host") or url.query.get("host") or url.host or ""
     hosts = named.split(",") if isinstance(named, str) else named
     return all(host.startswith(("/", "@")) for host in hosts)
-
-
-def is_in_memory(url: sa.URL) -> bool:
-    """Whether ``url`` is a SQLite database that lives as long as its connection."""
-    if url.get_backend_name() != "sqlite":
-        return False
-    return url.database in (None, "", ":memory:") or url.query.get("mode") == "memory"
 
 
 def _beside_instance(app: Flask, url: sa.URL) -> sa.URL:

@@ -11,6 +11,7 @@ from flask import Flask
 from ._checkouts import watch_pool
 from ._engines import make_engines
 from ._guard import guarded_class, watch_engine
+from ._reader import Readers
 from ._recording import OBSERVERS_KEY, record_requests
 from ._requests import serve_whole_requests
 from ._rules import RuleBook
@@ -111,6 +112,8 @@ class UnitOfWork:
         settings = read_settings(app.config, owns_engines=self._owns_engines, engine_options=self._engine_options)
         engines = make_engines(app, settings)
         app_state = AppState(app, settings, RuleBook(settings.rule_modes), engines, self.sessions)
+        if settings.readers:
+            app_state.readers = Readers(app, settings, engines)
         if settings.stats:
             app_state.rules.publish = app_state.publish_violation
         app.extensions[EXTENSION_KEY] = self
@@ -150,7 +153,7 @@ class UnitOfWork:
 
     @property
     def engines(self) -> dict[str, sa.Engine]:
-        """The current app's engines by name: ``"default"`` and those of ``SQLALCHEMY_BINDS``.
+        """The current app's engines by name: ``"default"``, those of ``SQLALCHEMY_BINDS``, and those of the readers.
 
         Empty where another library, or your own ``sessionmaker``, has the engines.
         """
@@ -167,7 +170,7 @@ class UnitOfWork:
     def get_engine(self, bind: str = DEFAULT_BIND) -> sa.Engine:
         """One of the current app's engines.
 
-        :param bind: ``"default"`` or a name in ``SQLALCHEMY_BINDS``.
+        :param bind: ``"default"``, a name in ``SQLALCHEMY_BINDS``, or ``"reader"``, ``"reader2"`` and so on.
         :raises ConfigurationError: if there is none of that name.
         """
         engines = self.engines

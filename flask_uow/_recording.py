@@ -5,7 +5,8 @@ as they were; if so, the dialects of the app's engines are watched, for they alo
 when it was answered, and the pools, the units and the templates are listened to. The timeline lies with its request:
 whatever works for that, in whichever thread, finds it there.
 
-What passes SQLAlchemy by is not seen: the fetches of a server-side cursor, and what ``UOW_TWO_PHASE`` adds.
+What passes SQLAlchemy by is not seen: the fetches of a server-side cursor, what ``UOW_TWO_PHASE`` adds, and the
+position that ``UOW_READ_YOUR_WRITES`` asks for after COMMIT.
 """
 
 from __future__ import annotations

@@ -76,9 +76,10 @@ class AtomicRequests:
         return self._failed_in_unit(self._handle, *args) if _is_atomic(self._app_state) else self._handle(*args)
 
     def _request(self, *args: Any) -> Response:
-        token = _unit.set(current_unit._get_current_object())  # type: ignore[attr-defined]
+        unit: Unit = current_unit._get_current_object()  # type: ignore[attr-defined]
+        token = _unit.set(unit)
         try:
-            return self._dispatch(*args)
+            response = self._dispatch(*args)
         except _AnotherAttempt as again:
             raise again.error from None
         except Exception as error:
@@ -86,6 +87,9 @@ class AtomicRequests:
             raise
         finally:
             _unit.reset(token)
+        if self._app_state.readers is not None:
+            self._app_state.readers.save_late(unit, response)
+        return response
 
     def _failed_request(self, function: Callable[..., Response], *args: Any) -> Response:
         current_unit._get_current_object().start_over()  # type: ignore[attr-defined]

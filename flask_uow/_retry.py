@@ -1,7 +1,7 @@
 """Which errors a unit may be tried again for, and how long to wait before it.
 
 Only what the server itself says was rolled back whole: a serialization failure (40001) or a deadlock (40P01), and
-SQLite's refusal of its write lock at BEGIN. A lost connection is not among them.
+SQLite's refusal of its write lock at BEGIN. A lost connection is not among them, but for what read from a reader.
 """
 
 from __future__ import annotations
@@ -26,6 +26,11 @@ def is_retryable(error: BaseException) -> bool:
         and getattr(error.orig, "sqlite_errorname", None) == "SQLITE_BUSY"
         and error.statement == "BEGIN IMMEDIATE"
     )
+
+
+def has_lost_connection(error: BaseException) -> bool:
+    """Whether ``error`` says that the connection is gone, so that what only reads may be run once more."""
+    return isinstance(error, DBAPIError) and error.connection_invalidated
 
 
 def delay_s(attempt: int) -> float:

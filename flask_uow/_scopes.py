@@ -52,9 +52,11 @@ class Scope:
     :ivar slots: the sessions of each thread, the current one last; those before it are suspended.
     :ivar adopted: sessions of another library that were seen under this context.
     :ivar taken: connections that were taken by hand under this context; None before the first.
+    :ivar turn: which reader's turn it is under this context; None before the first.
+    :ivar written: what is known of the last write under this context, where no request remembers it.
     """
 
-    __slots__ = ("adopted", "home", "is_over", "slots", "taken")
+    __slots__ = ("adopted", "home", "is_over", "slots", "taken", "turn", "written")
 
     def __init__(self, home: object) -> None:
         self.home = home
@@ -62,6 +64,8 @@ class Scope:
         self.slots: dict[object, list[Session]] = {}
         self.adopted: list[weakref.ref[Session]] = []
         self.taken: list[Taken] | None = None
+        self.turn: int | None = None
+        self.written: float | None = None
 
     def slot(self) -> list[Session]:
         """The calling thread's sessions."""

@@ -23,8 +23,10 @@ from ._board import LEAKED
 from ._checkouts import report_leaks
 from ._drivers import TransactionStatus
 from ._guard import connection_begun, know_connection, put_under_guard
+from ._reader import ReadingSession
 from ._rules import report_at_teardown, violation
 from ._scopes import Scope, Scopes, contexts, current_context, find_context, thread
+from ._settings import DEFAULT_BIND
 from ._state import AppState, SessionState, guarded_state, has_pending, state_of, state_of_app
 from ._units import discard
 from .exceptions import RuleViolationError, UnitOptionsError
@@ -155,8 +157,10 @@ class OwnSessions:
         put_under_guard(session, state)
         if app_state.engines and session.bind is None:
             session.bind = app_state.engines["default"]
-            if len(app_state.engines) > 1:
-                route(session, app_state.engines)
+            if len(app_state.binds) > 1:
+                route(session, app_state.binds)
+            if app_state.readers is not None:
+                _put_in_front(ReadingSession, session)
 
 
 class RoutedSession(_Session):
@@ -168,7 +172,7 @@ class RoutedSession(_Session):
         self, mapper: Any = None, *, clause: Any = None, bind: Any = None, **kwargs: Any
     ) -> sa.Engine | sa.Connection:
         key = _bind_key(mapper, clause) if bind is None else None
-        if key is not None:
+        if key is not None and key != DEFAULT_BIND:  # which is where the unit runs, a reader say
             return self._engine(key)
         return super().get_bind(mapper, clause=clause, bind=bind, **kwargs)
 
@@ -179,16 +183,22 @@ class RoutedSession(_Session):
         return self.engines_by_name[key]
 
 
-_routed_classes: weakref.WeakKeyDictionary[type[Session], type[Session]] = weakref.WeakKeyDictionary()
+_classes: weakref.WeakKeyDictionary[type[Session], dict[type, type[Session]]] = weakref.WeakKeyDictionary()
 
 
 def route(session: Session, engines: dict[str, sa.Engine]) -> None:
     """Let a session choose among several engines; one with a single engine is not asked at every statement."""
-    base = type(session)
-    if base not in _routed_classes:
-        _routed_classes[base] = type(base.__name__, (RoutedSession, base), {"__module__": base.__module__})
-    session.__class__ = _routed_classes[base]
+    _put_in_front(RoutedSession, session)
     session.engines_by_name = engines  # type: ignore[attr-defined]
+
+
+def _put_in_front(front: type, session: Session) -> None:
+    """Put a class in front of a session's class; made once."""
+    base = type(session)
+    made = _classes.setdefault(base, {})
+    if front not in made:
+        made[front] = type(base.__name__, (front, base), {"__module__": base.__module__})
+    session.__class__ = made[front]
 
 
 def _bind_key(mapper: Any, clause: Any) -> str | None:

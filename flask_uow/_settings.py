@@ -10,6 +10,7 @@ import difflib
 import inspect
 import math
 import os
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from http import HTTPMethod
@@ -26,7 +27,9 @@ from .exceptions import ConfigurationError
 URI = "SQLALCHEMY_DATABASE_URI"
 BINDS = "SQLALCHEMY_BINDS"
 ENGINE_OPTIONS = "SQLALCHEMY_ENGINE_OPTIONS"
+READER_URI = "UOW_READER_URI"
 DEFAULT_BIND = "default"
+READER_BIND = "reader"
 PREFIX = "UOW_"
 POSTGRESQL_DRIVERS = ("psycopg2", "psycopg")
 
@@ -52,6 +55,9 @@ class Settings:
     """What the configuration says, checked.
 
     :param binds: the databases by name; empty where another library owns the engines.
+    :param readers: where read-only units run, by the names of their engines; empty without any.
+    :param read_your_writes: ``off``, ``time`` or ``lsn``.
+    :param read_your_writes_s: for how many seconds after a write a browser session reads from the primary.
     :param commit_inside_unit: ``error`` or ``flush``.
     :param rule_modes: the mode of each rule that is not always an error.
     :param rollback_on_status: the status from which a returned response rolls back; None for never.
@@ -70,6 +76,9 @@ class Settings:
     """
 
     binds: dict[str, Bind] = field(default_factory=dict)
+    readers: dict[str, Bind] = field(default_factory=dict)
+    read_your_writes: str = "off"
+    read_your_writes_s: float = 5.0
     commit_inside_unit: str = "error"
     rule_modes: dict[str, str] = field(default_factory=dict)
     rollback_on_status: int | Callable[[int], bool] | None = None
@@ -101,8 +110,12 @@ def read_settings(
     values = {key: check(key, config[key]) for key, check in _CHECKS.items() if config.get(key) is not None}
     binds = _binds(config, dict(engine_options or {})) if owns_engines else {}
     modes = values.get("UOW_RULES") or _rule_modes("UOW_RULES", "warn")
+    read_your_writes = values.get("UOW_READ_YOUR_WRITES", "off")
     return Settings(
         binds=binds,
+        readers=_readers(values.get(READER_URI, []), binds, read_your_writes),
+        read_your_writes=read_your_writes,
+        read_your_writes_s=values.get("UOW_READ_YOUR_WRITES_SECONDS", 5.0),
         commit_inside_unit=values.get("UOW_COMMIT_INSIDE_UNIT", "error"),
         rule_modes=modes,
         rollback_on_status=values.get("UOW_ROLLBACK_ON_STATUS"),
@@ -129,6 +142,13 @@ def wrong(key: str, value: object, wanted: str, fix: str | None = None) -> Confi
         f"{key} = {without_passwords(shown)}: {wanted}.",
         fix=fix or f"Set app.config[{name!r}]{bracket}{index} before init_app.",
     )
+
+
+def is_in_memory(url: sa.URL) -> bool:
+    """Whether ``url`` is a SQLite database that lives as long as its connection."""
+    if url.get_backend_name() != "sqlite":
+        return False
+    return url.database in (None, "", ":memory:") or url.query.get("mode") == "memory"
 
 
 def _refuse_unknown(config: Mapping[str, Any]) -> None:
@@ -171,6 +191,55 @@ def _two_phase(is_wanted: bool, binds: dict[str, Bind]) -> bool:
                 fix="Leave the key out.",
             )
     return is_wanted
+
+
+def _readers(urls: list[tuple[str, sa.URL]], binds: dict[str, Bind], read_your_writes: str) -> dict[str, Bind]:
+    """The readers by name, with the options of the default database, whose copies they are.
+
+    :param urls: each with its key.
+    """
+    readers: dict[str, Bind] = {}
+    for key, url in urls:
+        name = f"{READER_BIND}{len(readers) + 1}" if readers else READER_BIND
+        if name in binds:
+            taken = f"this name is an engine of {READER_URI}"
+            raise wrong(f"{BINDS}[{name!r}]", binds[name].url, taken, fix="Choose another name.")
+        _check_reader(key, url, binds.get(DEFAULT_BIND), read_your_writes)
+        readers[name] = Bind(key, ENGINE_OPTIONS, url, dict(binds[DEFAULT_BIND].options))
+    return readers
+
+
+def _check_reader(key: str, url: sa.URL, primary: Bind | None, read_your_writes: str) -> None:
+    """Refuse what could not serve read-only units.
+
+    :raises ConfigurationError: then.
+    """
+    if primary is None:
+        raise wrong(
+            key,
+            url,
+            "the engines belong to whoever made the sessions",
+            fix="Leave the key out, and choose the engine in your session's get_bind(), by current_unit.read_only.",
+        )
+    backend = primary.url.get_backend_name()
+    if url.get_backend_name() != backend:
+        raise wrong(key, url, f"expected a copy of {URI}, which is {backend}")
+    if is_in_memory(url):
+        raise wrong(key, url, "nobody else can read a database in memory")
+    if backend != "postgresql" and read_your_writes == "lsn":
+        reason = f"only PostgreSQL has positions, and {URI} is {backend}"
+        raise wrong("UOW_READ_YOUR_WRITES", "lsn", reason, fix="Take 'time'.")
+    for name in ("creator", "pool"):
+        if primary.options.get(name) is not None:
+            reason = f"{ENGINE_OPTIONS}[{name!r}] would lead each reader to the primary"
+            raise wrong(key, url, reason, fix="Say in the URLs how to connect.")
+    if primary.options.get("isolation_level") == "SERIALIZABLE" and backend == "postgresql":
+        raise wrong(
+            key,
+            url,
+            f"{ENGINE_OPTIONS}['isolation_level'] is SERIALIZABLE, in which no standby can read",
+            fix="Take a lower level, and give isolation='SERIALIZABLE' to the units that need it.",
+        )
 
 
 def _bind_name(name: object) -> str:
@@ -286,9 +355,24 @@ def _boolean(key: str, value: Any) -> bool:
     return value
 
 
-def _off(key: str, value: Any) -> None:
-    if value is not False and value != "off":
-        raise wrong(key, value, "this version cannot do that yet", fix="Leave the key out.")
+def _reader_urls(key: str, value: Any) -> list[tuple[str, sa.URL]]:
+    """The URLs of a list, or of a text with commas between them, which may be in a URL too."""
+    several = re.split(r"\s*,\s*(?=[\w+]+://)", value.strip()) if isinstance(value, str) else value
+    if isinstance(value, str) and len(several) < 2:
+        return [(key, _url(key, value.strip()))]
+    if isinstance(value, sa.URL):
+        return [(key, _url(key, value))]
+    if not isinstance(several, (list, tuple)) or not several:
+        raise wrong(key, value, "expected a database URL, or a list of them")
+    return [(f"{key}[{number}]", _url(f"{key}[{number}]", each)) for number, each in enumerate(several)]
+
+
+def _read_your_writes(key: str, value: Any) -> str:
+    if value is False:
+        return "off"
+    if value not in ("off", "time", "lsn"):
+        raise wrong(key, value, "expected 'off', 'time' or 'lsn'")
+    return str(value)
 
 
 def _seconds(key: str, value: Any) -> float:
@@ -364,9 +448,9 @@ _CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "UOW_ATOMIC_REQUESTS": _methods,
     "UOW_TWO_PHASE": _boolean,
     "UOW_SERVER_TIMING": _boolean,
-    # Switched on, these would promise what this version does not do.
-    "UOW_READER_URI": _off,
-    "UOW_READ_YOUR_WRITES": _off,
+    "UOW_READER_URI": _reader_urls,
+    "UOW_READ_YOUR_WRITES": _read_your_writes,
+    "UOW_READ_YOUR_WRITES_SECONDS": _seconds,
     "UOW_MAX_UNIT_SECONDS": _seconds,
     "UOW_MAX_IDLE_SECONDS": _seconds,
     "UOW_STATS": _boolean,

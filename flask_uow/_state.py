@@ -34,6 +34,7 @@ from .exceptions import ConfigurationError, RuleViolationError, UnitOfWorkError
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
 
+    from ._reader import Reader, Readers
     from ._ride._riders import Riders
     from ._sessions import Sessions
     from ._units import Unit
@@ -48,10 +49,12 @@ class AppState:
     :param rules: its rule book.
     :param engines: its engines by name; empty where another library owns them.
     :param sessions: how its sessions are reached.
+    :param readers: where its read-only units run; None for where all others do.
     :param dispatches: what serves a whole request as a unit; empty where requests are none.
     :param watched_pools: what the pools of other libraries' engines are called.
     :param board: where this process says what it does; None before there is something to say.
     :param view_labels: the label of each function that was called as a unit in a request, by endpoint, rule and method.
+    :ivar binds: the engines without the readers'.
     """
 
     app: Flask
@@ -59,6 +62,7 @@ class AppState:
     rules: RuleBook
     engines: dict[str, sa.Engine]
     sessions: Sessions
+    readers: Readers | None = None
     dispatches: tuple[Callable[..., Any], ...] = ()
     board: Board | None = None
     watched_pools: list[str] = field(default_factory=list)
@@ -66,6 +70,10 @@ class AppState:
     view_labels: weakref.WeakKeyDictionary[Any, dict[tuple[str, str, str], str | None]] = field(
         default_factory=weakref.WeakKeyDictionary
     )
+    binds: dict[str, sa.Engine] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.binds = {name: self.engines[name] for name in self.settings.binds}
 
     def open_board(self) -> Board | None:
         """This process's board, made when it is first asked for; None where ``UOW_STATS`` is off."""
@@ -137,6 +145,8 @@ class SessionState:
     :ivar live: the slot there of its innermost unit, or of the connection it has outside of units.
     :ivar told: how many statements it has sent, each as the board's ``STATEMENT``.
     :ivar told_in_units: those that were in units that have ended.
+    :ivar readers: where its app's read-only units run; None for where all others do.
+    :ivar reader: the one on which its unit runs.
     :ivar idle_s: for how many seconds its transactions have waited for the next statement.
     :ivar is_closed: whether it was counted as closed.
     :ivar inserted: the objects that this transaction has inserted, but for those after very many, for UOW106.
@@ -168,6 +178,8 @@ class SessionState:
         "lock",
         "is_own_session",
         "is_stale",
+        "reader",
+        "readers",
         "rules",
         "lost_commit",
         "sent_commit",
@@ -183,6 +195,8 @@ class SessionState:
         self.app = app_state.app
         self.settings = app_state.settings
         self.rules = app_state.rules
+        self.readers = app_state.readers
+        self.reader: Reader | None = None
         self.generation = _fork.generation
         self.unit: Unit | None = None
         self.is_own_call = False

@@ -17,7 +17,6 @@ from functools import wraps
 from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, TypeVar, Unpack, cast, overload
 
-from sqlalchemy import QueuePool
 from sqlalchemy.exc import UnboundExecutionError
 from werkzeug.local import LocalProxy
 
@@ -27,11 +26,11 @@ from ._body import Body
 from ._callsite import CallSite, application_site, defined_at
 from ._notices import has_written_unseen
 from ._options import Propagation, Relation, UnitOptions, is_vetoed, relation
-from ._retry import delay_s, is_retryable
+from ._retry import delay_s, has_lost_connection, is_retryable
 from ._scopes import current_context, find_context
 from ._sessions import Sessions, report_lost_writes
 from ._state import STATE_KEY, AppState, SessionState, guarded_state, state_of, state_of_app
-from ._units import Unit, connections_held
+from ._units import Unit, connections_held, is_used_up
 from ._views import find_request, status_of_response, view_label
 from .exceptions import NoActiveUnitError, UnitOfWorkError, UnitOptionsError
 
@@ -261,7 +260,7 @@ class Boundary:
     def _begin(self, how: Relation, session: Session, state: SessionState) -> None:
         if how is Relation.INDEPENDENT or how is Relation.SUSPEND:
             _check_writer(state)
-            _check_pool(session)
+            _check_pool(session, state, may_read_elsewhere=how is Relation.INDEPENDENT and self._options.read_only)
             session = self._inner = self._sessions.replace(self._context, session)
             state = guarded_state(session)
             if how is Relation.SUSPEND:
@@ -359,7 +358,7 @@ class Boundary:
             and not unit.was_committed
             and unit.is_repeatable
             and self._attempt <= self._retries
-            and (is_retryable(error) or unit.is_known_aborted)
+            and (is_retryable(error) or unit.is_known_aborted or (unit.was_on_reader and has_lost_connection(error)))
         )
 
     def _plan_retry(self, unit: Unit, error: BaseException) -> None:
@@ -463,23 +462,25 @@ def _check_writer(outer: SessionState) -> None:
         )
 
 
-def _check_pool(session: Session) -> None:
+def _check_pool(session: Session, state: SessionState, *, may_read_elsewhere: bool) -> None:
     """A pool may have no connection for another unit before the units around it give theirs back.
 
+    :param may_read_elsewhere: whether a reader's pool will do.
     :raises UnitOptionsError: at once, instead of a wait that only their end could end.
     """
+    readers = state.readers
+    if readers is not None and may_read_elsewhere and not all(is_used_up(engine.pool) for engine in readers.engines):
+        return
     try:
-        pool = session.get_bind().engine.pool
+        pool = (session.get_bind() if readers is None else readers.primary).engine.pool
     except UnboundExecutionError:
         return  # nobody knows which pool before a statement says it
-    if isinstance(pool, QueuePool) and pool._max_overflow >= 0:
-        held = connections_held(pool)
-        if held >= pool.size() + pool._max_overflow:
-            raise UnitOptionsError(
-                f"The units of work around this one hold all {held} connections that the pool may have, so that one on "
-                "a connection of its own would wait for itself.",
-                fix="Nest fewer of them, or raise pool_size or max_overflow in SQLALCHEMY_ENGINE_OPTIONS.",
-            )
+    if is_used_up(pool):
+        raise UnitOptionsError(
+            f"The units of work around this one hold all {connections_held(pool)} connections that the pool may have, "
+            "so that one on a connection of its own would wait for itself.",
+            fix="Nest fewer of them, or raise pool_size or max_overflow in SQLALCHEMY_ENGINE_OPTIONS.",
+        )
 
 
 def _check_function(function: object) -> None:

@@ -33,7 +33,8 @@ from . import _fork, signals
 from ._board import BEGUN, IDLE, ROLLING_BACK, STATEMENT, Board, Kind, Live, Row, pack_live
 from ._board import Outcome as End
 from ._callsite import CallSite
-from ._checkouts import hold
+from ._checkouts import hold, let_go
+from ._drivers import TransactionStatus
 from ._hooks import Hook, Hooks, When
 from ._limits import limit_time
 from ._notices import has_written_unseen, note_committed, notice_idle, notice_length
@@ -79,6 +80,13 @@ def connections_held(pool: sa.Pool) -> int:
     return sum(link.is_from(pool) for state in set(_states_around()) for link in state.links)
 
 
+def is_used_up(pool: sa.Pool) -> bool:
+    """Whether the units that are active here hold all connections that a pool may have."""
+    if not isinstance(pool, sa.QueuePool) or pool._max_overflow < 0:
+        return False
+    return connections_held(pool) >= pool.size() + pool._max_overflow
+
+
 class Ending(Enum):
     """What is done with a unit's work."""
 
@@ -115,6 +123,7 @@ class Unit:
     :ivar is_known_aborted: whether the server said that a COMMIT that lost its connection did not happen.
     :ivar is_repeatable: whether another attempt would do all of its work, and none twice: not if writes came before it,
         nor if one of several databases has committed.
+    :ivar was_on_reader: whether it has run on a reader.
     :ivar is_undone: whether it was rolled back before its end, and goes on in a transaction that will be as well.
     :ivar is_view: whether it is the current request's view, or its dispatch.
     :ivar request: the request in which it was begun, None outside of one.
@@ -127,6 +136,7 @@ class Unit:
     __slots__ = (
         "__weakref__",
         "_around",
+        "_asked_before",
         "_has_savepoint",
         "_failure",
         "_has_failed",
@@ -161,6 +171,7 @@ class Unit:
         "session",
         "took_s",
         "was_committed",
+        "was_on_reader",
     )
 
     def __init__(
@@ -181,7 +192,7 @@ class Unit:
         self.attempt = attempt
         self.read_only = options.read_only
         self.is_active = False
-        self.was_committed = False
+        self.was_committed = self.was_on_reader = False
         self.is_known_aborted = False
         self.is_repeatable = True
         self.is_view = False
@@ -303,10 +314,47 @@ class Unit:
             self._limit(state.links)
         if self._options.needs_connection and not state.links:
             try:
-                _connect(self.session, self._options)
+                self.take_connection()
             except BaseException as error:
                 self.end(error)
                 raise
+
+    def take_connection(self) -> None:
+        """Take the connection with the unit's options: from a reader that will do, else from the primary."""
+        readers = self._state.readers
+        self._asked_before = self._state.told
+        for reader in readers.candidates(self) if readers is not None else ():
+            if readers is None or is_used_up(reader.engine.pool):
+                continue
+            self.was_on_reader = readers.serve(reader, self, lambda: _connect(self.session, self._options))
+            if self.was_on_reader:
+                return
+        _connect(self.session, self._options)
+
+    def start_elsewhere(self) -> None:
+        """Leave the reader, of which nothing was read that counts, and go on in a transaction without a connection."""
+        state = self._state
+        self.was_on_reader = False
+        let_go(state)
+        with state.own_call():
+            self.session.rollback()
+            state.forget_connections()
+            self._leave_reader()
+            self._transaction = self.session.begin()
+
+    def renew_snapshot(self, link: Link) -> None:
+        """Begin anew on a connection that was asked something, where the transaction would go on seeing what it saw."""
+        link.was_begun = link.status() is not TransactionStatus.IDLE
+        if not link.was_begun or _strength(_isolation_of(self.session, self)) <= _strength("READ COMMITTED"):
+            return
+        link.was_begun = False
+        link.dbapi_connection.rollback()
+        link.limit_s = None
+        self._limit([link])
+
+    def _leave_reader(self) -> None:
+        if self._state.reader is not None and self._state.readers is not None:
+            self._state.readers.leave(self.session, self._state)
 
     def _activate(self) -> None:
         state = self._state
@@ -453,6 +501,16 @@ class Unit:
         )
 
     # ---- for the guard
+
+    @property
+    def is_at_first_statement(self) -> bool:
+        """Whether the connection that it took was asked one thing at most."""
+        return self._state.told - self._asked_before <= STATEMENT
+
+    @property
+    def isolation(self) -> str | None:
+        """The isolation level that it asks for."""
+        return self._options.isolation
 
     @property
     def where(self) -> str:
@@ -653,6 +711,7 @@ class Unit:
             if self.was_committed and self.request is not None and self._state.links:
                 note_committed(self._state, self.label, self.request, is_view=self.is_view)
             self._state.forget_connections()
+            self._leave_reader()
 
     @property
     def _owner(self) -> Unit:

@@ -38,6 +38,7 @@ LAYERS = (
     "_views",
     "_checkouts",
     "_limits",
+    "_reader",
     "_commit",
     "_two_phase",
     "_notices",

@@ -51,6 +51,7 @@ OTHER_VALUES: dict[str, object] = {
     "UOW_RETRIES": 2,
     "UOW_READER_URI": "postgresql://reader/readme",
     "UOW_READ_YOUR_WRITES": "time",
+    "UOW_READ_YOUR_WRITES_SECONDS": 1.5,
     "UOW_ATOMIC_REQUESTS": True,
     "UOW_TWO_PHASE": True,
     "UOW_RIDE": False,

@@ -19,6 +19,7 @@ from flask_uow.signals import rule_violated
 PASSWORD = "s3cret p@ss:w/rd"
 IN_MEMORY = {"SQLALCHEMY_DATABASE_URI": "sqlite://"}
 QUOTED = "postgresql://bob:" + PASSWORD
+REPLICA = "postgresql://bob:s3cret@replica/bank"
 
 
 async def veto_later(status: int) -> bool:
@@ -28,6 +29,14 @@ async def veto_later(status: int) -> bool:
 
 def database(uri: object) -> dict[str, object]:
     return {"SQLALCHEMY_DATABASE_URI": uri}
+
+
+def reader(value: object, **more: object) -> dict[str, object]:
+    return IN_MEMORY | {"UOW_READER_URI": value} | more
+
+
+def connect() -> None:
+    """A creator."""
 
 
 def binds(value: object) -> dict[str, object]:
@@ -202,12 +211,51 @@ WRONG: Mapping[str, tuple[Mapping[str, object], str, str]] = {
     "retries a text": (key("UOW_RETRIES", "3"), "UOW_RETRIES", " = '3': expected a whole number, 0 or above."),
     "retries True": (key("UOW_RETRIES", True), "UOW_RETRIES", " = True: expected a whole number, 0 or above."),
     "retries with a fraction": (key("UOW_RETRIES", 2.5), "UOW_RETRIES", " = 2.5: expected a whole number, 0 or above."),
-    "reader": (
-        key("UOW_READER_URI", f"{QUOTED}@replica/bank"),
-        "UOW_READER_URI",
-        " = 'postgresql://bob:***@replica/bank': this version cannot do that yet.",
+    "reader": (reader("/replica/bank"), "UOW_READER_URI", " = '/replica/bank': not a database URL; expected"),
+    "reader a number": (reader(5), "UOW_READER_URI", " = 5: expected a database URL, or a list of them."),
+    "readers none": (reader([]), "UOW_READER_URI", " = []: expected a database URL, or a list of them."),
+    "reader empty": (reader(""), "UOW_READER_URI", " = '': expected a database URL such as"),
+    "second of two readers": (
+        reader(["sqlite:////a", REPLICA]),
+        "UOW_READER_URI[1]",
+        " = 'postgresql+psycopg2://bob:***@replica/bank': expected a copy of SQLALCHEMY_DATABASE_URI, which is sqlite.",
     ),
-    "read your writes": (key("UOW_READ_YOUR_WRITES", "lsn"), "UOW_READ_YOUR_WRITES", " = 'lsn': this version cannot"),
+    "second of two readers in a text": (
+        reader("sqlite:////a,sqlite://"),
+        "UOW_READER_URI[1]",
+        " = 'sqlite://': nobody else can read a database in memory.",
+    ),
+    "reader's driver": (reader("postgresql+nothing://replica/bank"), "UOW_READER_URI", " = 'postgresql+nothing://repl"),
+    "reader's name taken": (
+        reader("sqlite:////a", SQLALCHEMY_BINDS={"reader": REPLICA}),
+        "SQLALCHEMY_BINDS['reader']",
+        " = 'postgresql+psycopg2://bob:***@replica/bank': this name is an engine of UOW_READER_URI.",
+    ),
+    "reader behind a creator": (
+        reader("sqlite:////a", SQLALCHEMY_ENGINE_OPTIONS={"creator": connect}),
+        "UOW_READER_URI",
+        " = 'sqlite:////a': SQLALCHEMY_ENGINE_OPTIONS['creator'] would lead each reader to the primary.",
+    ),
+    "reader in SERIALIZABLE": (
+        reader(
+            "postgresql://replica/bank",
+            SQLALCHEMY_DATABASE_URI="postgresql://host/bank",
+            SQLALCHEMY_ENGINE_OPTIONS={"isolation_level": "SERIALIZABLE"},
+        ),
+        "UOW_READER_URI",
+        " = 'postgresql+psycopg2://replica/bank': SQLALCHEMY_ENGINE_OPTIONS['isolation_level'] is SERIALIZABLE, in",
+    ),
+    "read your writes": (key("UOW_READ_YOUR_WRITES", True), "UOW_READ_YOUR_WRITES", " = True: expected 'off', 'time'"),
+    "read your writes of SQLite": (
+        reader("sqlite:////a", UOW_READ_YOUR_WRITES="lsn"),
+        "UOW_READ_YOUR_WRITES",
+        " = 'lsn': only PostgreSQL has positions, and SQLALCHEMY_DATABASE_URI is sqlite.",
+    ),
+    "read your writes for how long": (
+        key("UOW_READ_YOUR_WRITES_SECONDS", 0),
+        "UOW_READ_YOUR_WRITES_SECONDS",
+        " = 0: expected a number of seconds above 0.",
+    ),
     "atomic requests 0": (key("UOW_ATOMIC_REQUESTS", 0), "UOW_ATOMIC_REQUESTS", " = 0: expected True, False, or a set"),
     "atomic requests a text": (key("UOW_ATOMIC_REQUESTS", "POST"), "UOW_ATOMIC_REQUESTS", " = 'POST': expected True,"),
     "atomic requests small": (
@@ -394,7 +442,11 @@ def test_defaults() -> None:
         ("UOW_RETRIES", 0),
         ("UOW_ROLLBACK_ON_STATUS", 100),
         ("UOW_ROLLBACK_ON_STATUS", 599),
+        ("UOW_READER_URI", "sqlite:////a"),
         ("UOW_READ_YOUR_WRITES", "off"),
+        ("UOW_READ_YOUR_WRITES", False),
+        ("UOW_READ_YOUR_WRITES", "lsn"),
+        ("UOW_READ_YOUR_WRITES_SECONDS", 60),
         ("UOW_ATOMIC_REQUESTS", False),
         ("UOW_TWO_PHASE", False),
         ("UOW_RIDE", False),
@@ -427,6 +479,7 @@ def test_right_value_is_taken(name: str, value: object) -> None:
         "UOW_MAX_UNIT_SECONDS",
         "UOW_READER_URI",
         "UOW_READ_YOUR_WRITES",
+        "UOW_READ_YOUR_WRITES_SECONDS",
         "UOW_RETRIES",
         "UOW_RIDE",
         "UOW_ROLLBACK_ON_STATUS",
@@ -638,3 +691,38 @@ def test_second_extension_is_refused() -> None:
         UnitOfWork(app)
 
     assert app.extensions["uow"] is first
+
+
+@pytest.mark.parametrize(
+    ("value", "hosts"),
+    [
+        ("postgresql://a/bank", ["a"]),
+        (sa.make_url("postgresql://a/bank"), ["a"]),
+        ("postgresql://a/bank, postgresql+psycopg://b:5433/bank", ["a", "b"]),
+        (["postgresql://a/bank", sa.make_url("postgresql://b/bank")], ["a", "b"]),
+        ("postgresql://u:p,w@a/bank?application_name=x,y", ["a"]),
+    ],
+    ids=str,
+)
+def test_readers_are_one_url_or_several(value: object, hosts: list[str]) -> None:
+    """They are named by their number, and have the options of the database whose copies they are."""
+    config = {
+        "SQLALCHEMY_DATABASE_URI": "postgresql://host/bank",
+        "SQLALCHEMY_ENGINE_OPTIONS": {"pool_size": 3},
+        "UOW_READER_URI": value,
+    }
+
+    readers = read_settings(config, owns_engines=True).readers
+
+    assert [bind.url.host for bind in readers.values()] == hosts
+    assert list(readers) == ["reader", "reader2"][: len(hosts)]
+    assert [bind.options for bind in readers.values()] == [{"pool_size": 3}] * len(hosts)
+
+
+def test_readers_need_engines_of_ours() -> None:
+    """Somebody else's are not ours to choose from, which is said with what to do instead."""
+    with pytest.raises(ConfigurationError, match="the engines belong to whoever made the sessions") as caught:
+        read_settings({"UOW_READER_URI": REPLICA}, owns_engines=False)
+
+    assert "get_bind" in str(caught.value.fix)
+    assert "s3cret" not in str(caught.value)

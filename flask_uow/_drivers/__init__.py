@@ -192,16 +192,19 @@ def sqlstate(error: BaseException) -> str | None:
     return getattr(original, "sqlstate", None) or getattr(original, "pgcode", None)
 
 
-def run_alone(dbapi_connection: Any, statement: str) -> None:
-    """Run what a server refuses in a transaction, on a connection that is in none.
+def run_alone(dbapi_connection: Any, statement: str, *, is_question: bool = False) -> Any:
+    """Run what a server refuses in a transaction, or what needs none, on a connection that is in none.
 
     :param dbapi_connection: a psycopg2 or psycopg connection.
+    :param is_question: whether there is an answer.
+    :return: the answer's first value, None without one.
     """
     was_automatic = dbapi_connection.autocommit
     dbapi_connection.autocommit = True
     try:
         with closing(dbapi_connection.cursor()) as cursor:
             cursor.execute(statement)
+            return cursor.fetchone()[0] if is_question else None
     finally:
         if not dbapi_connection.closed:
             dbapi_connection.autocommit = was_automatic
