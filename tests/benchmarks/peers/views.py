@@ -23,7 +23,7 @@ TIMEOUT_S = 5
 RENDERING_S = 0.020
 ROWS = "{% for item in items %}<li>{{ item.id }} {{ item.name }}{{ pause() }}</li>{% endfor %}"
 
-AnySession = Session | scoped_session[Session]
+AnySession = Session | scoped_session[Any]
 Work = Callable[[], object]
 Nest = Callable[[AnySession, Work], object]
 Body = Callable[[AnySession, Nest], Any]
@@ -35,7 +35,7 @@ _numbers = itertools.count()
 class View:
     """A view.
 
-    :param title: what it does, as the tables say it.
+    :param title: what it does.
     :param body: what it does in its transaction; the answer is made of what it returns.
     :param is_read_only: whether its stack may be told so.
     :param is_strict: whether its transaction is to be SERIALIZABLE and its statements are to end in time.
@@ -139,9 +139,9 @@ VIEWS = {
     "exception": View("INSERT, nested unit that raises, INSERT", _insert_around_exception),
     "duplicate": View("INSERT, nested unit with a duplicate key, INSERT", _insert_around_duplicate),
     "reads-nested": View("three nested units with one SELECT each, INSERT", _select_nested),
-    "strict": View("SERIALIZABLE and a statement timeout on one INSERT", _insert_one, is_strict=True),
-    "after-strict": View("the same connection's next plain INSERT", _insert_one, after="strict"),
     "render": View("SELECT of ten, INSERT, commit, a template renders the ten", _select_ten, render=_render),
     "render-slowly": View("the same, and the template takes 20 ms", _select_ten, render=_render_slowly),
+    "strict": View("SERIALIZABLE and a statement timeout on one INSERT", _insert_one, is_strict=True),
+    "after-strict": View("the same connection's next plain INSERT", _insert_one, after="strict"),
 }
-"""By the name of its path."""
+"""By the name of its path. Strict ones come last: what they leave on a connection costs some drivers trips later."""

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 LISTEN = "127.0.0.1"
-CALIBRATING_S = 0.5
+CALIBRATING_S = 0.2
 ROUNDS = 3
 
 
@@ -37,6 +37,22 @@ class Latency:
     delay_s: float
     added_s: float
     direct_s: float
+
+
+@dataclass(frozen=True)
+class Used:
+    """What the process has done.
+
+    :param cpu_s: its CPU time, in seconds.
+    :param carried: the pieces that it has carried: two for a round trip, as a rule.
+    """
+
+    cpu_s: float
+    carried: int
+
+    def since(self, before: "Used") -> "Used":
+        """Return what has been done between."""
+        return Used(self.cpu_s - before.cpu_s, self.carried - before.carried)
 
 
 class Wire:
@@ -56,10 +72,9 @@ class Wire:
         """
         self._ask(delay_s=delay_s)
 
-    def used(self) -> tuple[float, int]:
-        """Return the CPU time of the process so far, in seconds, and the pieces that it has carried."""
-        used = self._ask()
-        return float(used["cpu_s"]), int(used["carried"])
+    def used(self) -> "Used":
+        """Return what the process has done so far."""
+        return Used(**self._ask())
 
     def calibrate(self, latency_s: float, ask: Callable[[], object], ask_directly: Callable[[], object]) -> "Latency":
         """Find and set the delay with which a round trip takes just so much longer than without the wire.
@@ -123,76 +138,82 @@ class _Carrier:
     def __init__(self, server: tuple[str, int]) -> None:
         self._server = server
         self._listener = socket.create_server((LISTEN, 0))
-        self._others: dict[socket.socket, socket.socket] = {}
-        self._clients: set[socket.socket] = set()
+        self._epoll = select.epoll()
+        self._epoll.register(self._listener, select.EPOLLIN)
+        self._epoll.register(sys.stdin, select.EPOLLIN)
+        self._ends: dict[int, _End] = {}
         # In the order of their times, since all are delayed alike.
-        self._delayed: deque[tuple[float, socket.socket, bytes]] = deque()
-        self.delay_s = 0.0
-        self.carried = 0
-
-    @property
-    def port(self) -> int:
-        return int(self._listener.getsockname()[1])
+        self._delayed: deque[tuple[float, _End, bytes]] = deque()
+        self._delay_s = 0.0
+        self._carried = 0
+        self.port = int(self._listener.getsockname()[1])
 
     def run(self) -> None:
         """Carry, until the orders end."""
         while True:
             wait_s = max(self._delayed[0][0] - time.perf_counter(), 0.0) if self._delayed else None
-            # Not epoll, whose timeout counts milliseconds.
-            readable, _, _ = select.select([self._listener, sys.stdin, *self._others], (), (), wait_s)
+            # An epoll's own timeout counts milliseconds.
+            select.select([self._epoll], (), (), wait_s)
             now = time.perf_counter()
             while self._delayed and self._delayed[0][0] <= now:
                 self._send(*self._delayed.popleft()[1:])
-            for source in readable:
-                if source is sys.stdin:
+            for number, _ in self._epoll.poll(0):
+                if number == sys.stdin.fileno():
                     if not self._obey():
                         return
-                elif source is self._listener:
+                elif number == self._listener.fileno():
                     self._accept()
-                else:
-                    self._carry(source, now)
+                elif number in self._ends:  # else its other end has just gone
+                    self._carry(self._ends[number], now)
 
     def _obey(self) -> bool:
         line = sys.stdin.readline()
         if line:
-            self.delay_s = json.loads(line).get("delay_s", self.delay_s)
-            _say(cpu_s=time.process_time(), carried=self.carried)
+            self._delay_s = json.loads(line).get("delay_s", self._delay_s)
+            _say(cpu_s=time.process_time(), carried=self._carried)
         return bool(line)
 
     def _accept(self) -> None:
-        client, _ = self._listener.accept()
-        server = socket.create_connection(self._server)
-        for each, other in ((client, server), (server, client)):
-            each.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            self._others[each] = other
-        self._clients.add(client)
+        client = _End(self._listener.accept()[0], is_client=True)
+        client.other = _End(socket.create_connection(self._server), is_client=False)
+        client.other.other = client
+        for end in (client, client.other):
+            end.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            self._ends[end.socket.fileno()] = end
+            self._epoll.register(end.socket, select.EPOLLIN)
 
-    def _carry(self, source: socket.socket, now: float) -> None:
-        if source not in self._others:
-            return  # its other end has just gone
+    def _carry(self, source: "_End", now: float) -> None:
         try:
-            data = source.recv(65536)
+            data = source.socket.recv(65536)
         except ConnectionError:
             data = b""
-        target = self._others[source]
         if not data:
-            self._close(source, target)
-        elif source in self._clients or not self.delay_s:
-            self._send(target, data)
+            self._close(source)
+        elif source.is_client or not self._delay_s:
+            self._send(source.other, data)
         else:
-            self._delayed.append((now + self.delay_s, target, data))
+            self._delayed.append((now + self._delay_s, source.other, data))
 
-    def _send(self, target: socket.socket, data: bytes) -> None:
-        self.carried += 1
-        if target in self._others:
-            with contextlib.suppress(ConnectionError):
-                target.sendall(data)
+    def _send(self, target: "_End", data: bytes) -> None:
+        self._carried += 1
+        # What is delayed may come when its client has gone.
+        with contextlib.suppress(OSError):
+            target.socket.sendall(data)
 
-    def _close(self, *pair: socket.socket) -> None:
-        for each in pair:
-            self._others.pop(each, None)
-            self._clients.discard(each)
-            each.close()
+    def _close(self, end: "_End") -> None:
+        for each in (end, end.other):
+            del self._ends[each.socket.fileno()]
+            each.socket.close()
+
+
+class _End:
+    """One of the two sockets of a connection."""
+
+    other: "_End"
+
+    def __init__(self, connected: socket.socket, *, is_client: bool) -> None:
+        self.socket = connected
+        self.is_client = is_client
 
 
 def _say(**answer: Any) -> None:
