@@ -1,11 +1,12 @@
 """What is measured, in which order, and for how long."""
 
+import contextlib
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Self
 
+import psycopg2
 import sqlalchemy as sa
 from flask import Flask
 
@@ -13,6 +14,7 @@ from tests.benchmarks.peers.speed import Figures, Load, measure_cpu, measure_hol
 from tests.benchmarks.peers.stacks import IN_MEMORY, Stack, make_stacks, served
 from tests.benchmarks.peers.trips import TripsTable, calibrate, count_trips, through, wait_for_trips
 from tests.benchmarks.peers.wire import Latency, Used, run_wire
+from tests.throwaway_server import ServerError
 
 SQLITE = "SQLite in memory"
 POSTGRESQL = "PostgreSQL"
@@ -47,7 +49,16 @@ class Plan:
     @classmethod
     def quick(cls) -> Self:
         """Measure all of it once: enough to see that it works, and to count round trips."""
-        return cls(3, False, 1, 2, 1, 0.0, (0.0, 0.0005), (1,))
+        return cls(
+            counted=3,
+            is_confirmed=False,
+            cpu_rounds=1,
+            cpu_requests=2,
+            rounds=1,
+            round_s=0.0,
+            latencies_s=(0.0, 0.0005),
+            threads=(1,),
+        )
 
 
 @dataclass(frozen=True, order=True)
@@ -99,8 +110,10 @@ def measure(server: sa.URL, plan: Plan, say: Callable[[str], object]) -> Results
 
     :param server: an empty database, without a driver.
     :param say: is told what is being measured.
+    :raises ServerError: if the server has too few connections.
     """
     results = Results(*make_stacks())
+    _check_room(server, results, plan)
     say("Counting round trips")
     results.trips = count_trips(results.stacks, server, plan.counted)
     _measure_cpu(results, IN_MEMORY, SQLITE, plan, say)
@@ -112,6 +125,17 @@ def measure(server: sa.URL, plan: Plan, say: Callable[[str], object]) -> Results
             results.holding[stack.name] = measure_holding(app, SLOW_VIEW, plan.counted)
     _measure_loads(results, server, plan, say)
     return results
+
+
+def _check_room(server: sa.URL, results: Results, plan: Plan) -> None:
+    # Hand tuned has two engines; some are the superuser's own, and one is ours, to look.
+    needed = (len(results.stacks) + 1) * max(plan.threads) + 5
+    url = server.render_as_string(hide_password=False)
+    with contextlib.closing(psycopg2.connect(url)) as connection, connection.cursor() as cursor:
+        cursor.execute("SELECT current_setting('max_connections')::int")
+        ((room,),) = cursor.fetchall()
+    if room < needed:
+        raise ServerError(f"The benchmark needs a server with max_connections = {needed}, and this one has {room}.")
 
 
 def _measure_cpu(results: Results, url: str, database: str, plan: Plan, say: Callable[[str], object]) -> None:
@@ -151,7 +175,7 @@ def _measure_cells(
             results.loads[Cell(latency_s, threads, view)] = measured
 
 
-@contextmanager
+@contextlib.contextmanager
 def _all_served(stacks: list[Stack], url: str) -> Iterator[dict[str, Flask]]:
-    with ExitStack() as stack_of_apps:
+    with contextlib.ExitStack() as stack_of_apps:
         yield {stack.name: stack_of_apps.enter_context(served(stack, url)) for stack in stacks}

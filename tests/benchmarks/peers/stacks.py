@@ -20,6 +20,7 @@ from flask_uow import UnitOfWork, transactional
 from flask_uow.exceptions import ConfigurationError
 from tests.benchmarks.peers.views import ISOLATION, TIMEOUT_S, VIEWS, AnySession, View, Work, prepare
 
+# A connection for each thread: one that is more than a pool keeps is made anew each time.
 POOL_SIZE = 8
 PRE_PING = {"pool_pre_ping": True}
 IN_MEMORY = "sqlite://"
@@ -69,16 +70,15 @@ class Stack:
 
 
 @contextlib.contextmanager
-def served(stack: Stack, url: str, *, pool_size: int = POOL_SIZE) -> Iterator[Flask]:
+def served(stack: Stack, url: str) -> Iterator[Flask]:
     """Serve the views.
 
     :param url: of the database, without a driver if it is PostgreSQL.
-    :param pool_size: how many connections are kept: one for each thread.
     """
     options = dict(stack.options)
     if url != IN_MEMORY:
         url = sa.make_url(url).set(drivername=f"postgresql+{stack.driver}").render_as_string(hide_password=False)
-        options["pool_size"] = pool_size
+        options["pool_size"] = POOL_SIZE
     server = stack.serve(url, options, stack.config or {})
     for engine in server.engines:
         prepare(engine)
