@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from markupsafe import Markup
 
-from tests.benchmarks.peers.measuring import Cell, Results
+from tests.benchmarks.peers.measuring import Cell, Results, wire_of
 from tests.benchmarks.peers.stacks import NOT_RIDING, OURS
 
 WIDTH = 960
@@ -63,8 +63,7 @@ def _shown(results: Results) -> list[tuple[float, int]]:
 
 
 def _block(results: Results, latency_s: float, threads: int, names: list[str], y: int) -> Markup:
-    wire = f"{latency_s * 1e3:g} ms to the server, {threads} {'thread' if threads == 1 else 'threads'}"
-    head = Markup('<text class="head" x="{}" y="{}">{}</text>').format(MARGIN, y + 20, wire)
+    head = Markup('<text class="head" x="{}" y="{}">{}</text>').format(MARGIN, y + 20, wire_of(latency_s, threads))
     columns = Markup("").join(
         _column(results, Cell(latency_s, threads, view), names, LABELS + number * COLUMN, y)
         for number, view in enumerate(VIEWS)

@@ -86,5 +86,4 @@ def _check(results: Results, name: str, driver: str) -> Iterator[Demand]:
             continue
         loads = results.loads[cell]
         ratio = loads[name].rate.over(loads[PEER_OF_DRIVER[driver]].rate)
-        where = f"{cell.latency_s * 1e3:g} ms, {cell.threads} threads"
-        yield Demand(f"{name}: {cell.view}s per second at {where}, over Flask-SQLAlchemy", ratio, least, is_most=False)
+        yield Demand(f"{name}: {cell}, over Flask-SQLAlchemy", ratio, least, is_most=False)

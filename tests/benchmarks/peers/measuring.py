@@ -1,6 +1,7 @@
 """What is measured, in which order, and for how long."""
 
 import contextlib
+import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -41,8 +42,8 @@ class Plan:
     is_confirmed: bool = True
     cpu_rounds: int = 100
     cpu_requests: int = 40
-    rounds: int = 11
-    round_s: float = 0.25
+    rounds: int = 25
+    round_s: float = 0.1
     latencies_s: tuple[float, ...] = (0.0, 0.0005, 0.002)
     threads: tuple[int, ...] = (1, 8)
 
@@ -50,7 +51,7 @@ class Plan:
     def quick(cls) -> Self:
         """Measure all of it once: enough to see that it works, and to count round trips."""
         return cls(
-            counted=3,
+            counted=2,
             is_confirmed=False,
             cpu_rounds=1,
             cpu_requests=2,
@@ -61,6 +62,11 @@ class Plan:
         )
 
 
+def wire_of(latency_s: float, threads: int) -> str:
+    """Say on what wire and by how many."""
+    return f"{latency_s * 1e3:g} ms to the server, {threads} {'thread' if threads == 1 else 'threads'}"
+
+
 @dataclass(frozen=True, order=True)
 class Cell:
     """Under what load and on what wire a view was measured."""
@@ -68,6 +74,9 @@ class Cell:
     latency_s: float
     threads: int
     view: str
+
+    def __str__(self) -> str:
+        return f"{self.view}s per second, {wire_of(self.latency_s, self.threads)}"
 
 
 @dataclass(frozen=True)
@@ -90,6 +99,7 @@ class Results:
 
     :param stacks: what was measured.
     :param missing: packages of stacks that could not be.
+    :param load: the machine's load average before.
     :param waits: the round trips as time over latency.
     :param holding: for what part of a request that commits and then renders a connection is held.
     :param cpu: by database and view, in seconds.
@@ -97,6 +107,7 @@ class Results:
 
     stacks: list[Stack]
     missing: list[str]
+    load: float = field(default_factory=lambda: os.getloadavg()[0])
     trips: TripsTable = field(default_factory=dict)
     waits: TripsTable = field(default_factory=dict)
     holding: dict[str, float] = field(default_factory=dict)
@@ -170,9 +181,9 @@ def _measure_cells(
 ) -> None:
     for threads in plan.threads:
         for view in TIMED_VIEWS:
-            say(f"Measuring {view}s at {latency_s * 1e3:g} ms with {threads} threads")
-            measured = measure_loads(apps, view, threads=threads, rounds=plan.rounds, round_s=plan.round_s)
-            results.loads[Cell(latency_s, threads, view)] = measured
+            cell = Cell(latency_s, threads, view)
+            say(f"Measuring {cell}")
+            results.loads[cell] = measure_loads(apps, view, threads=threads, rounds=plan.rounds, round_s=plan.round_s)
 
 
 @contextlib.contextmanager

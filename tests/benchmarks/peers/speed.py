@@ -19,7 +19,7 @@ from flask import Flask
 
 from tests.benchmarks.peers.client import Client
 
-WARM_UP = 10
+WARM_UP = 5
 
 
 @dataclass

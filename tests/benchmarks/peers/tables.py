@@ -1,11 +1,12 @@
 """What was measured, as tables for a terminal."""
 
+import os
 from collections.abc import Iterator
 
 from rich.table import Table
 
 from tests.benchmarks.peers.demands import HAND_OF_DRIVER, PEER_OF_DRIVER, Demand
-from tests.benchmarks.peers.measuring import TIMED_VIEWS, Cell, Results
+from tests.benchmarks.peers.measuring import TIMED_VIEWS, Cell, Results, wire_of
 from tests.benchmarks.peers.trips import COUNTED_VIEWS
 from tests.benchmarks.peers.views import VIEWS
 
@@ -21,6 +22,7 @@ def tables(results: Results) -> Iterator[Table | str]:
     for latency_s, threads in sorted({(cell.latency_s, cell.threads) for cell in results.loads}):
         yield _loads(results, latency_s, threads)
     yield from _wires(results)
+    yield f"The machine's load was {results.load:.1f} before, on {os.cpu_count()} cores: times of a busy one tell little."
 
 
 def demands(checked: list[Demand]) -> Table:
@@ -59,7 +61,7 @@ def _confirmation(results: Results) -> Iterator[str]:
         for view, wait in waits.items()
         if not results.trips[name][view].least <= wait.least <= results.trips[name][view].most
     ]
-    yield from odd or ["Each of these is confirmed as elapsed time over latency, on a wire of 20 ms."]
+    yield from odd or ["Each of these is confirmed as time over latency, on a wire of 20 ms."]
 
 
 def _cpu(results: Results) -> Table:
@@ -86,7 +88,7 @@ def _holding(results: Results) -> Table:
 
 def _loads(results: Results, latency_s: float, threads: int) -> Table:
     heads = [head for view in TIMED_VIEWS for head in (f"{view}s/s", "peer = 1", "median, ms", "95 %, ms")]
-    table = _table(f"Wire latency {latency_s * 1e3:g} ms, {threads} threads", *heads)
+    table = _table(wire_of(latency_s, threads), *heads)
     for stack in results.stacks:
         row = []
         for view in TIMED_VIEWS:
