@@ -22,7 +22,8 @@ def tables(results: Results) -> Iterator[Table | str]:
     for latency_s, threads in sorted({(cell.latency_s, cell.threads) for cell in results.loads}):
         yield _loads(results, latency_s, threads)
     yield from _wires(results)
-    yield f"The machine's load was {results.load:.1f} before, on {os.cpu_count()} cores: times of a busy one tell little."
+    cores = os.cpu_count()
+    yield f"The machine's load was {results.load:.1f} before, on {cores} cores: a busy one's times tell little."
 
 
 def demands(checked: list[Demand]) -> Table:
