@@ -2,7 +2,7 @@
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +19,7 @@ COUNTED_VIEWS = [name for name in VIEWS if name != "render-slowly"]
 # What a driver or we learn from a statement's text, they have learned when it comes the second time.
 WARM_UP = 2
 CONFIRMING_LATENCY_S = 0.020
-CONFIRMED = 3
+CONFIRMED = 4
 
 
 @dataclass(frozen=True)
@@ -67,42 +67,47 @@ def _count_one(client: Client, name: str, proxy: Proxy) -> int:
 
 
 def wait_for_trips(stacks: list[Stack], server: sa.URL, wire: Wire) -> TripsTable:
-    """Divide by its latency what a request takes longer on a slow wire.
+    """Divide what a request takes longer on a slow wire by what a driver's round trip does.
 
     :param server: the database.
     :param wire: to its server.
     """
     url = through(server, wire.port)
-    delay_s = calibrate(wire, server, CONFIRMING_LATENCY_S).delay_s
+    with _cursor(url) as cursor:
+        trip_s = _delayed_s(wire, lambda: cursor.execute("SELECT 1"))
     waits: TripsTable = {}
     for stack in stacks:
-        wire.set_delay(0.0)
         with served(stack, url) as app:
             client = Client(app)
-            waits[stack.name] = {name: _wait(client, name, wire, delay_s) for name in COUNTED_VIEWS}
+            waits[stack.name] = {name: _wait(client, name, wire, trip_s) for name in COUNTED_VIEWS}
     return waits
 
 
-def _wait(client: Client, name: str, wire: Wire, delay_s: float) -> Trips:
-    for _ in range(WARM_UP):
-        client.get(name)
-    wire.set_delay(delay_s)
-    slow_s = _time(client, name)
-    wire.set_delay(0.0)
-    trips = round((slow_s - _time(client, name)) / CONFIRMING_LATENCY_S)
+def _wait(client: Client, name: str, wire: Wire, trip_s: float) -> Trips:
+    before = VIEWS[name].after
+    delayed_s = _delayed_s(wire, lambda: client.get(name), (lambda: client.get(before)) if before else None)
+    trips = round(delayed_s / trip_s)
     return Trips(trips, trips)
 
 
-def _time(client: Client, name: str) -> float:
-    """Return what a request takes, in seconds: the least of several, since others may use the machine as well."""
-    times_s = []
-    for _ in range(CONFIRMED):
-        if before := VIEWS[name].after:
-            client.get(before)
-        begun = time.perf_counter()
-        client.get(name)
-        times_s.append(time.perf_counter() - begun)
-    return min(times_s)
+def _delayed_s(wire: Wire, ask: Callable[[], object], before: Callable[[], object] | None = None) -> float:
+    """Return by how much longer something takes on a slow wire, in seconds.
+
+    The least of several is taken with and without latency, since others may use the machine as well.
+    """
+    least_s = []
+    for delay_s in (0.0, CONFIRMING_LATENCY_S):
+        wire.set_delay(delay_s)
+        times_s = []
+        for _ in range(CONFIRMED):
+            if before:
+                before()
+            begun = time.perf_counter()
+            ask()
+            times_s.append(time.perf_counter() - begun)
+        least_s.append(min(times_s))
+    wire.set_delay(0.0)
+    return least_s[1] - least_s[0]
 
 
 def calibrate(wire: Wire, server: sa.URL, latency_s: float) -> Latency:
