@@ -81,9 +81,10 @@ test-oldest: ## Run the tests with the oldest Flask and SQLAlchemy that are supp
 	@.venv-oldest/bin/python -m pytest --numprocesses $(JOBS)
 
 .PHONY: bench
-bench: $(VENV)/dev.stamp ## Measure the overhead of a unit, and the bank under 10,000 requests
+bench: $(VENV)/bench.stamp ## Measure the overhead of a unit, the bank under 10,000 requests, and peers beside ours
 	@$(PYTEST) -m benchmark -s
 	@$(PY) -m tests.benchmarks.load_bank --requests 10000
+	@$(PY) -m tests.benchmarks.peers --chart docs/peers.svg
 
 ## Releases
 
@@ -113,6 +114,8 @@ $(VENV)/test.stamp: EXTRAS := test
 $(VENV)/test.stamp: COVERED := sample test
 $(VENV)/dev.stamp: EXTRAS := dev
 $(VENV)/dev.stamp: COVERED := sample test dev
+$(VENV)/bench.stamp: EXTRAS := dev,bench
+$(VENV)/bench.stamp: COVERED := sample test dev bench
 
 $(VENV)/%.stamp: setup.cfg pyproject.toml $(PINS)
 	@if [ -e $(VENV)/unfinished ] || ! $(PY) -m pip --version >/dev/null 2>&1; then \
