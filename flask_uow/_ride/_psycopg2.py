@@ -156,10 +156,11 @@ class RidingConnection(plain_connection):
 
     def reset(self) -> None:
         """Forget everything that the session was told."""
-        if not self.closed and not self.async_ and self.riders.is_begun:
+        if not self.closed and not self.async_ and self.riders.is_begun and not self._is_native:
             self.rollback()
         super().reset()
-        self._endings += 1
+        self._is_native = False
+        self._ended()
         self._characteristics = self._session = self._session_wanted = _AS_THE_SERVER
         self._autocommit = False
         _real_autocommit.__set__(self, True)
@@ -397,7 +398,7 @@ class RidingConnection(plain_connection):
         if is_refused and riders.is_begin_waiting and _server_status(self) == IDLE:
             riders.is_doomed = True
         else:
-            riders.sent()
+            riders.sent(has_failed=True)
 
     def _fail_on_server(self) -> None:
         """Let the server's transaction fail as the program's has, so that its errors are genuine from here on."""
@@ -422,6 +423,22 @@ class RidingConnection(plain_connection):
         if self._session is not _AS_THE_SERVER:
             self._set_session(_AS_THE_SERVER)
         return self.server_version < _REPORTING_VERSION or self.get_parameter_status(READ_ONLY) == "on"
+
+    def _before_control(self, text: str | bytes) -> None:
+        """Before transaction control as text: a BEGIN in it is not to be read-only by the start option."""
+        words = (text if isinstance(text, str) else text.decode("latin-1")).upper()
+        if self.is_read_only_at_start and ("BEGIN" in words or "START" in words) and _server_status(self) != IN_ERROR:
+            self._allow_writes()
+
+    def _after_control(self) -> None:
+        """After transaction control as text: nothing is known of savepoints, and what follows may be in autocommit."""
+        self.riders.forget_savepoints()
+        if self.is_read_only_at_start and _server_status(self) == IDLE:
+            self._allow_writes()
+
+    def _allow_writes(self) -> None:
+        self._run(f"SET {READ_ONLY} TO 'off'")
+        self._session = (self._session[0], False, self._session[2])
 
     def _prepare_session(self, query: Any, *, is_harmless: bool) -> None:
         """Before a statement in autocommit: let the session's defaults be what they should."""

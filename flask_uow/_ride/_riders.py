@@ -152,13 +152,19 @@ class Riders:
         """What waits, and a statement that makes the transaction's failure known to the server."""
         return SEPARATOR.join([*self.waiting, FAILING])
 
-    def sent(self) -> None:
-        """Believe that what waits has reached the server."""
+    def sent(self, *, has_failed: bool = False) -> None:
+        """Believe that what waits has reached the server.
+
+        :param has_failed: whether the string failed in which it was: of a bad setting's error one cannot tell whether
+            the savepoints behind it were made, so that they are not known any more.
+        """
+        if has_failed and self._is_told:
+            self._savepoints = [(name, place) for name, place in self._savepoints if place < 0]
+        elif self.has_savepoint:
+            self._savepoints = [(name, -1) for name, _ in self._savepoints]
         self.waiting.clear()
         self.is_begin_waiting = self.is_doomed = self._is_told = False
         self._head = 0
-        if self.has_savepoint:
-            self._savepoints = [(name, -1) for name, _ in self._savepoints]
 
     def forget_savepoints(self) -> None:
         """Know no savepoint any more, after a text that may have ended some; nothing may wait."""
