@@ -259,7 +259,7 @@ class RidingConnection(plain_connection):
             cursor = super().cursor()
         else:
             cursor = self._special_cursor(name, cursor_factory, withhold, scrollable)
-        if type(cursor) is not RidingCursor and not isinstance(cursor, RidingCursor):
+        if type(cursor) is not RidingCursor and not isinstance(cursor, RidingCursor) and not self.async_:
             cursor.__class__ = riding_cursor_class(type(cursor), is_named=cursor.name is not None)
         return cursor
 
@@ -268,7 +268,7 @@ class RidingConnection(plain_connection):
         factory = factory or self._cursor_factory
         if factory is None and name is not None:
             factory = plain_cursor
-        if isinstance(factory, type) and issubclass(factory, plain_cursor):
+        if isinstance(factory, type) and issubclass(factory, plain_cursor) and not self.async_:
             factory = riding_cursor_class(factory, is_named=name is not None)
         if factory is not None:
             options["cursor_factory"] = factory
@@ -282,9 +282,9 @@ class RidingConnection(plain_connection):
     @cursor_factory.setter
     def cursor_factory(self, factory: Any) -> None:
         self._cursor_factory = factory
-        if factory is None:
+        if factory is None and not self.async_:
             factory = RidingCursor
-        elif isinstance(factory, type) and issubclass(factory, plain_cursor):
+        elif not self.async_ and isinstance(factory, type) and issubclass(factory, plain_cursor):
             factory = riding_cursor_class(factory, is_named=False)
         _real_cursor_factory.__set__(self, factory)
 
@@ -292,9 +292,10 @@ class RidingConnection(plain_connection):
 
     def tpc_begin(self, xid: Any, /) -> None:
         """Begin a two-phase transaction."""
-        if self._autocommit or self.closed or self.async_:
+        if not self.closed and not self.async_ and not self._is_native:
+            self._check_outside("tpc_begin")
+        if self._autocommit or self.closed or self.async_ or self._is_native:
             return super().tpc_begin(xid)
-        self._check_outside("tpc_begin")
         self._prepare_session("", is_harmless=False)
         _real_autocommit.__set__(self, False)
         try:

@@ -272,16 +272,16 @@ class RidingNamedCursor(RidingCursor):
         self._check()
         is_refused = self.closed or _last_query.__get__(self) is not None
         if is_refused or connection._is_passive() or (connection.autocommit and not self.withhold):
-            return plain_cursor.execute(self, query, vars)
+            return super(RidingCursor, self).execute(query, vars)
         with connection._lock:
             connection._begin()
             connection._send_waiting()
             if self.withhold:
-                return plain_cursor.execute(self, query, vars)
+                return super(RidingCursor, self).execute(query, vars)
             # psycopg2 refuses in autocommit, and says BEGIN out of it: it is out of it for the time between the two.
             _real_autocommit.__set__(connection, False)
             try:
-                return plain_cursor.execute(self, _InAutocommit(query), vars)
+                return super(RidingCursor, self).execute(_InAutocommit(query), vars)
             finally:
                 _real_autocommit.__set__(connection, True)
 

@@ -18,8 +18,20 @@ FAILING = 'ROLLBACK TO SAVEPOINT "flask_uow: this transaction has failed already
 IDLE, IN_TRANSACTION, IN_ERROR = 0, 2, 3
 
 _IDENTIFIER = r'(?:"[^";%\x00]+"|[A-Za-z_][A-Za-z0-9_$]*)'
-# Settings whose names and values no grammar reads as anything else: their error is not one of the whole string.
-_SETTING = r"(?!current_)[A-Za-z][A-Za-z0-9]*[_.][A-Za-z0-9_.]*[A-Za-z0-9]"
+# No grammar may read a setting as anything else: a syntax error is one of the whole string, savepoints included. One
+# of a single word may be a reserved one.
+_SETTING = r"(?P<setting>(?=[A-Za-z0-9]*[_.])[A-Za-z][A-Za-z0-9_]*(?:\.[A-Za-z][A-Za-z0-9_]*)*)"
+_RESERVED = frozenset(
+    """
+    all analyse analyze and any array as asc asymmetric authorization binary both case cast check collate collation
+    column concurrently constraint create cross current_catalog current_date current_role current_schema current_time
+    current_timestamp current_user default deferrable desc distinct do else end except false fetch for foreign freeze
+    from full grant group having ilike in initially inner intersect into is isnull join lateral leading left like limit
+    localtime localtimestamp natural not notnull null offset on only or order outer overlaps placing primary references
+    returning right select session_user similar some symmetric system_user table tablesample then to trailing true union
+    unique user using variadic verbose when where window with
+    """.split()
+)
 _VALUE = r"(?:'(?:[^'\\;%\x00]|'')*'|-?[0-9]+(?:\.[0-9]+)?|ON|OFF|TRUE|FALSE|DEFAULT)"
 _RIDER = re.compile(
     rf"""
@@ -103,7 +115,7 @@ class Riders:
         if status not in (IN_TRANSACTION, IN_ERROR) or statement.lstrip()[:1] not in _FIRST_LETTERS:
             return False
         match = _RIDER.match(statement)
-        if match is None:
+        if match is None or (match["set"] and not _RESERVED.isdisjoint(match["setting"].lower().split("."))):
             return False
         if match["rollback"]:
             return self._roll_back_to(_fold(match["kept"]), statement)

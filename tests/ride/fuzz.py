@@ -47,6 +47,7 @@ SESSION_SETTINGS = ("statement_timeout", "application_name", "default_transactio
 SEQUENCES_OF_A_CONNECTION = 50
 CANCEL_AFTER_S = 0.02
 FAILED = "25P02"
+CONTROLS = ("COMMIT", "ROLLBACK", "BEGIN", "SAVEPOINT a; SELECT 1", "SELECT 1; ROLLBACK TO a", "COMMIT; BEGIN")
 RIDERS = ("SAVEPOINT", "RELEASE", "ROLLBACK", "SET")
 SERIES = "SELECT * FROM generate_series(1, 9)"
 NAMES = ("a", "b", "B", '"a b"')
@@ -101,6 +102,9 @@ class Side:
     # ---- operations
 
     def execute(self, statement: Any, parameters: Any, how: str) -> Outcome:
+        # Text that ends a two-phase transaction leaves psycopg2 in one.
+        if self.is_two_phase and statement in CONTROLS:
+            return ()
         cursor = self.shared if how == "shared" else self.connection.cursor()
         if how == "harmless" and self.is_riding:
             self.connection.needs_no_transaction = True
@@ -123,6 +127,9 @@ class Side:
         return ()
 
     def set(self, name: str, value: Any) -> Outcome:
+        # Of a transaction that was begun as text in autocommit the plain driver's SETs are a part, and fail with it.
+        if self.connection.autocommit and self.status() != 0:
+            return ()
         setattr(self.connection, name, value)
         return ()
 
@@ -322,9 +329,7 @@ class Generator:
 
     def __init__(self, seed: int, *, is_read_only_at_start: bool) -> None:
         self._random = random.Random(seed)
-        self._controls = ["COMMIT", "ROLLBACK", "BEGIN", "SAVEPOINT a; SELECT 1", "SELECT 1; ROLLBACK TO a"]
-        if not is_read_only_at_start:
-            self._controls.append("COMMIT; BEGIN")
+        self._controls = CONTROLS[:-1] if is_read_only_at_start else CONTROLS
 
     def sequence(self) -> list[Operation]:
         """Return a sequence of operations."""
@@ -408,7 +413,7 @@ class Generator:
                     "SET LOCAL statement_timeout = 'soon'",
                     "SET LOCAL nonsense = 1",
                     "SET LOCAL my.setting = select",
-                    "SELECT current_setting('my.setting', true), current_setting('application_name')",
+                    "SELECT coalesce(current_setting('my.setting', true), ''), current_setting('application_name')",
                 ]
             )
         )

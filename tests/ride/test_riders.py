@@ -74,6 +74,8 @@ def test_savepoint_that_was_sent_is_ended_by_a_rider(told: list[str], waiting: l
         "SET LOCAL x.y = a, b",
         "SET LOCAL x.y = select",
         "SET LOCAL x..y = 1",
+        "SET LOCAL x.User = 1",
+        "SET LOCAL current_date = 1",
         "SET LOCAL role = 'a'",
         "SELECT 1",
         "",
