@@ -334,19 +334,13 @@ class RidingConnection(plain_connection):
         if self._is_passive() or self.closed:
             return super().lobject(*args, **kwargs)
         with self._lock:
-            self._begin()
-            self._send_waiting()
-            _real_autocommit.__set__(self, False)
-            self._is_native = True
             try:
-                # It says BEGIN once more, of which the server warns.
+                self._hand_over()
                 return super().lobject(*args, **kwargs)
             finally:
-                if _real_status.__get__(self) == extensions.STATUS_READY:
-                    self._is_native = False
-                    _real_autocommit.__set__(self, True)
-                else:
-                    self._forget_warning()
+                self._is_native = _real_status.__get__(self) == extensions.STATUS_BEGIN
+                if not self._is_native:
+                    self._take_over()
 
     # ---- for the cursors
 
@@ -359,8 +353,8 @@ class RidingConnection(plain_connection):
         riders = self.riders
         if riders.is_begun:
             return True
-        if self._session is not _AS_THE_SERVER:
-            self._set_session(_AS_THE_SERVER)
+        if self._session != self._session_wanted:
+            self._set_session(self._session_wanted)
         riders.begin(self._begin_text())
         return False
 
@@ -421,8 +415,8 @@ class RidingConnection(plain_connection):
             return False
         if riders.is_begun and not riders.is_untouched:
             return False
-        if self._session is not _AS_THE_SERVER:
-            self._set_session(_AS_THE_SERVER)
+        if self._session != self._session_wanted:
+            self._set_session(self._session_wanted)
         return self.server_version < _REPORTING_VERSION or self.get_parameter_status(READ_ONLY) == "on"
 
     def _before_control(self, text: str | bytes) -> None:
@@ -507,9 +501,31 @@ class RidingConnection(plain_connection):
         if has_failed:
             _raise_failed()
 
+    def _hand_over(self) -> None:
+        """Let psycopg2 drive a transaction that may be open, and say its BEGIN if that waits."""
+        riders = self.riders
+        self._begin()
+        if riders.is_begin_waiting and not riders.is_doomed:
+            along = riders.waiting[1:]
+            riders.sent()
+            _real_autocommit.__set__(self, False)
+            self._give_characteristics()
+            if along:
+                self._run(SEPARATOR.join(along))
+            return
+        self._send_waiting()
+        _real_autocommit.__set__(self, False)
+        self._run("SELECT 1")  # with a BEGIN of psycopg2's in front, of which the server warns
+        if self.notices and "already a transaction" in self.notices[-1]:
+            del self.notices[-1]
+
     def _leave_native(self) -> None:
         self._is_native = False
         self._ended()
+        self._take_over()
+
+    def _take_over(self) -> None:
+        """Drive transactions again."""
         if self.closed:
             return
         _real_autocommit.__set__(self, False)
@@ -525,10 +541,6 @@ class RidingConnection(plain_connection):
         _real_isolation_level.__set__(self, level)
         _real_readonly.__set__(self, is_read_only)
         _real_deferrable.__set__(self, is_deferrable)
-
-    def _forget_warning(self) -> None:
-        if self.notices and "already a transaction" in self.notices[-1]:
-            del self.notices[-1]
 
     def _ask_setting(self) -> str | None:
         if self.server_version >= _REPORTING_VERSION:
