@@ -226,9 +226,14 @@ class RidingConnection(plain_connection):
             self._autocommit = bool(autocommit)
         self._characteristics = (level, is_read_only, is_deferrable)
         # In autocommit psycopg2 tells the session what is set, and only that.
-        wanted = zip((isolation_level, readonly, deferrable), self._characteristics, self._session_wanted, strict=True)
-        level, is_read_only, is_deferrable = (old if given is None else new for given, new, old in wanted)
-        self._session_wanted = (level, is_read_only, is_deferrable) if self._autocommit else _AS_THE_SERVER
+        session = _AS_THE_SERVER
+        if self._autocommit:
+            session = (
+                self._session_wanted[0] if isolation_level is None else level,
+                self._session_wanted[1] if readonly is None else is_read_only,
+                self._session_wanted[2] if deferrable is None else is_deferrable,
+            )
+        self._session_wanted = session
 
     def set_isolation_level(self, level: int | None) -> None:
         """Roll back, and set the level of the next BEGIN; 0 is autocommit."""

@@ -361,6 +361,9 @@ class Generator:
         weights = [weight for weight, _ in makers]
         return self._random.choices([maker for _, maker in makers], weights)[0]()
 
+    def _pick(self, makers: list[Callable[[], Operation]]) -> Operation:
+        return self._random.choice(makers)()
+
     def _execute(self, statement: Any, parameters: Any = None, how: str = "") -> Operation:
         how = how or ("shared" if self._random.random() < 0.1 else "new")
         return ("execute", (statement, parameters, how))
@@ -370,7 +373,7 @@ class Generator:
 
     def _statement(self) -> Operation:
         number = self._number()
-        return self._random.choice(
+        return self._pick(
             [
                 lambda: self._execute("INSERT INTO t VALUES (%s, 'ä%%')", (number,)),
                 lambda: self._execute("INSERT INTO t VALUES (%(id)s, 'x') RETURNING id", {"id": number}),
@@ -389,7 +392,7 @@ class Generator:
                 lambda: self._execute("SELECT 1; SELECT 1 / 0"),
                 lambda: self._execute("SELECT 'a' AS a, 2 AS b"),
             ]
-        )()
+        )
 
     def _savepoint(self) -> Operation:
         name = self._random.choice(NAMES)
@@ -419,7 +422,7 @@ class Generator:
         )
 
     def _wrong(self) -> Operation:
-        return self._random.choice(
+        return self._pick(
             [
                 lambda: self._execute("SELEC %s", (1,)),
                 lambda: self._execute("SELECT\n  'ä', *\nFROM nowhere"),
@@ -437,7 +440,7 @@ class Generator:
                 lambda: self._execute("SELECT 'a'::int", None, "harmless"),
                 lambda: self._execute("SELEC 1", None, "harmless"),
             ]
-        )()
+        )
 
     def _many(self) -> Operation:
         insert = "INSERT INTO t VALUES (%s, %s)"
@@ -448,7 +451,7 @@ class Generator:
         return ("executemany", (self._random.choice([insert, insert, "SELEC %s, %s"]), rows))
 
     def _characteristic(self) -> Operation:
-        return self._random.choice(
+        return self._pick(
             [
                 lambda: ("set", ("autocommit", self._random.random() < 0.4)),
                 lambda: ("set", ("isolation_level", self._random.choice([None, 1, 2, 3, 4]))),
@@ -456,11 +459,11 @@ class Generator:
                 lambda: ("set", ("deferrable", self._random.choice([None, True, False]))),
                 lambda: ("set_isolation_level", (self._random.choice([0, 1, 2, 3, 7]),)),
             ]
-        )()
+        )
 
     def _named(self) -> Operation:
         choice = self._random.choice
-        return choice(
+        return self._pick(
             [
                 lambda: (
                     "declare",
@@ -474,17 +477,17 @@ class Generator:
                 lambda: ("fetch", ("scroll", choice([1, -1]))),
                 lambda: ("fetch", ("close",)),
             ]
-        )()
+        )
 
     def _copy(self) -> Operation:
-        return self._random.choice(
+        return self._pick(
             [
                 lambda: ("copy_out", ("COPY (SELECT id FROM t ORDER BY id) TO STDOUT",)),
                 lambda: ("copy_in", ("COPY t FROM STDIN", f"{self._number()}\tcopied\n")),
                 lambda: ("copy_in", ("COPY t FROM STDIN", "nonsense\n")),
                 lambda: ("copy_out", ("COPY nowhere TO STDOUT",)),
             ]
-        )()
+        )
 
     def _function(self) -> Operation:
         return ("callproc", (self._random.choice(["twice", "fails", "nope"]), [self._number()]))
@@ -498,7 +501,7 @@ class Generator:
         return self._execute("SET LOCAL statement_timeout = '5ms'; SELECT pg_sleep(5)")
 
     def _session(self) -> Operation:
-        return self._random.choice(
+        return self._pick(
             [
                 lambda: self._execute("LISTEN channel"),
                 lambda: self._execute("NOTIFY channel, 'payload'"),
@@ -508,7 +511,7 @@ class Generator:
                 lambda: ("enter", ()),
                 lambda: ("leave", (self._random.choice([None, ValueError]),)),
             ]
-        )()
+        )
 
     def _native(self) -> Operation:
         return self._random.choice(

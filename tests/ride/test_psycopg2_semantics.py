@@ -360,8 +360,8 @@ def test_cursor_factories(connect: MakeConnection, proxy: Proxy, factory: type, 
         if factory is psycopg2.extras.LoggingCursor:
             riding.log = lambda message, cursor: None
         given = {} if riding.cursor_factory is factory else {"cursor_factory": factory}
-        cursor = riding.cursor(name, **given)
-        assert isinstance(cursor, factory)
+        cursor: Any = riding.cursor(name, **given)
+        assert factory in type(cursor).__mro__
         cursor.execute("SELECT 1 AS one, %s AS two", (2,))
         row = cursor.fetchone()
         assert list(row.values() if isinstance(row, dict) else row) == [1, 2]

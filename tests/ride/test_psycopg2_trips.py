@@ -338,7 +338,7 @@ def test_start_option_respects_the_applications_own(
     """What the user has asked for stays as it is."""
     engine = ride(sa.create_engine(postgres.url, connect_args=options), read_only_at_start=True)
     with engine.connect() as connection:
-        driver_connection = connection.connection.dbapi_connection
+        driver_connection: Any = connection.connection.dbapi_connection
         assert isinstance(driver_connection, RidingConnection)
         assert driver_connection.is_read_only_at_start is is_read_only
         if "geqo" in str(options):

@@ -1,5 +1,6 @@
 """What PostgreSQL can do, for the suite to choose its tests by: nearly everything that it asks about."""
 
+from collections.abc import Callable
 from typing import Any
 
 from sqlalchemy.testing import exclusions
@@ -20,11 +21,12 @@ MISSING = frozenset(
 FOUND_OUT = frozenset(("memory_intensive", "timing_intensive", "no_coverage", "threading_with_mock"))
 
 
-class Requirements(SuiteRequirements):  # type: ignore[misc]  # SQLAlchemy's testing package has no types
+class Requirements(SuiteRequirements):
     """Everything that the suite asks about but what is missing."""
 
     def __getattribute__(self, name: str) -> Any:
         is_asked = isinstance(getattr(SuiteRequirements, name, None), property)
         if not is_asked or name in FOUND_OUT:
             return super().__getattribute__(name)
-        return exclusions.closed() if name in MISSING else exclusions.open()
+        answer: Callable[[], Any] = exclusions.closed if name in MISSING else exclusions.open
+        return answer()
