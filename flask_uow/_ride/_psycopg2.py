@@ -18,7 +18,7 @@ from psycopg2 import extensions
 from psycopg2.extensions import connection as plain_connection
 from psycopg2.extensions import cursor as plain_cursor
 
-from ._psycopg2_cursors import PREFIX_END, RidingCursor, riding_cursor_class
+from ._psycopg2_cursors import PREFIX_END, RidingCursor, RidingNamedCursor, riding_cursor_class
 from ._riders import FAILING, IDLE, IN_ERROR, SEPARATOR, Riders
 from ._texts import Carrying
 
@@ -264,20 +264,28 @@ class RidingConnection(plain_connection):
             cursor = super().cursor()
         else:
             cursor = self._special_cursor(name, cursor_factory, withhold, scrollable)
-        if type(cursor) is not RidingCursor and not isinstance(cursor, RidingCursor) and not self.async_:
-            cursor.__class__ = riding_cursor_class(type(cursor), is_named=cursor.name is not None)
-        return cursor
+        if type(cursor) is RidingCursor and name is None:
+            return cursor
+        return self._let_ride(cursor)
 
     def _special_cursor(self, name: Any, factory: Any, withhold: bool, scrollable: bool | None) -> Any:
         options: dict[str, Any] = {"withhold": withhold, "scrollable": scrollable}
-        factory = factory or self._cursor_factory
-        if factory is None and name is not None:
-            factory = plain_cursor
         if isinstance(factory, type) and issubclass(factory, plain_cursor) and not self.async_:
             factory = riding_cursor_class(factory, is_named=name is not None)
         if factory is not None:
             options["cursor_factory"] = factory
         return super().cursor(name, **options)
+
+    def _let_ride(self, cursor: Any) -> Any:
+        """Let a cursor ride that a class of the program's own may have made, or a function."""
+        if self.async_:
+            return cursor
+        is_named = cursor.name is not None
+        if not isinstance(cursor, RidingNamedCursor if is_named else RidingCursor):
+            cursor.__class__ = riding_cursor_class(type(cursor), is_named=is_named)
+        if is_named:
+            cursor._endings = self._endings
+        return cursor
 
     @property
     def cursor_factory(self) -> Any:
@@ -336,7 +344,7 @@ class RidingConnection(plain_connection):
 
     def lobject(self, *args: Any, **kwargs: Any) -> Any:
         """Open a large object; psycopg2 drives the transaction from here on."""
-        if self._is_passive() or self.closed:
+        if self._is_passive() or self._autocommit or self.closed:
             return super().lobject(*args, **kwargs)
         with self._lock:
             try:

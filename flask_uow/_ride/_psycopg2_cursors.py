@@ -15,7 +15,7 @@ from psycopg2.extensions import connection as plain_connection
 from psycopg2.extensions import cursor as plain_cursor
 
 from ._positions import shift_back
-from ._riders import IN_ERROR
+from ._riders import IN_ERROR, is_rider
 from ._texts import Carrying, are_plain, carrying_of, remember
 
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ class RidingCursor(plain_cursor):
             carrying = self._carrying(text)
             riders = connection.riders
             # Of many parameters any may be odd: what a savepoint needs is not looked for here.
-            if not riders.waiting or riders.is_doomed or riders.has_savepoint or carrying < Carrying.NO_SAVEPOINT:
+            if not riders.waiting or riders.is_doomed or riders.needs_sound_text or carrying < Carrying.NO_SAVEPOINT:
                 connection._send_waiting()
                 return super().executemany(query, vars_list)
             prefix = connection._prefix()
@@ -165,7 +165,7 @@ class RidingCursor(plain_cursor):
             self._execute_with_riders(query, parameters, carrying, was_begun)
         else:
             super().execute(query, parameters)
-        if carrying is Carrying.NO_SAVEPOINT and type(query) is str:
+        if carrying is Carrying.NO_SAVEPOINT and type(query) is str and not is_rider(query):
             remember(texts, query, PROVEN)
         elif carrying is Carrying.NOTHING_AND_ENDS:
             connection._after_control()
@@ -173,10 +173,10 @@ class RidingCursor(plain_cursor):
     def _execute_with_riders(self, query: Any, parameters: Any, carrying: Carrying, was_begun: bool) -> None:
         connection = self.connection
         riders = connection.riders
-        loses_savepoint = riders.has_savepoint and not (
-            carrying is PROVEN and connection._is_utf8 and are_plain(parameters)
+        is_unsound = riders.needs_sound_text and not (
+            carrying is PROVEN and connection._is_utf8 and connection.encoding == "UTF8" and are_plain(parameters)
         )
-        if carrying < Carrying.NO_SAVEPOINT or loses_savepoint or riders.is_doomed:
+        if carrying < Carrying.NO_SAVEPOINT or is_unsound or riders.is_doomed:
             connection._send_waiting()
             super().execute(query, parameters)
             return
@@ -261,9 +261,8 @@ class RidingCursor(plain_cursor):
 class RidingNamedCursor(RidingCursor):
     """A cursor on the server: what waits is sent ahead of all that it does."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self._endings = self.connection._endings
+    # How many transactions had ended when it was made; the connection sets it.
+    _endings = 0
 
     def execute(self, query: Any, vars: Any = None) -> None:
         """Declare the cursor."""

@@ -17,7 +17,9 @@ FAILING = 'ROLLBACK TO SAVEPOINT "flask_uow: this transaction has failed already
 # libpq's transaction statuses.
 IDLE, IN_TRANSACTION, IN_ERROR = 0, 2, 3
 
-_IDENTIFIER = r'(?:"[^";%\x00]+"|[A-Za-z_][A-Za-z0-9_$]*)'
+# ASCII on one line, so that what rides looks the same in every encoding, and moves what comes behind it by a line.
+_SPACE = r"[ \t]+"
+_IDENTIFIER = r'(?:"[ !#$&-:<-~]+"|[A-Za-z_][A-Za-z0-9_$]*)'
 # No grammar may read a setting as anything else: a syntax error is one of the whole string, savepoints included. One
 # of a single word may be a reserved one.
 _SETTING = r"(?P<setting>(?=[A-Za-z0-9]*[_.])[A-Za-z][A-Za-z0-9_]*(?:\.[A-Za-z][A-Za-z0-9_]*)*)"
@@ -32,14 +34,15 @@ _RESERVED = frozenset(
     unique user using variadic verbose when where window with
     """.split()
 )
-_VALUE = r"(?:'(?:[^'\\;%\x00]|'')*'|-?[0-9]+(?:\.[0-9]+)?|ON|OFF|TRUE|FALSE|DEFAULT)"
+_VALUE = r"(?:'(?:[ -$&(-:<-\[\]-~]|'')*'|-?[0-9]+(?:\.[0-9]+)?|ON|OFF|TRUE|FALSE|DEFAULT)"
 _RIDER = re.compile(
     rf"""
     \s*(?:
-        (?P<savepoint> SAVEPOINT ) \s+ (?P<made>{_IDENTIFIER})
-      | (?P<release> RELEASE ) \s+ (?:SAVEPOINT\s+)? (?P<released>{_IDENTIFIER})
-      | (?P<rollback> ROLLBACK ) \s+ (?:(?:WORK|TRANSACTION)\s+)? TO \s+ (?:SAVEPOINT\s+)? (?P<kept>{_IDENTIFIER})
-      | (?P<set> SET ) \s+ LOCAL \s+ {_SETTING} (?:\s*=\s*|\s+TO\s+) {_VALUE}
+        (?P<savepoint> SAVEPOINT ) {_SPACE} (?P<made>{_IDENTIFIER})
+      | (?P<release> RELEASE ) {_SPACE} (?:SAVEPOINT{_SPACE})? (?P<released>{_IDENTIFIER})
+      | (?P<rollback> ROLLBACK ) {_SPACE} (?:(?:WORK|TRANSACTION){_SPACE})? TO {_SPACE}
+            (?:SAVEPOINT{_SPACE})? (?P<kept>{_IDENTIFIER})
+      | (?P<set> SET ) {_SPACE} LOCAL {_SPACE} {_SETTING} (?:[ \t]*=[ \t]*|{_SPACE}TO{_SPACE}) {_VALUE}
     )\s*\Z
     """,
     re.IGNORECASE | re.VERBOSE,
@@ -65,6 +68,7 @@ class Riders:
         #: What waits, BEGIN first.
         self.waiting: list[str] = []
         #: A statement that the next BEGIN takes along, and that is dropped where no BEGIN is sent: the label of a unit.
+        #: In ASCII, on one line and without ``%``; it is forgotten when the transaction ends.
         self.along = ""
         # The names of the open savepoints and where each waits, -1 for one that was sent; inner ones last.
         self._savepoints: list[tuple[str, int]] = []
@@ -155,6 +159,11 @@ class Riders:
         return bool(self._savepoints) and self._savepoints[-1][1] >= 0
 
     @property
+    def needs_sound_text(self) -> bool:
+        """Whether what waits must not be lost with a string that is refused as a whole: a SAVEPOINT, a RELEASE."""
+        return self.has_savepoint or any(map(_is_release, self.waiting))
+
+    @property
     def text(self) -> str:
         """What waits, as one text; it stays until :meth:`sent`, so that an error on the client's side loses nothing."""
         return SEPARATOR.join(self.waiting)
@@ -228,6 +237,11 @@ class Riders:
         """Drop savepoints that wait, none of which has an open one behind it; settings between them stay."""
         for place in sorted((place for place in places if place >= 0), reverse=True):
             del self.waiting[place]
+
+
+def is_rider(statement: str) -> bool:
+    """Whether a text is a statement that may wait, where its names are known."""
+    return statement.lstrip()[:1] in _FIRST_LETTERS and _RIDER.match(statement) is not None
 
 
 def _fold(identifier: str) -> str:

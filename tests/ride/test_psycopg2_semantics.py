@@ -404,6 +404,20 @@ def test_connection_factory(connect: MakeConnection, proxy: Proxy) -> None:
         connect(riding_factory(partial(extensions.connection)))
 
 
+@pytest.mark.parametrize("name", [None, "named"])
+def test_logging_connection_logs_the_statement_alone(connect: MakeConnection, name: str | None) -> None:
+    """It makes cursors of its own class by itself."""
+    log = io.StringIO()
+    connection = connect(riding_factory(psycopg2.extras.LoggingConnection))
+    connection.initialize(log)
+    cursor = connection.cursor(name)
+    cursor.execute("SELECT %s", (1,))
+    assert cursor.fetchone() == (1,)
+
+    assert log.getvalue().strip().endswith("SELECT 1")
+    assert "BEGIN" not in log.getvalue()
+
+
 def test_asynchronous_connection_does_not_ride(connect: MakeConnection) -> None:
     """It is in autocommit, as ever."""
     connection = connect(async_=True)

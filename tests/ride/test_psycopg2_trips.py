@@ -115,6 +115,21 @@ def test_savepoint_goes_ahead_of_a_text_that_was_never_run(riding: RidingConnect
     ]
 
 
+def test_release_goes_ahead_of_a_text_that_was_never_run(riding: RidingConnection, proxy: Proxy) -> None:
+    """Refused with the text, it would leave a savepoint that the program has released."""
+    prove(riding, proxy)
+    run(riding, "SAVEPOINT a")
+    run(riding, INSERT, 1)
+    run(riding, "RELEASE a")
+    with pytest.raises(psycopg2.errors.SyntaxError, match="SELEC"):
+        run(riding, "SELEC 'nonsense'")
+    with pytest.raises(psycopg2.errors.InvalidSavepointSpecification, match="does not exist"):
+        run(riding, "ROLLBACK TO a")
+    riding.rollback()
+
+    assert proxy.requests()[1:3] == ["RELEASE a", "SELEC 'nonsense'"]
+
+
 def test_savepoint_goes_ahead_of_parameters_that_change_the_grammar(riding: RidingConnection, proxy: Proxy) -> None:
     """An empty tuple is a syntax error in a text that was fine before."""
     text = "SELECT 1 WHERE 1 IN %s"
@@ -171,6 +186,21 @@ def test_timeout_rides_and_counts_from_its_statement(riding: RidingConnection, p
 
     assert len(proxy.requests()) == 2
     assert run(riding, "SHOW statement_timeout").fetchone() == ("0",)
+
+
+def test_setting_that_was_once_sent_alone_rides_all_the_same(riding: RidingConnection, proxy: Proxy) -> None:
+    """A used cursor still shows its last result, so that nothing waits that it is told."""
+    setting = "SET LOCAL statement_timeout = '5s'"
+    cursor = run(riding, "SELECT 1")
+    cursor.execute(setting)
+    with pytest.raises(psycopg2.ProgrammingError, match="no results"):
+        cursor.fetchone()
+    riding.rollback()
+    run(riding, setting)
+    run(riding, "SELECT 1")
+    riding.rollback()
+
+    assert proxy.requests()[1:] == [setting, "ROLLBACK", f"BEGIN; {setting};\nSELECT 1", "ROLLBACK"]
 
 
 @pytest.mark.parametrize("send", ["executemany", "execute_batch", "execute_values", "bytes", "Composed"])

@@ -32,6 +32,8 @@ def sent(*statements: str) -> Riders:
         (["SAVEPOINT a", "SET LOCAL x.y = 1", "RELEASE a"], ["BEGIN", "SET LOCAL x.y = 1"]),
         (["SAVEPOINT a", "SAVEPOINT a", "RELEASE a"], ["BEGIN", "SAVEPOINT a"]),
         (['SAVEPOINT "a b"', 'RELEASE "a b"'], ["BEGIN"]),
+        (["SET LOCAL x.y TO 'it''s (1) [&] ~'"], ["BEGIN", "SET LOCAL x.y TO 'it''s (1) [&] ~'"]),
+        (["\n SAVEPOINT  a "], ["BEGIN", "SAVEPOINT  a"]),
     ],
 )
 def test_savepoint_in_which_nothing_was_said_vanishes(told: list[str], waiting: list[str]) -> None:
@@ -69,6 +71,11 @@ def test_savepoint_that_was_sent_is_ended_by_a_rider(told: list[str], waiting: l
         "SAVEPOINT a -- for later",
         "SAVEPOINT 1",
         'SAVEPOINT "100%"',
+        'SAVEPOINT "ä"',
+        "SAVEPOINT\na",
+        "SET LOCAL x.y = 'ä'",
+        "SET LOCAL x.y = 'a\nb'",
+        r"SET LOCAL x.y = 'a\b'",
         "SET x.y = 1",
         "SET LOCAL x.y = 'a;b'",
         "SET LOCAL x.y = a, b",
