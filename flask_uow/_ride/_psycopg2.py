@@ -445,8 +445,10 @@ class RidingConnection(plain_connection):
             self._allow_writes()
 
     def _allow_writes(self) -> None:
+        is_lasting = _server_status(self) == IDLE
         self._run(f"SET {READ_ONLY} TO 'off'")
-        self._session = (self._session[0], False, self._session[2])
+        if is_lasting:  # in a transaction it may be rolled back
+            self._session = (self._session[0], False, self._session[2])
 
     def _prepare_session(self, query: Any, *, is_harmless: bool) -> None:
         """Before a statement in autocommit: let the session's defaults be what they should."""
