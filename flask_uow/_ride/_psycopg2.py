@@ -9,23 +9,30 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from functools import lru_cache
 from types import TracebackType
-from typing import Any, Literal, NoReturn
+from typing import Any, NoReturn
 
 import psycopg2
 from psycopg2 import extensions
 from psycopg2.extensions import connection as plain_connection
 from psycopg2.extensions import cursor as plain_cursor
 
+from ._characteristics import (
+    AS_THE_SERVER,
+    LEVELS,
+    READ_ONLY,
+    Characteristics,
+    begin_text,
+    level_of,
+    on_or_off,
+    session_texts,
+)
 from ._psycopg2_cursors import PREFIX_END, RidingCursor, RidingNamedCursor, riding_cursor_class
 from ._riders import FAILING, IDLE, IN_ERROR, SEPARATOR, Riders
 from ._texts import Carrying
 
-READ_ONLY = "default_transaction_read_only"
 _REPORTING_VERSION = 140000  # the first server that reports the setting by itself
 
-_LEVELS = (None, "READ COMMITTED", "REPEATABLE READ", "SERIALIZABLE", "READ UNCOMMITTED")  # by psycopg2's numbers
 _ALONE_IN_AUTOCOMMIT = frozenset(("SELECT 1", "select 1", "SELECT 1;", ";"))
 
 # What psycopg2 keeps in C; the names are taken by properties and methods here.
@@ -37,9 +44,6 @@ _real_deferrable = _members.deferrable
 _real_status = _members.status
 _real_cursor_factory = _members.cursor_factory
 _server_status: Callable[[plain_connection], int] = _members.get_transaction_status
-
-_Characteristics = tuple[int | None, bool | None, bool | None]
-_AS_THE_SERVER: _Characteristics = (None, None, None)
 
 # What texts were run, by the server's version, whose grammar they satisfied.
 _TEXTS: dict[int, dict[str, Carrying]] = {}
@@ -68,9 +72,9 @@ class RidingConnection(plain_connection):
         # Whether psycopg2 drives the present transaction itself.
         self._is_native = False
         self._is_entered = False
-        self._characteristics = _AS_THE_SERVER
+        self._characteristics = AS_THE_SERVER
         # What was last SET for what runs without a BEGIN, and what is to be.
-        self._session = self._session_wanted = _AS_THE_SERVER
+        self._session = self._session_wanted = AS_THE_SERVER
         self._cursor_factory: Any = None
         self._autocommit = bool(self.async_)
         self._texts = _TEXTS.setdefault(self.server_version, {})
@@ -161,7 +165,7 @@ class RidingConnection(plain_connection):
         super().reset()
         self._is_native = False
         self._ended()
-        self._characteristics = self._session = self._session_wanted = _AS_THE_SERVER
+        self._characteristics = self._session = self._session_wanted = AS_THE_SERVER
         self._autocommit = False
         _real_autocommit.__set__(self, True)
 
@@ -217,16 +221,16 @@ class RidingConnection(plain_connection):
         self._check_between_transactions()
         level, is_read_only, is_deferrable = self._characteristics
         if isolation_level is not None:
-            level = _level(isolation_level)
+            level = level_of(isolation_level)
         if readonly is not None:
-            is_read_only = _on_or_off(readonly)
+            is_read_only = on_or_off(readonly)
         if deferrable is not None:
-            is_deferrable = _on_or_off(deferrable)
+            is_deferrable = on_or_off(deferrable)
         if autocommit is not None:
             self._autocommit = bool(autocommit)
         self._characteristics = (level, is_read_only, is_deferrable)
         # In autocommit psycopg2 tells the session what is set, and only that.
-        session = _AS_THE_SERVER
+        session = AS_THE_SERVER
         if self._autocommit:
             session = (
                 self._session_wanted[0] if isolation_level is None else level,
@@ -242,8 +246,8 @@ class RidingConnection(plain_connection):
         if self._is_native:
             super().set_isolation_level(level)
             self._leave_native()
-        elif isinstance(level, int) and not 0 <= level < len(_LEVELS):
-            raise ValueError(f"isolation level must be between 0 and {len(_LEVELS) - 1}")
+        elif isinstance(level, int) and not 0 <= level < len(LEVELS):
+            raise ValueError(f"isolation level must be between 0 and {len(LEVELS) - 1}")
         else:
             self.rollback()
         if level == 0:
@@ -373,13 +377,13 @@ class RidingConnection(plain_connection):
 
     def _begin_text(self) -> str:
         characteristics = self._characteristics
-        if characteristics == _AS_THE_SERVER and not self.is_read_only_at_start:
+        if characteristics == AS_THE_SERVER and not self.is_read_only_at_start:
             return "BEGIN"
         level, is_read_only, is_deferrable = characteristics
         if is_read_only is None and self.is_read_only_at_start:
             # A standby refuses to say READ WRITE.
             is_read_only = None if self.get_parameter_status("in_hot_standby") == "on" else False
-        return _begin_text(level, is_read_only, is_deferrable)
+        return begin_text(level, is_read_only, is_deferrable)
 
     def _prefix(self) -> str:
         return self.riders.text + PREFIX_END
@@ -453,8 +457,8 @@ class RidingConnection(plain_connection):
     def _prepare_session(self, query: Any, *, is_harmless: bool) -> None:
         """Before a statement in autocommit: let the session's defaults be what they should."""
         if self._is_native or not self._autocommit or self.closed or self.async_:
-            if self._session is not _AS_THE_SERVER and not self.closed and not self._is_native:
-                self._set_session(_AS_THE_SERVER)
+            if self._session is not AS_THE_SERVER and not self.closed and not self._is_native:
+                self._set_session(AS_THE_SERVER)
             return
         wanted = self._session_wanted
         if wanted[1] is None and self.is_read_only_at_start:
@@ -464,15 +468,8 @@ class RidingConnection(plain_connection):
         if wanted != self._session:
             self._set_session(wanted)
 
-    def _set_session(self, wanted: _Characteristics) -> None:
-        level, is_read_only, is_deferrable = wanted
-        values = (_LEVELS[level] if level else None, _guc(is_read_only), _guc(is_deferrable))
-        names = ("default_transaction_isolation", READ_ONLY, "default_transaction_deferrable")
-        changes = [
-            f"SET {name} TO {'DEFAULT' if value is None else repr(value.lower())}"
-            for name, value, old, new in zip(names, values, self._session, wanted, strict=True)
-            if old != new
-        ]
+    def _set_session(self, wanted: Characteristics) -> None:
+        changes = session_texts(self._session, wanted)
         if changes:
             self._run(SEPARATOR.join(changes))
         self._session = wanted
@@ -631,59 +628,12 @@ def riding_connection_class(base: type[Any] | None) -> type[RidingConnection]:
     return _CLASSES[base]
 
 
-@lru_cache(maxsize=64)
-def _begin_text(level: int | None, is_read_only: bool | None, is_deferrable: bool | None) -> str:
-    words = ["BEGIN"]
-    if level is not None:
-        words.append(f"ISOLATION LEVEL {_LEVELS[level]}")
-    if is_read_only is not None:
-        words.append("READ ONLY" if is_read_only else "READ WRITE")
-    if is_deferrable is not None:
-        words.append("DEFERRABLE" if is_deferrable else "NOT DEFERRABLE")
-    return " ".join(words)
-
-
 def _raise_failed() -> NoReturn:
     message = "current transaction is aborted: COMMIT has rolled it back"
     error = psycopg2.errors.InFailedSqlTransaction(message)
     set_state: Callable[[dict[str, str]], None] = error.__setstate__
     set_state({"pgcode": "25P02", "pgerror": f"ERROR:  {message}\n"})
     raise error
-
-
-def _level(value: Any) -> int | None:
-    """psycopg2's number of an isolation level."""
-    if value is None:
-        return None
-    if isinstance(value, int):
-        if not 1 <= value < len(_LEVELS):
-            raise ValueError(f"isolation_level must be between 1 and {len(_LEVELS) - 1}")
-        return value
-    name = value.decode() if isinstance(value, bytes) else value
-    if not isinstance(name, str):
-        raise TypeError(f"argument 1 must be a string or unicode object: got {type(value).__name__} instead")
-    if name.upper() == "DEFAULT":
-        return None
-    if name.upper() not in _LEVELS:
-        raise ValueError(f"bad value for isolation_level: '{name}'")
-    return _LEVELS.index(name.upper())
-
-
-def _on_or_off(value: Any) -> bool | None:
-    if value is None:
-        return None
-    if isinstance(value, (str, bytes)):
-        name = value.decode() if isinstance(value, bytes) else value
-        if name.lower() == "default":
-            return None
-        raise ValueError(f"the only string accepted is 'default'; got {name}")
-    return bool(value)
-
-
-def _guc(value: bool | None) -> Literal["on", "off"] | None:
-    if value is None:
-        return None
-    return "on" if value else "off"
 
 
 def _clean(encoding: str) -> str:
