@@ -9,23 +9,30 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from functools import lru_cache
 from types import TracebackType
-from typing import Any, Literal, NoReturn
+from typing import Any, NoReturn
 
 import psycopg2
 from psycopg2 import extensions
 from psycopg2.extensions import connection as plain_connection
 from psycopg2.extensions import cursor as plain_cursor
 
-from ._psycopg2_cursors import PREFIX_END, RidingCursor, riding_cursor_class
+from ._characteristics import (
+    AS_THE_SERVER,
+    LEVELS,
+    READ_ONLY,
+    Characteristics,
+    begin_text,
+    level_of,
+    on_or_off,
+    session_texts,
+)
+from ._psycopg2_cursors import PREFIX_END, RidingCursor, RidingNamedCursor, riding_cursor_class
 from ._riders import FAILING, IDLE, IN_ERROR, SEPARATOR, Riders
 from ._texts import Carrying
 
-READ_ONLY = "default_transaction_read_only"
 _REPORTING_VERSION = 140000  # the first server that reports the setting by itself
 
-_LEVELS = (None, "READ COMMITTED", "REPEATABLE READ", "SERIALIZABLE", "READ UNCOMMITTED")  # by psycopg2's numbers
 _ALONE_IN_AUTOCOMMIT = frozenset(("SELECT 1", "select 1", "SELECT 1;", ";"))
 
 # What psycopg2 keeps in C; the names are taken by properties and methods here.
@@ -37,9 +44,6 @@ _real_deferrable = _members.deferrable
 _real_status = _members.status
 _real_cursor_factory = _members.cursor_factory
 _server_status: Callable[[plain_connection], int] = _members.get_transaction_status
-
-_Characteristics = tuple[int | None, bool | None, bool | None]
-_AS_THE_SERVER: _Characteristics = (None, None, None)
 
 # What texts were run, by the server's version, whose grammar they satisfied.
 _TEXTS: dict[int, dict[str, Carrying]] = {}
@@ -68,9 +72,9 @@ class RidingConnection(plain_connection):
         # Whether psycopg2 drives the present transaction itself.
         self._is_native = False
         self._is_entered = False
-        self._characteristics = _AS_THE_SERVER
-        # What was last SET for what runs without a BEGIN.
-        self._session = _AS_THE_SERVER
+        self._characteristics = AS_THE_SERVER
+        # What was last SET for what runs without a BEGIN, and what is to be.
+        self._session = self._session_wanted = AS_THE_SERVER
         self._cursor_factory: Any = None
         self._autocommit = bool(self.async_)
         self._texts = _TEXTS.setdefault(self.server_version, {})
@@ -156,11 +160,12 @@ class RidingConnection(plain_connection):
 
     def reset(self) -> None:
         """Forget everything that the session was told."""
-        if not self.closed and not self.async_ and self.riders.is_begun:
+        if not self.closed and not self.async_ and self.riders.is_begun and not self._is_native:
             self.rollback()
         super().reset()
-        self._endings += 1
-        self._characteristics = self._session = _AS_THE_SERVER
+        self._is_native = False
+        self._ended()
+        self._characteristics = self._session = self._session_wanted = AS_THE_SERVER
         self._autocommit = False
         _real_autocommit.__set__(self, True)
 
@@ -189,8 +194,7 @@ class RidingConnection(plain_connection):
 
     @isolation_level.setter
     def isolation_level(self, value: Any) -> None:
-        self._check_between_transactions()
-        self._characteristics = (_level(value), *self._characteristics[1:])
+        self.set_session(isolation_level="default" if value is None else value)
 
     @property
     def readonly(self) -> bool | None:
@@ -199,9 +203,7 @@ class RidingConnection(plain_connection):
 
     @readonly.setter
     def readonly(self, value: Any) -> None:
-        self._check_between_transactions()
-        level, _, deferrable = self._characteristics
-        self._characteristics = (level, _on_or_off(value), deferrable)
+        self.set_session(readonly="default" if value is None else value)
 
     @property
     def deferrable(self) -> bool | None:
@@ -210,8 +212,7 @@ class RidingConnection(plain_connection):
 
     @deferrable.setter
     def deferrable(self, value: Any) -> None:
-        self._check_between_transactions()
-        self._characteristics = (*self._characteristics[:2], _on_or_off(value))
+        self.set_session(deferrable="default" if value is None else value)
 
     def set_session(
         self, isolation_level: Any = None, readonly: Any = None, deferrable: Any = None, autocommit: Any = None
@@ -220,26 +221,38 @@ class RidingConnection(plain_connection):
         self._check_between_transactions()
         level, is_read_only, is_deferrable = self._characteristics
         if isolation_level is not None:
-            level = _level(isolation_level)
+            level = level_of(isolation_level)
         if readonly is not None:
-            is_read_only = _on_or_off(readonly)
+            is_read_only = on_or_off(readonly)
         if deferrable is not None:
-            is_deferrable = _on_or_off(deferrable)
-        self._characteristics = (level, is_read_only, is_deferrable)
+            is_deferrable = on_or_off(deferrable)
         if autocommit is not None:
             self._autocommit = bool(autocommit)
+        self._characteristics = (level, is_read_only, is_deferrable)
+        # In autocommit psycopg2 tells the session what is set, and only that.
+        session = AS_THE_SERVER
+        if self._autocommit:
+            session = (
+                self._session_wanted[0] if isolation_level is None else level,
+                self._session_wanted[1] if readonly is None else is_read_only,
+                self._session_wanted[2] if deferrable is None else is_deferrable,
+            )
+        self._session_wanted = session
 
     def set_isolation_level(self, level: int | None) -> None:
         """Roll back, and set the level of the next BEGIN; 0 is autocommit."""
-        if self.closed or self.async_ or self._is_native:
+        if self.closed or self.async_:
             return super().set_isolation_level(level)
-        if isinstance(level, int) and not 0 <= level < len(_LEVELS):
-            raise ValueError(f"isolation level must be between 0 and {len(_LEVELS) - 1}")
-        self.rollback()
-        self._autocommit = level == 0
-        if level != 0:
-            self._characteristics = (level, *self._characteristics[1:])
-        return None
+        if self._is_native:
+            super().set_isolation_level(level)
+            self._leave_native()
+        elif isinstance(level, int) and not 0 <= level < len(LEVELS):
+            raise ValueError(f"isolation level must be between 0 and {len(LEVELS) - 1}")
+        else:
+            self.rollback()
+        if level == 0:
+            return self.set_session(autocommit=True)
+        return self.set_session(isolation_level="default" if level is None else level, autocommit=False)
 
     # ---- cursors
 
@@ -255,20 +268,28 @@ class RidingConnection(plain_connection):
             cursor = super().cursor()
         else:
             cursor = self._special_cursor(name, cursor_factory, withhold, scrollable)
-        if type(cursor) is not RidingCursor and not isinstance(cursor, RidingCursor):
-            cursor.__class__ = riding_cursor_class(type(cursor), is_named=cursor.name is not None)
-        return cursor
+        if type(cursor) is RidingCursor and name is None:
+            return cursor
+        return self._let_ride(cursor)
 
     def _special_cursor(self, name: Any, factory: Any, withhold: bool, scrollable: bool | None) -> Any:
         options: dict[str, Any] = {"withhold": withhold, "scrollable": scrollable}
-        factory = factory or self._cursor_factory
-        if factory is None and name is not None:
-            factory = plain_cursor
-        if isinstance(factory, type) and issubclass(factory, plain_cursor):
+        if isinstance(factory, type) and issubclass(factory, plain_cursor) and not self.async_:
             factory = riding_cursor_class(factory, is_named=name is not None)
         if factory is not None:
             options["cursor_factory"] = factory
         return super().cursor(name, **options)
+
+    def _let_ride(self, cursor: Any) -> Any:
+        """Let a cursor ride that a class of the program's own may have made, or a function."""
+        if self.async_:
+            return cursor
+        is_named = cursor.name is not None
+        if not isinstance(cursor, RidingNamedCursor if is_named else RidingCursor):
+            cursor.__class__ = riding_cursor_class(type(cursor), is_named=is_named)
+        if is_named:
+            cursor._endings = self._endings
+        return cursor
 
     @property
     def cursor_factory(self) -> Any:
@@ -278,9 +299,9 @@ class RidingConnection(plain_connection):
     @cursor_factory.setter
     def cursor_factory(self, factory: Any) -> None:
         self._cursor_factory = factory
-        if factory is None:
+        if factory is None and not self.async_:
             factory = RidingCursor
-        elif isinstance(factory, type) and issubclass(factory, plain_cursor):
+        elif not self.async_ and isinstance(factory, type) and issubclass(factory, plain_cursor):
             factory = riding_cursor_class(factory, is_named=False)
         _real_cursor_factory.__set__(self, factory)
 
@@ -288,9 +309,10 @@ class RidingConnection(plain_connection):
 
     def tpc_begin(self, xid: Any, /) -> None:
         """Begin a two-phase transaction."""
-        if self._autocommit or self.closed or self.async_:
+        if not self.closed and not self.async_ and not self._is_native:
+            self._check_outside("tpc_begin")
+        if self._autocommit or self.closed or self.async_ or self._is_native:
             return super().tpc_begin(xid)
-        self._check_outside("tpc_begin")
         self._prepare_session("", is_harmless=False)
         _real_autocommit.__set__(self, False)
         try:
@@ -326,22 +348,16 @@ class RidingConnection(plain_connection):
 
     def lobject(self, *args: Any, **kwargs: Any) -> Any:
         """Open a large object; psycopg2 drives the transaction from here on."""
-        if self._is_passive() or self.closed:
+        if self._is_passive() or self._autocommit or self.closed:
             return super().lobject(*args, **kwargs)
         with self._lock:
-            self._begin()
-            self._send_waiting()
-            _real_autocommit.__set__(self, False)
-            self._is_native = True
             try:
-                # It says BEGIN once more, of which the server warns.
+                self._hand_over()
                 return super().lobject(*args, **kwargs)
             finally:
-                if _real_status.__get__(self) == extensions.STATUS_READY:
-                    self._is_native = False
-                    _real_autocommit.__set__(self, True)
-                else:
-                    self._forget_warning()
+                self._is_native = _real_status.__get__(self) == extensions.STATUS_BEGIN
+                if not self._is_native:
+                    self._take_over()
 
     # ---- for the cursors
 
@@ -354,20 +370,20 @@ class RidingConnection(plain_connection):
         riders = self.riders
         if riders.is_begun:
             return True
-        if self._session is not _AS_THE_SERVER:
-            self._set_session(_AS_THE_SERVER)
+        if self._session != self._session_wanted:
+            self._set_session(self._session_wanted)
         riders.begin(self._begin_text())
         return False
 
     def _begin_text(self) -> str:
         characteristics = self._characteristics
-        if characteristics == _AS_THE_SERVER and not self.is_read_only_at_start:
+        if characteristics == AS_THE_SERVER and not self.is_read_only_at_start:
             return "BEGIN"
         level, is_read_only, is_deferrable = characteristics
         if is_read_only is None and self.is_read_only_at_start:
             # A standby refuses to say READ WRITE.
             is_read_only = None if self.get_parameter_status("in_hot_standby") == "on" else False
-        return _begin_text(level, is_read_only, is_deferrable)
+        return begin_text(level, is_read_only, is_deferrable)
 
     def _prefix(self) -> str:
         return self.riders.text + PREFIX_END
@@ -394,7 +410,7 @@ class RidingConnection(plain_connection):
         if is_refused and riders.is_begin_waiting and _server_status(self) == IDLE:
             riders.is_doomed = True
         else:
-            riders.sent()
+            riders.sent(has_failed=True)
 
     def _fail_on_server(self) -> None:
         """Let the server's transaction fail as the program's has, so that its errors are genuine from here on."""
@@ -416,17 +432,35 @@ class RidingConnection(plain_connection):
             return False
         if riders.is_begun and not riders.is_untouched:
             return False
-        if self._session is not _AS_THE_SERVER:
-            self._set_session(_AS_THE_SERVER)
+        if self._session != self._session_wanted:
+            self._set_session(self._session_wanted)
         return self.server_version < _REPORTING_VERSION or self.get_parameter_status(READ_ONLY) == "on"
 
+    def _before_control(self, text: str | bytes) -> None:
+        """Before transaction control as text: a BEGIN in it is not to be read-only by the start option."""
+        words = (text if isinstance(text, str) else text.decode("latin-1")).upper()
+        if self.is_read_only_at_start and ("BEGIN" in words or "START" in words) and _server_status(self) != IN_ERROR:
+            self._allow_writes()
+
+    def _after_control(self) -> None:
+        """After transaction control as text: nothing is known of savepoints, and what follows may be in autocommit."""
+        self.riders.forget_savepoints()
+        if self.is_read_only_at_start and _server_status(self) == IDLE:
+            self._allow_writes()
+
+    def _allow_writes(self) -> None:
+        is_lasting = _server_status(self) == IDLE
+        self._run(f"SET {READ_ONLY} TO 'off'")
+        if is_lasting:  # in a transaction it may be rolled back
+            self._session = (self._session[0], False, self._session[2])
+
     def _prepare_session(self, query: Any, *, is_harmless: bool) -> None:
-        """Before a statement in autocommit: let the session's defaults be what the next BEGIN would say."""
+        """Before a statement in autocommit: let the session's defaults be what they should."""
         if self._is_native or not self._autocommit or self.closed or self.async_:
-            if self._session is not _AS_THE_SERVER and not self.closed and not self._is_native:
-                self._set_session(_AS_THE_SERVER)
+            if self._session is not AS_THE_SERVER and not self.closed and not self._is_native:
+                self._set_session(AS_THE_SERVER)
             return
-        wanted = self._characteristics
+        wanted = self._session_wanted
         if wanted[1] is None and self.is_read_only_at_start:
             if is_harmless or query in _ALONE_IN_AUTOCOMMIT:
                 return
@@ -434,15 +468,8 @@ class RidingConnection(plain_connection):
         if wanted != self._session:
             self._set_session(wanted)
 
-    def _set_session(self, wanted: _Characteristics) -> None:
-        level, is_read_only, is_deferrable = wanted
-        values = (_LEVELS[level] if level else None, _guc(is_read_only), _guc(is_deferrable))
-        names = ("default_transaction_isolation", READ_ONLY, "default_transaction_deferrable")
-        changes = [
-            f"SET {name} TO {'DEFAULT' if value is None else repr(value.lower())}"
-            for name, value, old, new in zip(names, values, self._session, wanted, strict=True)
-            if old != new
-        ]
+    def _set_session(self, wanted: Characteristics) -> None:
+        changes = session_texts(self._session, wanted)
         if changes:
             self._run(SEPARATOR.join(changes))
         self._session = wanted
@@ -486,9 +513,31 @@ class RidingConnection(plain_connection):
         if has_failed:
             _raise_failed()
 
+    def _hand_over(self) -> None:
+        """Let psycopg2 drive a transaction that may be open, and say its BEGIN if that waits."""
+        riders = self.riders
+        self._begin()
+        if riders.is_begin_waiting and not riders.is_doomed:
+            along = riders.waiting[1:]
+            riders.sent()
+            _real_autocommit.__set__(self, False)
+            self._give_characteristics()
+            if along:
+                self._run(SEPARATOR.join(along))
+            return
+        self._send_waiting()
+        _real_autocommit.__set__(self, False)
+        self._run("SELECT 1")  # with a BEGIN of psycopg2's in front, of which the server warns
+        if self.notices and "already a transaction" in self.notices[-1]:
+            del self.notices[-1]
+
     def _leave_native(self) -> None:
         self._is_native = False
         self._ended()
+        self._take_over()
+
+    def _take_over(self) -> None:
+        """Drive transactions again."""
         if self.closed:
             return
         _real_autocommit.__set__(self, False)
@@ -504,10 +553,6 @@ class RidingConnection(plain_connection):
         _real_isolation_level.__set__(self, level)
         _real_readonly.__set__(self, is_read_only)
         _real_deferrable.__set__(self, is_deferrable)
-
-    def _forget_warning(self) -> None:
-        if self.notices and "already a transaction" in self.notices[-1]:
-            del self.notices[-1]
 
     def _ask_setting(self) -> str | None:
         if self.server_version >= _REPORTING_VERSION:
@@ -583,59 +628,12 @@ def riding_connection_class(base: type[Any] | None) -> type[RidingConnection]:
     return _CLASSES[base]
 
 
-@lru_cache(maxsize=64)
-def _begin_text(level: int | None, is_read_only: bool | None, is_deferrable: bool | None) -> str:
-    words = ["BEGIN"]
-    if level is not None:
-        words.append(f"ISOLATION LEVEL {_LEVELS[level]}")
-    if is_read_only is not None:
-        words.append("READ ONLY" if is_read_only else "READ WRITE")
-    if is_deferrable is not None:
-        words.append("DEFERRABLE" if is_deferrable else "NOT DEFERRABLE")
-    return " ".join(words)
-
-
 def _raise_failed() -> NoReturn:
     message = "current transaction is aborted: COMMIT has rolled it back"
     error = psycopg2.errors.InFailedSqlTransaction(message)
     set_state: Callable[[dict[str, str]], None] = error.__setstate__
     set_state({"pgcode": "25P02", "pgerror": f"ERROR:  {message}\n"})
     raise error
-
-
-def _level(value: Any) -> int | None:
-    """psycopg2's number of an isolation level."""
-    if value is None:
-        return None
-    if isinstance(value, int):
-        if not 1 <= value < len(_LEVELS):
-            raise ValueError(f"isolation_level must be between 1 and {len(_LEVELS) - 1}")
-        return value
-    name = value.decode() if isinstance(value, bytes) else value
-    if not isinstance(name, str):
-        raise TypeError(f"argument 1 must be a string or unicode object: got {type(value).__name__} instead")
-    if name.upper() == "DEFAULT":
-        return None
-    if name.upper() not in _LEVELS:
-        raise ValueError(f"bad value for isolation_level: '{name}'")
-    return _LEVELS.index(name.upper())
-
-
-def _on_or_off(value: Any) -> bool | None:
-    if value is None:
-        return None
-    if isinstance(value, (str, bytes)):
-        name = value.decode() if isinstance(value, bytes) else value
-        if name.lower() == "default":
-            return None
-        raise ValueError(f"the only string accepted is 'default'; got {name}")
-    return bool(value)
-
-
-def _guc(value: bool | None) -> Literal["on", "off"] | None:
-    if value is None:
-        return None
-    return "on" if value else "off"
 
 
 def _clean(encoding: str) -> str:

@@ -15,6 +15,7 @@ from psycopg2.extensions import connection as plain_connection
 from psycopg2.extensions import cursor as plain_cursor
 
 from ._positions import shift_back
+from ._riders import IN_ERROR, is_rider
 from ._texts import Carrying, are_plain, carrying_of, remember
 
 if TYPE_CHECKING:
@@ -66,6 +67,8 @@ class RidingCursor(plain_cursor):
             return super().execute(query, vars)
         if isinstance(query, sql.Composable):
             query = query.as_string(connection)
+        if not query or not isinstance(query, (str, bytes)):
+            return super().execute(query, vars)  # psycopg2 refuses
         with connection._lock:
             return self._execute_in_transaction(query, vars, is_harmless)
 
@@ -78,12 +81,14 @@ class RidingCursor(plain_cursor):
             connection._prepare_session(query, is_harmless=False)
             return super().executemany(query, vars_list)
         text = query.as_string(connection) if isinstance(query, sql.Composable) else query
+        if not text or not isinstance(text, (str, bytes)):
+            return super().executemany(query, vars_list)  # psycopg2 refuses
         with connection._lock:
             was_begun = connection._begin()
             carrying = self._carrying(text)
             riders = connection.riders
             # Of many parameters any may be odd: what a savepoint needs is not looked for here.
-            if not riders.waiting or riders.is_doomed or riders.has_savepoint or carrying < Carrying.NO_SAVEPOINT:
+            if not riders.waiting or riders.is_doomed or riders.needs_sound_text or carrying < Carrying.NO_SAVEPOINT:
                 connection._send_waiting()
                 return super().executemany(query, vars_list)
             prefix = connection._prefix()
@@ -92,7 +97,10 @@ class RidingCursor(plain_cursor):
             try:
                 super().executemany(first, vars_list)
             except BaseException as error:
-                self._settle_failure(error, prefix if first.is_first else "", before, was_begun)
+                if first.is_first or not first.is_used:
+                    self._settle_failure(error, prefix, before, was_begun)
+                else:
+                    riders.sent()
                 raise
             if first.is_used:
                 riders.sent()
@@ -150,22 +158,25 @@ class RidingCursor(plain_cursor):
         if carrying is None:
             carrying = self._carrying(query)
         was_begun = connection._begin()
+        if carrying is Carrying.NOTHING_AND_ENDS:
+            connection._send_waiting()
+            connection._before_control(query)
         if riders.waiting:
             self._execute_with_riders(query, parameters, carrying, was_begun)
         else:
             super().execute(query, parameters)
-        if carrying is Carrying.NO_SAVEPOINT and type(query) is str:
+        if carrying is Carrying.NO_SAVEPOINT and type(query) is str and not is_rider(query):
             remember(texts, query, PROVEN)
         elif carrying is Carrying.NOTHING_AND_ENDS:
-            riders.forget_savepoints()
+            connection._after_control()
 
     def _execute_with_riders(self, query: Any, parameters: Any, carrying: Carrying, was_begun: bool) -> None:
         connection = self.connection
         riders = connection.riders
-        loses_savepoint = riders.has_savepoint and not (
-            carrying is PROVEN and connection._is_utf8 and are_plain(parameters)
+        is_unsound = riders.needs_sound_text and not (
+            carrying is PROVEN and connection._is_utf8 and connection.encoding == "UTF8" and are_plain(parameters)
         )
-        if carrying < Carrying.NO_SAVEPOINT or loses_savepoint or riders.is_doomed:
+        if carrying < Carrying.NO_SAVEPOINT or is_unsound or riders.is_doomed:
             connection._send_waiting()
             super().execute(query, parameters)
             return
@@ -206,11 +217,9 @@ class RidingCursor(plain_cursor):
             connection.riders.take_back_begin()
         return False
 
-    def _carrying(self, query: Any) -> Carrying:
+    def _carrying(self, query: str | bytes) -> Carrying:
         if isinstance(query, bytes):
             return min(carrying_of(query.decode("latin-1")), Carrying.NO_SAVEPOINT)
-        if not isinstance(query, str):
-            return Carrying.NOTHING
         return self.connection._texts.get(query) or carrying_of(query)
 
     def _send_ahead(self) -> None:
@@ -252,26 +261,26 @@ class RidingCursor(plain_cursor):
 class RidingNamedCursor(RidingCursor):
     """A cursor on the server: what waits is sent ahead of all that it does."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self._endings = self.connection._endings
+    # How many transactions had ended when it was made; the connection sets it.
+    _endings = 0
 
     def execute(self, query: Any, vars: Any = None) -> None:
         """Declare the cursor."""
         connection = self.connection
         connection.needs_no_transaction = False
         self._check()
-        if connection._is_passive() or self.closed or _last_query.__get__(self) is not None:
-            return plain_cursor.execute(self, query, vars)
+        is_refused = self.closed or _last_query.__get__(self) is not None
+        if is_refused or connection._is_passive() or (connection.autocommit and not self.withhold):
+            return super(RidingCursor, self).execute(query, vars)
         with connection._lock:
             connection._begin()
             connection._send_waiting()
             if self.withhold:
-                return plain_cursor.execute(self, query, vars)
+                return super(RidingCursor, self).execute(query, vars)
             # psycopg2 refuses in autocommit, and says BEGIN out of it: it is out of it for the time between the two.
             _real_autocommit.__set__(connection, False)
             try:
-                return plain_cursor.execute(self, _InAutocommit(query), vars)
+                return super(RidingCursor, self).execute(_InAutocommit(query), vars)
             finally:
                 _real_autocommit.__set__(connection, True)
 
@@ -301,7 +310,10 @@ class RidingNamedCursor(RidingCursor):
 
     def close(self) -> None:
         """Close the cursor on the server."""
-        if not self.closed:
+        connection = self.connection
+        if connection.transaction_status == IN_ERROR:  # psycopg2 then sends nothing
+            connection._send_waiting()
+        elif not self.closed:
             self._send_before_use()
         super().close()
 

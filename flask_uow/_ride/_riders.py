@@ -17,15 +17,32 @@ FAILING = 'ROLLBACK TO SAVEPOINT "flask_uow: this transaction has failed already
 # libpq's transaction statuses.
 IDLE, IN_TRANSACTION, IN_ERROR = 0, 2, 3
 
-_IDENTIFIER = r'(?:"[^";%\x00]+"|[A-Za-z_][A-Za-z0-9_$]*)'
-_VALUE = r"(?:'(?:[^'\\;%\x00]|'')*'|-?[0-9]+(?:\.[0-9]+)?|[A-Za-z_][A-Za-z0-9_$]*)"
+# ASCII on one line, so that what rides looks the same in every encoding, and moves what comes behind it by a line.
+_SPACE = r"[ \t]+"
+_IDENTIFIER = r'(?:"[ !#$&-:<-~]+"|[A-Za-z_][A-Za-z0-9_$]*)'
+# No grammar may read a setting as anything else: a syntax error is one of the whole string, savepoints included. One
+# of a single word may be a reserved one.
+_SETTING = r"(?P<setting>(?=[A-Za-z0-9]*[_.])[A-Za-z][A-Za-z0-9_]*(?:\.[A-Za-z][A-Za-z0-9_]*)*)"
+_RESERVED = frozenset(
+    """
+    all analyse analyze and any array as asc asymmetric authorization binary both case cast check collate collation
+    column concurrently constraint create cross current_catalog current_date current_role current_schema current_time
+    current_timestamp current_user default deferrable desc distinct do else end except false fetch for foreign freeze
+    from full grant group having ilike in initially inner intersect into is isnull join lateral leading left like limit
+    localtime localtimestamp natural not notnull null offset on only or order outer overlaps placing primary references
+    returning right select session_user similar some symmetric system_user table tablesample then to trailing true union
+    unique user using variadic verbose when where window with
+    """.split()
+)
+_VALUE = r"(?:'(?:[ -$&(-:<-\[\]-~]|'')*'|-?[0-9]+(?:\.[0-9]+)?|ON|OFF|TRUE|FALSE|DEFAULT)"
 _RIDER = re.compile(
     rf"""
     \s*(?:
-        (?P<savepoint> SAVEPOINT ) \s+ (?P<made>{_IDENTIFIER})
-      | (?P<release> RELEASE ) \s+ (?:SAVEPOINT\s+)? (?P<released>{_IDENTIFIER})
-      | (?P<rollback> ROLLBACK ) \s+ (?:(?:WORK|TRANSACTION)\s+)? TO \s+ (?:SAVEPOINT\s+)? (?P<kept>{_IDENTIFIER})
-      | (?P<set> SET ) \s+ LOCAL \s+ {_IDENTIFIER}(?:\.{_IDENTIFIER})* (?:\s*=\s*|\s+TO\s+) {_VALUE}
+        (?P<savepoint> SAVEPOINT ) {_SPACE} (?P<made>{_IDENTIFIER})
+      | (?P<release> RELEASE ) {_SPACE} (?:SAVEPOINT{_SPACE})? (?P<released>{_IDENTIFIER})
+      | (?P<rollback> ROLLBACK ) {_SPACE} (?:(?:WORK|TRANSACTION){_SPACE})? TO {_SPACE}
+            (?:SAVEPOINT{_SPACE})? (?P<kept>{_IDENTIFIER})
+      | (?P<set> SET ) {_SPACE} LOCAL {_SPACE} {_SETTING} (?:[ \t]*=[ \t]*|{_SPACE}TO{_SPACE}) {_VALUE}
     )\s*\Z
     """,
     re.IGNORECASE | re.VERBOSE,
@@ -51,6 +68,7 @@ class Riders:
         #: What waits, BEGIN first.
         self.waiting: list[str] = []
         #: Statements that the next BEGIN takes along, and that are dropped where none is sent: the label of a unit.
+        #: In ASCII, each on one line and without ``%``; they are forgotten when the transaction ends.
         self.along: tuple[str, ...] = ()
         # The names of the open savepoints and where each waits, -1 for one that was sent; inner ones last.
         self._savepoints: list[tuple[str, int]] = []
@@ -110,7 +128,7 @@ class Riders:
         if status not in (IN_TRANSACTION, IN_ERROR) or statement.lstrip()[:1] not in _FIRST_LETTERS:
             return False
         match = _RIDER.match(statement)
-        if match is None:
+        if match is None or (match["set"] and not _RESERVED.isdisjoint(match["setting"].lower().split("."))):
             return False
         if match["rollback"]:
             return self._roll_back_to(_fold(match["kept"]), statement)
@@ -150,6 +168,11 @@ class Riders:
         return bool(self._savepoints) and self._savepoints[-1][1] >= 0
 
     @property
+    def needs_sound_text(self) -> bool:
+        """Whether what waits must not be lost with a string that is refused as a whole: a SAVEPOINT, a RELEASE."""
+        return self.has_savepoint or any(map(_is_release, self.waiting))
+
+    @property
     def text(self) -> str:
         """What waits, as one text; it stays until :meth:`sent`, so that an error on the client's side loses nothing."""
         return SEPARATOR.join(self.waiting)
@@ -159,13 +182,19 @@ class Riders:
         """What waits, and a statement that makes the transaction's failure known to the server."""
         return SEPARATOR.join([*self.waiting, FAILING])
 
-    def sent(self) -> None:
-        """Believe that what waits has reached the server."""
+    def sent(self, *, has_failed: bool = False) -> None:
+        """Believe that what waits has reached the server.
+
+        :param has_failed: whether the string failed in which it was: of a bad setting's error one cannot tell whether
+            the savepoints behind it were made, so that they are not known any more.
+        """
+        if has_failed and self._is_told:
+            self._savepoints = [(name, place) for name, place in self._savepoints if place < 0]
+        elif self.has_savepoint:
+            self._savepoints = [(name, -1) for name, _ in self._savepoints]
         self.waiting.clear()
         self.is_begin_waiting = self.is_doomed = self._is_told = False
         self._head = 0
-        if self.has_savepoint:
-            self._savepoints = [(name, -1) for name, _ in self._savepoints]
 
     def forget_savepoints(self) -> None:
         """Know no savepoint any more, after a text that may have ended some; nothing may wait."""
@@ -217,6 +246,11 @@ class Riders:
         """Drop savepoints that wait, none of which has an open one behind it; settings between them stay."""
         for place in sorted((place for place in places if place >= 0), reverse=True):
             del self.waiting[place]
+
+
+def is_rider(statement: str) -> bool:
+    """Whether a text is a statement that may wait, where its names are known."""
+    return statement.lstrip()[:1] in _FIRST_LETTERS and _RIDER.match(statement) is not None
 
 
 def _fold(identifier: str) -> str:
