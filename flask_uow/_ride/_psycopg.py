@@ -13,19 +13,21 @@ import re
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache, partial
-from typing import Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import psycopg
 from psycopg import errors, pq
 from psycopg._pipeline import Pipeline
 from psycopg._preparing import Prepare, PrepareManager
-from psycopg._queries import PostgresQuery
-from psycopg.abc import Params, PQGen, Query, QueryNoTemplate
 from psycopg.adapt import Transformer
 from psycopg.generators import execute, fetch_many, send
-from psycopg.pq.abc import PGresult
 
-from flask_uow._ride._riders import FAILING, IDLE, IN_ERROR, Riders
+from ._riders import FAILING, IDLE, IN_ERROR, Riders
+
+if TYPE_CHECKING:
+    from psycopg._queries import PostgresQuery
+    from psycopg.abc import Params, PQGen, Query, QueryNoTemplate
+    from psycopg.pq.abc import PGresult
 
 logger = logging.getLogger(__name__)
 
@@ -71,6 +73,11 @@ REMEMBERED_TEXTS = 1000
 LONGEST_REMEMBERED_TEXT = 4096
 # A plan that the server cannot run any more; what it was made for is gone, or has come again as another one.
 LOST_PLAN_STATES = frozenset(("XX000", "0A000", "26000"))
+READ_ONLY = b"default_transaction_read_only"
+# The first server that reports this setting by itself.
+REPORTING_VERSION = 140000
+# What asks whether a connection lives, in autocommit.
+PINGS = frozenset((b";", b"SELECT 1", b"SELECT 1;", b"select 1"))
 ABORTED = "The transaction had failed before it was committed: the server has rolled it back."
 
 
@@ -101,18 +108,21 @@ class RidingConnection(psycopg.Connection[Any]):
         self._forgotten: list[bytes | None] = []
         self._may_have_created = False
         self._is_read_only_by_default = False
+        # Whether the statement that is to be sent writes nothing in autocommit.
+        self._leaves_default = False
         self._has_batch = False
 
     def note_read_only_at_start(self) -> None:
         """Ask whether ``default_transaction_read_only`` was set by the start options; a pooler may have dropped it."""
-        # Servers before PostgreSQL 14 do not tell.
-        told = self.pgconn.parameter_status(b"default_transaction_read_only")
-        if told is None:
-            with self.lock:
-                result = self.wait(super()._exec_command(b"SHOW default_transaction_read_only"))
-            told = result.get_value(0, 0) if result else None
-        self.is_read_only_at_start = self._is_read_only_by_default = told == b"on"
-        self._begin_statement = b""
+        is_told = self.pgconn.server_version >= REPORTING_VERSION
+        self.is_read_only_at_start = self._is_read_only_by_default = (
+            self.pgconn.parameter_status(READ_ONLY) == b"on" if is_told else self._show_read_only()
+        )
+
+    def _show_read_only(self) -> bool:
+        with self.lock:
+            result = self.wait(super()._exec_command(b"SHOW " + READ_ONLY))
+        return bool(result.get_value(0, 0) == b"on")
 
     @property
     def transaction_status(self) -> int:
@@ -147,11 +157,12 @@ class RidingConnection(psycopg.Connection[Any]):
     # What psycopg itself sends.
 
     def _get_tx_start_command(self) -> bytes:
-        if not self._begin_statement and self.is_read_only_at_start and self._read_only is None:
-            self._read_only = False
-            super()._get_tx_start_command()
-            self._read_only = None
-        return super()._get_tx_start_command()
+        begin = super()._get_tx_start_command()
+        if not self.is_read_only_at_start or self._read_only is not None:
+            return begin
+        # A standby refuses to say READ WRITE.
+        is_standby = self.pgconn.parameter_status(b"in_hot_standby") == b"on"
+        return begin if is_standby else begin + b" READ WRITE"
 
     def _begin(self) -> None:
         """Believe a transaction begun, where psycopg would begin one."""
@@ -173,7 +184,7 @@ class RidingConnection(psycopg.Connection[Any]):
 
     def _start_query(self) -> PQGen[None]:
         """Send ahead what waits, for all that cannot carry it."""
-        self.needs_no_transaction = False
+        self.needs_no_transaction = self._leaves_default = False
         if self._pipeline is None:
             self._begin()
             self._may_have_created = True
@@ -347,11 +358,12 @@ class RidingConnection(psycopg.Connection[Any]):
             and self._isolation_level in (None, psycopg.IsolationLevel.READ_COMMITTED)
         )
 
-    def _consume_freedom(self) -> bool:
+    def _consume_freedom(self, query: bytes) -> bool:
         """Whether the statement that is to be sent may go without BEGIN; asked once for each."""
-        is_free = self.needs_no_transaction
+        is_harmless = self.needs_no_transaction
         self.needs_no_transaction = False
-        return is_free and self._may_go_without()
+        self._leaves_default = self._autocommit and (is_harmless or query in PINGS)
+        return is_harmless and self._may_go_without()
 
     def _note_text(self, text: _Text) -> None:
         """Keep in mind what a statement may have done that carries nothing."""
@@ -362,11 +374,10 @@ class RidingConnection(psycopg.Connection[Any]):
 
     def _has_wrong_default(self) -> bool:
         """Whether transactions would be read-only where nobody says BEGIN, or the reverse."""
-        return (
-            self.is_read_only_at_start
-            and self._is_read_only_by_default == self._autocommit
-            and self.pgconn.transaction_status == IDLE
-        )
+        if not self.is_read_only_at_start or self._leaves_default or self.pgconn.transaction_status != IDLE:
+            return False
+        told = self.pgconn.parameter_status(READ_ONLY)
+        return self._autocommit == (self._is_read_only_by_default if told is None else told == b"on")
 
     def _has_forgotten(self) -> bool:
         """Whether anything besides the riders has to go before the next statement."""
@@ -440,7 +451,7 @@ class RidingConnection(psycopg.Connection[Any]):
         if not self._has_wrong_default():
             return 0
         wanted = b"off" if self._autocommit else b"on"
-        self.pgconn.send_query_params(b"SET default_transaction_read_only TO " + wanted, None)
+        self.pgconn.send_query_params(b"SET " + READ_ONLY + b" TO " + wanted, None)
         self.pgconn.pipeline_sync()
         self._is_read_only_by_default = not self._autocommit
         return 2
@@ -513,7 +524,7 @@ class RidingCursor(psycopg.Cursor[Any]):
             self._tx = Transformer(self)
         pgq = self._convert_query(query, params)
         text = read_text(pgq.query)
-        is_free = connection._consume_freedom()
+        is_free = connection._consume_freedom(pgq.query)
         if text.is_carrier and (params or not text.has_several) and not connection.riders.is_doomed:
             if text.may_create:
                 connection._may_have_created = True
@@ -640,14 +651,24 @@ def _make_riding_cursor_class(cursor_class: type[Any]) -> type[psycopg.Cursor[An
     return type(cursor_class.__name__, (RidingCursor, cursor_class), {"__module__": cursor_class.__module__})
 
 
-def missing_methods() -> list[str]:
-    """Return what the installed psycopg lacks of its private methods on which riding rests."""
+@lru_cache(1)
+def can_ride() -> bool:
+    """Whether the installed psycopg has what riding rests on; the first answer says in the log what it lacks."""
     wanted = (
         (psycopg.Cursor, CURSOR_METHODS),
         (psycopg.Connection, CONNECTION_METHODS),
         (PrepareManager, PREPARED_METHODS),
     )
-    return [f"{owner.__name__}.{name}" for owner, names in wanted for name in names if not hasattr(owner, name)]
+    missing = [f"{owner.__name__}.{name}" for owner, names in wanted for name in names if not hasattr(owner, name)]
+    if not Pipeline.is_supported():
+        missing.append("libpq's pipeline mode")
+    if missing:
+        logger.warning(
+            "Statements do not ride: psycopg %s lacks %s. fix: Install psycopg 3.2 or a newer one.",
+            psycopg.__version__,
+            ", ".join(missing),
+        )
+    return not missing
 
 
 def read_text(query: bytes) -> _Text:
