@@ -1,0 +1,357 @@
+"""How many trips psycopg2's statements take when they ride, and what goes with what."""
+
+from typing import Any
+
+import psycopg2
+import psycopg2.extras
+import pytest
+import sqlalchemy as sa
+from psycopg2 import sql
+
+from flask_uow._ride import ride
+from flask_uow._ride._psycopg2 import RidingConnection
+from tests.databases import PostgreSQLDatabase
+from tests.faults.proxy import LISTEN, Proxy
+from tests.ride.conftest import MakeConnection
+
+INSERT = "INSERT INTO t VALUES (%s, 'a')"
+READ_ONLY = "-c default_transaction_read_only=on"
+
+
+def run(connection: Any, statement: Any, *values: object) -> Any:
+    cursor = connection.cursor()
+    cursor.execute(statement, values or {})
+    return cursor
+
+
+def prove(connection: Any, proxy: Proxy) -> None:
+    """Let the server run INSERT once, so that a savepoint may ride in front of it."""
+    run(connection, INSERT, 1000)
+    connection.rollback()
+    proxy.requests()
+
+
+def test_begin_rides(riding: RidingConnection, proxy: Proxy) -> None:
+    """A write waits twice."""
+    cursor = run(riding, INSERT, 1)
+    assert (cursor.rowcount, cursor.statusmessage) == (1, "INSERT 0 1")
+    assert cursor.query == b"INSERT INTO t VALUES (1, 'a')"
+    run(riding, "SELECT 1")
+    riding.commit()
+
+    assert proxy.requests() == ["BEGIN;\nINSERT INTO t VALUES (1, 'a')", "SELECT 1", "COMMIT"]
+
+
+def test_characteristics_ride(riding: RidingConnection, proxy: Proxy) -> None:
+    """An isolation level costs nothing, nor does taking it back."""
+    riding.set_session(isolation_level="SERIALIZABLE", readonly=True, deferrable=True)
+    run(riding, "SELECT 1")
+    riding.commit()
+    riding.isolation_level = None
+    riding.readonly = riding.deferrable = None
+    run(riding, "SELECT 1")
+    riding.rollback()
+
+    assert proxy.requests() == [
+        "BEGIN ISOLATION LEVEL SERIALIZABLE READ ONLY DEFERRABLE;\nSELECT 1",
+        "COMMIT",
+        "BEGIN;\nSELECT 1",
+        "ROLLBACK",
+    ]
+
+
+def test_three_savepoints_ride(riding: RidingConnection, proxy: Proxy) -> None:
+    """An insert and three savepoints with one each: five trips."""
+    prove(riding, proxy)
+    run(riding, INSERT, 0)
+    for number in (1, 2, 3):
+        run(riding, "SAVEPOINT a")
+        run(riding, INSERT, number)
+        run(riding, "RELEASE SAVEPOINT a")
+    riding.commit()
+
+    assert [request.split("\n")[0] for request in proxy.requests()] == [
+        "BEGIN;",
+        "SAVEPOINT a;",
+        "RELEASE SAVEPOINT a; SAVEPOINT a;",
+        "RELEASE SAVEPOINT a; SAVEPOINT a;",
+        "COMMIT",
+    ]
+
+
+def test_rollback_to_rides_after_an_error(riding: RidingConnection, proxy: Proxy, postgres: PostgreSQLDatabase) -> None:
+    """Insert, a savepoint that meets a duplicate key, insert: four trips."""
+    prove(riding, proxy)
+    run(riding, INSERT, 1)
+    run(riding, "SAVEPOINT a")
+    with pytest.raises(psycopg2.errors.UniqueViolation, match="duplicate key"):
+        run(riding, INSERT, 1)
+    assert riding.get_transaction_status() == 3
+    run(riding, "ROLLBACK TO SAVEPOINT a")
+    assert riding.get_transaction_status() == riding.info.transaction_status == 2
+    run(riding, INSERT, 2)
+    riding.commit()
+
+    assert len(proxy.requests()) == 4
+    assert postgres.rows("SELECT id FROM t ORDER BY id") == [(1,), (2,)]
+
+
+def test_savepoint_goes_ahead_of_a_text_that_was_never_run(riding: RidingConnection, proxy: Proxy) -> None:
+    """A text that cannot be parsed would take the savepoint with it."""
+    run(riding, "SELECT 'before'")
+    run(riding, "SAVEPOINT a")
+    with pytest.raises(psycopg2.errors.SyntaxError, match="SELEC"):
+        run(riding, "SELEC 'nonsense'")
+    run(riding, "ROLLBACK TO a")
+    run(riding, "SELECT 'after'")
+    riding.commit()
+
+    assert proxy.requests() == [
+        "BEGIN;\nSELECT 'before'",
+        "SAVEPOINT a",
+        "SELEC 'nonsense'",
+        "ROLLBACK TO a;\nSELECT 'after'",
+        "COMMIT",
+    ]
+
+
+def test_savepoint_goes_ahead_of_parameters_that_change_the_grammar(riding: RidingConnection, proxy: Proxy) -> None:
+    """An empty tuple is a syntax error in a text that was fine before."""
+    text = "SELECT 1 WHERE 1 IN %s"
+    run(riding, text, (1, 2))
+    run(riding, "SAVEPOINT a")
+    with pytest.raises(psycopg2.errors.SyntaxError, match="syntax error"):
+        run(riding, text, ())
+    run(riding, "ROLLBACK TO a")
+    assert run(riding, text, (1,)).fetchall() == [(1,)]
+    riding.commit()
+
+    assert "SAVEPOINT a" in proxy.requests()
+
+
+def test_savepoint_in_which_nothing_was_said_costs_nothing(riding: RidingConnection, proxy: Proxy) -> None:
+    """It was never there."""
+    run(riding, "SAVEPOINT a")
+    run(riding, "RELEASE a")
+    riding.commit()
+    assert proxy.requests() == []
+
+
+def test_rollback_to_goes_with_commit(riding: RidingConnection, proxy: Proxy, postgres: PostgreSQLDatabase) -> None:
+    """Dropped, it would commit what was rolled back."""
+    prove(riding, proxy)
+    run(riding, INSERT, 1)
+    run(riding, "SAVEPOINT a")
+    run(riding, INSERT, 2)
+    run(riding, "ROLLBACK TO a")
+    riding.commit()
+
+    assert proxy.requests()[-1] == "ROLLBACK TO a; COMMIT"
+    assert postgres.rows("SELECT id FROM t") == [(1,)]
+
+
+def test_bad_setting_is_an_error_at_commit(riding: RidingConnection, postgres: PostgreSQLDatabase) -> None:
+    """A setting that nothing came behind is not dropped, and its error leaves no transaction."""
+    run(riding, INSERT, 1)
+    run(riding, "SET LOCAL statement_timeout = 'soon'")
+    with pytest.raises(psycopg2.errors.InvalidParameterValue, match="statement_timeout"):
+        riding.commit()
+
+    assert riding.get_transaction_status() == 0
+    assert postgres.rows("SELECT id FROM t") == []
+
+
+def test_timeout_rides_and_counts_from_its_statement(riding: RidingConnection, proxy: Proxy) -> None:
+    """SERIALIZABLE and a timeout on one statement: two trips."""
+    riding.isolation_level = "SERIALIZABLE"
+    run(riding, "SET LOCAL statement_timeout = '50ms'")
+    with pytest.raises(psycopg2.errors.QueryCanceled, match="statement timeout"):
+        run(riding, "SELECT pg_sleep(10)")
+    riding.rollback()
+
+    assert len(proxy.requests()) == 2
+    assert run(riding, "SHOW statement_timeout").fetchone() == ("0",)
+
+
+@pytest.mark.parametrize("send", ["executemany", "execute_batch", "execute_values", "bytes", "Composed"])
+def test_batches_carry_on_their_first(riding: RidingConnection, proxy: Proxy, send: str) -> None:
+    """BEGIN rides in front of the first of many."""
+    rows = [(1, "a;"), (2, "%s"), (3, "é")]
+    cursor = riding.cursor()
+    expected = 1
+    if send == "executemany":
+        cursor.executemany("INSERT INTO t VALUES (%s, %s)", rows)
+        assert cursor.rowcount == expected + 2
+        assert cursor.query == "INSERT INTO t VALUES (3, 'é')".encode()
+        expected = 3
+    elif send == "execute_batch":
+        psycopg2.extras.execute_batch(cursor, "INSERT INTO t VALUES (%s, %s)", rows)
+    elif send == "execute_values":
+        found = psycopg2.extras.execute_values(cursor, "INSERT INTO t VALUES %s RETURNING id", rows, fetch=True)
+        assert found == [(1,), (2,), (3,)]
+    elif send == "bytes":
+        cursor.execute("INSERT INTO t VALUES (%s, 'é')".encode(), (1,))
+    else:
+        cursor.execute(sql.SQL("INSERT INTO {} VALUES (%s, 'a')").format(sql.Identifier("t")), (1,))
+    riding.commit()
+
+    requests = proxy.requests()
+    assert len(requests) == expected + 1
+    assert requests[0].startswith("BEGIN;\nINSERT")
+
+
+def test_executemany_of_nothing_begins_nothing(riding: RidingConnection, proxy: Proxy) -> None:
+    """As with the plain driver, no transaction is open after it."""
+    riding.cursor().executemany("INSERT INTO t VALUES (%s)", [])
+
+    assert riding.get_transaction_status() == 0
+    assert riding.status == psycopg2.extensions.STATUS_READY
+    assert proxy.requests() == []
+
+
+def test_read_needs_no_transaction_where_the_server_forbids_writes(connect: MakeConnection, proxy: Proxy) -> None:
+    """One trip, and a write in its place is refused."""
+    riding = connect(options=READ_ONLY)
+    assert riding.is_read_only_at_start
+    riding.needs_no_transaction = True
+    run(riding, "SELECT 1")
+    assert not riding.needs_no_transaction
+    assert riding.get_transaction_status() == 2
+    riding.commit()
+    assert proxy.requests() == ["SELECT 1"]
+
+    riding.needs_no_transaction = True
+    with pytest.raises(psycopg2.errors.ReadOnlySqlTransaction, match="INSERT"):
+        run(riding, INSERT, 1)
+    assert riding.get_transaction_status() == 3
+    with pytest.raises(psycopg2.errors.InFailedSqlTransaction, match="aborted"):
+        run(riding, "SELECT 1")
+    riding.rollback()
+    proxy.requests()
+
+    run(riding, INSERT, 1)
+    riding.commit()
+    riding.readonly = True
+    with pytest.raises(psycopg2.errors.ReadOnlySqlTransaction, match="INSERT"):
+        run(riding, INSERT, 2)
+    riding.rollback()
+    assert [request.split("\n")[0] for request in proxy.requests()] == [
+        "BEGIN READ WRITE;",
+        "COMMIT",
+        "BEGIN READ ONLY;",
+        "ROLLBACK",
+    ]
+
+
+@pytest.mark.parametrize("told", ["SET LOCAL x.y = 1", "SAVEPOINT a"])
+def test_read_takes_a_transaction_where_something_needs_one(
+    connect: MakeConnection, proxy: Proxy, told: str
+) -> None:
+    """A setting of the transaction, or a savepoint, rides as ever."""
+    riding = connect(options=READ_ONLY)
+    run(riding, told)
+    riding.needs_no_transaction = True
+    run(riding, "SELECT 1")
+    riding.commit()
+
+    assert proxy.requests()[0].startswith(f"BEGIN READ WRITE; {told}")
+
+
+def test_label_is_dropped_by_a_read_without_a_transaction(connect: MakeConnection, proxy: Proxy) -> None:
+    """It goes along with a BEGIN, and only with one."""
+    riding = connect(options=READ_ONLY)
+    for needs_none in (True, False):
+        riding.riders.along = "SET LOCAL application_name = 'view'"
+        riding.needs_no_transaction = needs_none
+        run(riding, "SELECT 1")
+        riding.commit()
+
+    assert proxy.requests() == [
+        "SELECT 1",
+        "BEGIN READ WRITE; SET LOCAL application_name = 'view';\nSELECT 1",
+        "COMMIT",
+    ]
+
+
+def test_autocommit_writes_in_spite_of_the_start_option(connect: MakeConnection, proxy: Proxy) -> None:
+    """The default is switched off ahead of what may write, and on again before a read relies on it."""
+    riding = connect(options=READ_ONLY)
+    riding.autocommit = True
+    run(riding, "SELECT 1")
+    run(riding, INSERT, 1)
+    run(riding, INSERT, 2)
+    riding.autocommit = False
+    riding.needs_no_transaction = True
+    run(riding, "SELECT 1")
+    riding.commit()
+
+    assert [request.split(" TO ")[0].split("(")[0] for request in proxy.requests()] == [
+        "SELECT 1",
+        "SET default_transaction_read_only",
+        "INSERT INTO t VALUES ",
+        "INSERT INTO t VALUES ",
+        "SET default_transaction_read_only",
+        "SELECT 1",
+    ]
+
+
+def test_engine_rides(postgres: PostgreSQLDatabase, proxy: Proxy) -> None:
+    """SQLAlchemy's savepoints, isolation levels and pool come through."""
+    url = sa.make_url(postgres.url).set(host=LISTEN, port=proxy.port)
+    engine = ride(ride(sa.create_engine(url), read_only_at_start=True), read_only_at_start=True)
+    insert = sa.text("INSERT INTO n VALUES (:id)")
+    with engine.begin() as connection:
+        connection.execute(sa.text("CREATE TABLE n (id int PRIMARY KEY)"))
+        connection.execute(insert, {"id": 0})
+    proxy.requests()
+
+    with engine.begin() as connection:
+        connection.execute(insert, {"id": 1})
+        for number in (2, 3, 4):
+            with connection.begin_nested():
+                connection.execute(insert, {"id": number})
+    assert len(proxy.requests()) == 5
+    with engine.connect().execution_options(isolation_level="SERIALIZABLE") as connection:
+        connection.execute(sa.text("SET LOCAL statement_timeout = '5s'"))
+        connection.execute(insert, {"id": 5})
+        connection.commit()
+    with engine.begin() as connection:
+        connection.execute(insert, {"id": 6})
+    assert [request.split(" ")[0] for request in proxy.requests()] == ["BEGIN", "COMMIT"] * 2
+    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        connection.execute(insert, {"id": 7})
+    assert postgres.rows("SELECT count(*) FROM n") == [(8,)]
+    engine.dispose()
+
+
+@pytest.mark.parametrize(
+    ("options", "is_read_only"),
+    [
+        ({}, True),
+        ({"options": "-c geqo=off"}, True),
+        ({"options": "-c default_transaction_read_only=off"}, False),
+        ({"target_session_attrs": "read-write"}, False),
+        ({"target_session_attrs": "primary"}, True),
+    ],
+)
+def test_start_option_respects_the_applications_own(
+    postgres: PostgreSQLDatabase, options: dict[str, str], is_read_only: bool
+) -> None:
+    """What the user has asked for stays as it is."""
+    engine = ride(sa.create_engine(postgres.url, connect_args=options), read_only_at_start=True)
+    with engine.connect() as connection:
+        driver_connection = connection.connection.dbapi_connection
+        assert isinstance(driver_connection, RidingConnection)
+        assert driver_connection.is_read_only_at_start is is_read_only
+        if "geqo" in str(options):
+            assert connection.execute(sa.text("SHOW geqo")).scalar() == "off"
+    engine.dispose()
+
+
+def test_another_driver_is_left_alone() -> None:
+    """SQLite has nothing to ride on."""
+    engine = sa.create_engine("sqlite://")
+    assert ride(engine) is engine
+    with engine.connect() as connection:
+        assert connection.execute(sa.text("SELECT 1")).scalar() == 1
+    engine.dispose()

@@ -1,0 +1,144 @@
+"""What waits, without a driver."""
+
+import pytest
+
+from flask_uow._ride._riders import IDLE, IN_ERROR, Riders
+
+
+def begun(*statements: str) -> Riders:
+    riders = Riders()
+    riders.begin("BEGIN")
+    assert all([riders.defer(statement) for statement in statements])
+    return riders
+
+
+def sent(*statements: str) -> Riders:
+    riders = begun(*statements)
+    riders.sent()
+    return riders
+
+
+@pytest.mark.parametrize(
+    ("told", "waiting"),
+    [
+        (["SAVEPOINT a"], ["BEGIN", "SAVEPOINT a"]),
+        (["SAVEPOINT a", "RELEASE a"], ["BEGIN"]),
+        (["SAVEPOINT a", "RELEASE SAVEPOINT A"], ["BEGIN"]),
+        (["SAVEPOINT a", "ROLLBACK TO a"], ["BEGIN", "SAVEPOINT a"]),
+        (["SAVEPOINT a", "SAVEPOINT b", "ROLLBACK TO SAVEPOINT a"], ["BEGIN", "SAVEPOINT a"]),
+        (["SAVEPOINT a", "SAVEPOINT b", "RELEASE a"], ["BEGIN"]),
+        (["SAVEPOINT a", "SET LOCAL x.y = 1", "ROLLBACK TO a"], ["BEGIN", "SAVEPOINT a"]),
+        (["SAVEPOINT a", "SET LOCAL x.y = 1", "RELEASE a"], ["BEGIN", "SET LOCAL x.y = 1"]),
+        (["SAVEPOINT a", "SAVEPOINT a", "RELEASE a"], ["BEGIN", "SAVEPOINT a"]),
+        (['SAVEPOINT "a b"', 'RELEASE "a b"'], ["BEGIN"]),
+    ],
+)
+def test_savepoint_in_which_nothing_was_said_vanishes(told: list[str], waiting: list[str]) -> None:
+    """Only what changes something is sent."""
+    assert begun(*told).waiting == waiting
+
+
+@pytest.mark.parametrize(
+    ("told", "waiting"),
+    [
+        (["RELEASE a"], ["RELEASE a"]),
+        (["ROLLBACK TO a"], ["ROLLBACK TO a"]),
+        (["SAVEPOINT b", "RELEASE a"], ["RELEASE a"]),
+        (["SAVEPOINT b", "SET LOCAL x.y TO 'v'", "ROLLBACK TO a"], ["ROLLBACK TO a"]),
+        (["ROLLBACK TO a", "SAVEPOINT b", "RELEASE b"], ["ROLLBACK TO a"]),
+    ],
+)
+def test_savepoint_that_was_sent_is_ended_by_a_rider(told: list[str], waiting: list[str]) -> None:
+    """What the server knows of has to be told."""
+    riders = sent("SAVEPOINT a")
+
+    assert all([riders.defer(statement) for statement in told])
+
+    assert riders.waiting == waiting
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "RELEASE nope",
+        "ROLLBACK TO nope",
+        "ROLLBACK",
+        "SAVEPOINT a; SELECT 1",
+        "SAVEPOINT a -- for later",
+        "SAVEPOINT 1",
+        'SAVEPOINT "100%"',
+        "SET x.y = 1",
+        "SET LOCAL x.y = 'a;b'",
+        "SET LOCAL x.y = a, b",
+        "SELECT 1",
+        "",
+    ],
+)
+def test_anything_else_is_no_rider(statement: str) -> None:
+    """A text that is not exactly one rider, or that names an unknown savepoint, is sent at once."""
+    riders = begun()
+
+    assert not riders.defer(statement)
+    assert riders.waiting == ["BEGIN"]
+
+
+def test_failed_transaction_takes_a_rollback_alone() -> None:
+    """The server has an error to tell for everything else."""
+    riders = sent("SAVEPOINT a")
+
+    assert not riders.defer("SAVEPOINT b", IN_ERROR)
+    assert not riders.defer("RELEASE a", IN_ERROR)
+    assert not riders.defer("SET LOCAL x.y = 1", IN_ERROR)
+    assert not riders.defer("SAVEPOINT b", IDLE)
+    assert riders.defer("ROLLBACK TO a", IN_ERROR)
+
+
+def test_rollback_to_a_savepoint_that_waits_ends_the_doom() -> None:
+    """The failure lay inside the savepoint."""
+    riders = begun("SAVEPOINT a")
+    riders.is_doomed = True
+
+    assert riders.status(IDLE) == IN_ERROR
+    assert riders.defer("ROLLBACK TO a", riders.status(IDLE))
+    assert not riders.is_doomed
+    assert riders.waiting == ["BEGIN", "SAVEPOINT a"]
+
+
+@pytest.mark.parametrize(
+    ("told", "along"),
+    [
+        (["SAVEPOINT b"], []),
+        (["RELEASE a"], []),
+        (["ROLLBACK TO a"], ["ROLLBACK TO a"]),
+        (["ROLLBACK TO a", "RELEASE a"], ["ROLLBACK TO a"]),
+        (["SAVEPOINT b", "SET LOCAL x.y = 1"], ["SET LOCAL x.y = 1"]),
+    ],
+)
+def test_commit_takes_along_what_must_not_be_lost(told: list[str], along: list[str]) -> None:
+    """Dropped, a ROLLBACK TO would commit what it rolls back, and a bad setting would be no error."""
+    riders = sent("SAVEPOINT a")
+    for statement in told:
+        assert riders.defer(statement)
+
+    assert riders.for_commit() == along
+
+
+def test_commit_of_nothing_takes_nothing_along() -> None:
+    """A transaction in which nothing was said is not begun; one with a setting is."""
+    assert begun("SAVEPOINT a").for_commit() == []
+    assert begun("SAVEPOINT a", "SET LOCAL x.y = 1", "ROLLBACK TO a").for_commit() == []
+    assert begun("SET LOCAL x.y = 1").for_commit() == ["BEGIN", "SET LOCAL x.y = 1"]
+
+
+def test_label_goes_along_with_a_begin_alone() -> None:
+    """The label costs no trip, and a read without a transaction none either."""
+    riders = Riders()
+    riders.along = "SET LOCAL application_name = 'view'"
+    riders.begin("BEGIN")
+
+    assert riders.waiting == ["BEGIN", "SET LOCAL application_name = 'view'"]
+    assert riders.is_untouched
+    assert riders.for_commit() == []
+    riders.end()
+    riders.begin("BEGIN")
+    assert riders.waiting == ["BEGIN"]
