@@ -16,7 +16,7 @@ from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import psycopg
-from psycopg import errors, pq
+from psycopg import errors, pq, waiting
 from psycopg._pipeline import Pipeline
 from psycopg._preparing import Prepare, PrepareManager
 from psycopg.adapt import Transformer
@@ -61,6 +61,7 @@ CONNECTION_METHODS = (
     "_rollback_gen",
     "_start_query",
     "_tpc_begin_gen",
+    "_try_cancel",
 )
 PREPARED_METHODS = ("clear", "maintain_gen", "maybe_add_to_cache", "validate")
 
@@ -78,16 +79,22 @@ READ_ONLY = b"default_transaction_read_only"
 REPORTING_VERSION = 140000
 # What asks whether a connection lives, in autocommit.
 PINGS = frozenset((b";", b"SELECT 1", b"SELECT 1;", b"select 1"))
+WAIT_INTERVAL_S = 0.1
+CANCEL_TIMEOUT_S = 5.0
 ABORTED = "The transaction had failed before it was committed: the server has rolled it back."
 
 
 class _Text(NamedTuple):
-    """What is known of a statement by its text."""
+    """What is known of a statement by its text.
+
+    :param is_special: whether it may create something, or has to do with transactions.
+    """
 
     is_carrier: bool
     has_several: bool
     may_create: bool
     is_control: bool
+    is_special: bool
 
 
 class RidingConnection(psycopg.Connection[Any]):
@@ -136,9 +143,11 @@ class RidingConnection(psycopg.Connection[Any]):
         return _RidingInfo(self)
 
     def wait(self, gen: PQGen[Any], *arguments: Any, **options: Any) -> Any:
-        """Do as psycopg does, and leave nothing half read when interrupted."""
+        """Do as psycopg does; but an interrupted statement is cancelled and its connection closed."""
         try:
-            return super().wait(gen, *arguments, **options)
+            if arguments or options:
+                return super().wait(gen, *arguments, **options)
+            return waiting.wait(gen, self.pgconn.socket, interval=WAIT_INTERVAL_S)
         except BaseException as error:
             if not isinstance(error, Exception):
                 gen.close()
@@ -146,13 +155,19 @@ class RidingConnection(psycopg.Connection[Any]):
             raise
 
     def _settle(self) -> None:
+        """Leave nothing half read."""
         if self.pgconn.status != OK:
             return
-        if self._pipeline is not None or self.pgconn.transaction_status == ACTIVE or self.pgconn.pipeline_status:
-            self.pgconn.finish()
+        is_active = self.pgconn.transaction_status == ACTIVE
+        if not is_active and self._pipeline is None and not self.pgconn.pipeline_status:
+            # Whether the last of them was prepared cannot be known.
+            self._prepared.clear()
             return
-        # Whether the last of them was prepared cannot be known.
-        self._prepared.clear()
+        try:
+            if is_active:
+                self._try_cancel(timeout=CANCEL_TIMEOUT_S)
+        finally:
+            self.pgconn.finish()
 
     # What psycopg itself sends.
 
@@ -176,11 +191,12 @@ class RidingConnection(psycopg.Connection[Any]):
                 self._may_have_created = False
                 riders.begin(self._get_tx_start_command().decode())
             return
-        if status == ACTIVE and self._pipeline is None:
-            # An interrupt has left it there, outside of all that could have seen it.
-            self.pgconn.finish()
-        self._check_connection_ok()
-        riders.begun()
+        if status > IN_ERROR or (status == ACTIVE and self._pipeline is None):
+            if status == ACTIVE:
+                # An interrupt has left it there, outside of all that could have seen it.
+                self.pgconn.finish()
+            self._check_connection_ok()
+        riders.is_begun = True
 
     def _start_query(self) -> PQGen[None]:
         """Send ahead what waits, for all that cannot carry it."""
@@ -366,10 +382,10 @@ class RidingConnection(psycopg.Connection[Any]):
         return is_harmless and self._may_go_without()
 
     def _note_text(self, text: _Text) -> None:
-        """Keep in mind what a statement may have done that carries nothing."""
+        """Keep in mind what a statement is about to do."""
         if text.may_create:
             self._may_have_created = True
-        if text.is_control or text.has_several:
+        if text.is_control:
             self.riders.forget_savepoints()
 
     def _has_wrong_default(self) -> bool:
@@ -379,13 +395,26 @@ class RidingConnection(psycopg.Connection[Any]):
         told = self.pgconn.parameter_status(READ_ONLY)
         return self._autocommit == (self._is_read_only_by_default if told is None else told == b"on")
 
-    def _has_forgotten(self) -> bool:
-        """Whether anything besides the riders has to go before the next statement."""
-        return bool(self._forgotten) or self._has_wrong_default()
+    def _has_riders(self, is_free: bool) -> bool:
+        """Whether anything has to go before the next statement.
+
+        :param is_free: whether the statement goes without BEGIN.
+        """
+        return bool(
+            (self.riders.waiting and not is_free)
+            or self._forgotten
+            or (self.is_read_only_at_start and self._has_wrong_default())
+        )
+
+    def _note_error(self, error: psycopg.Error, *, is_free: bool, was_prepared: bool) -> None:
+        """Keep in mind what a server's refusal of a statement means."""
+        if is_free and error.sqlstate is not None:
+            self.riders.is_doomed = True
+        if was_prepared and error.sqlstate in LOST_PLAN_STATES:
+            self._forget_all_prepared()
 
     def _encode(self, riders: list[str]) -> list[bytes]:
-        encoding = self.pgconn._encoding
-        return [rider.encode(encoding) for rider in riders]
+        return [rider.encode() if rider.isascii() else rider.encode(self.pgconn._encoding) for rider in riders]
 
     def _take_forgotten(self) -> list[bytes | None]:
         if not self._forgotten or (self.pgconn.transaction_status == IN_ERROR and not self.riders.waiting):
@@ -420,10 +449,10 @@ class RidingConnection(psycopg.Connection[Any]):
         refusal: Exception | None = None
         try:
             pgconn.enter_pipeline_mode()
-            leading = self._send_default()
+            leading = self._send_default() if self.is_read_only_at_start else 0
             for rider in riders:
                 pgconn.send_query_params(rider, None)
-            forgotten = self._take_forgotten()
+            forgotten = self._take_forgotten() if self._forgotten else ()
             for name in forgotten:
                 self._send_deallocate(name)
             sent = count = leading + len(riders) + len(forgotten)
@@ -474,9 +503,10 @@ class RidingConnection(psycopg.Connection[Any]):
 
     def _check_riders(self, answers: list[list[PGresult]]) -> None:
         for results in answers:
-            if any(result.status == FATAL_ERROR for result in results):
+            if results[0].status == FATAL_ERROR:
+                # Those behind it were not made.
                 self.riders.forget_savepoints()
-            self._check_answer(results)
+                self._check_answer(results)
 
     def _check_answer(self, results: list[PGresult]) -> None:
         for result in results:
@@ -513,28 +543,40 @@ class RidingCursor(psycopg.Cursor[Any]):
         if not isinstance(connection, RidingConnection) or connection._pipeline is not None:
             yield from super()._execute_gen(query, params, prepare=prepare, binary=binary)
             return
-        if self._closed:
-            raise errors.InterfaceError("the cursor is closed")
-        self._reset()
+        self._start(query)
         connection._begin()
         if not params and isinstance(query, str) and connection._defers(query):
             return
+        pgq = self._convert_query(query, params)
+        is_free = connection.is_read_only_at_start and connection._consume_freedom(pgq.query)
+        text = read_text(pgq.query)
+        is_carrier = text.is_carrier and (params or not text.has_several) and not connection.riders.is_doomed
+        if not is_carrier:
+            yield from connection._send_ahead_gen()
+        if text.is_special:
+            connection._note_text(text)
+        prep, name = self._get_prepared(pgq, prepare)
+        try:
+            if is_carrier and (prep is Prepare.SHOULD or connection._has_riders(is_free)):
+                results = yield from self._carry_gen(connection, pgq, prep, name, binary, is_free)
+            else:
+                results = yield from self._run_gen(pgq, prep, name, binary)
+            self._read_results(connection, pgq, prep, name, results)
+        except errors.Error as error:
+            connection._note_error(error, is_free=is_free, was_prepared=prep is Prepare.YES)
+            raise
+        self._last_query = query
+        if connection._prepared._to_flush:
+            yield from connection._prepared.maintain_gen(connection)
+
+    def _start(self, query: Query) -> None:
+        """Do as psycopg's own ``_start_query``, but for the BEGIN."""
+        if self._closed:
+            raise errors.InterfaceError("the cursor is closed")
+        self._reset()
         if not self._last_query or self._last_query is not query:
             self._last_query = None
             self._tx = Transformer(self)
-        pgq = self._convert_query(query, params)
-        text = read_text(pgq.query)
-        is_free = connection._consume_freedom(pgq.query)
-        if text.is_carrier and (params or not text.has_several) and not connection.riders.is_doomed:
-            if text.may_create:
-                connection._may_have_created = True
-            yield from self._carry_gen(connection, pgq, prepare, binary, is_free)
-        else:
-            yield from connection._send_ahead_gen()
-            connection._note_text(text)
-            yield from self._maybe_prepare_gen(pgq, prepare=prepare, binary=binary)
-        self._last_query = query
-        yield from connection._prepared.maintain_gen(connection)
 
     def _start_query(self, query: Query | None = None) -> PQGen[None]:
         """Do as psycopg does for a stream or a batch."""
@@ -551,53 +593,47 @@ class RidingCursor(psycopg.Cursor[Any]):
         self,
         connection: RidingConnection,
         pgq: PostgresQuery,
-        prepare: bool | None,
-        binary: bool | None,
-        is_free: bool,
-    ) -> PQGen[None]:
-        """Send a statement with all that waits for one."""
-        prep, name = self._get_prepared(pgq, prepare)
-        if prep is Prepare.NO:
-            send_statement = partial(self._execute_send, pgq, binary=binary)
-        else:
-            send_statement = partial(self._send_query_prepared, name, pgq, binary=binary)
-        riders = [] if is_free else connection._encode(connection.riders.waiting)
-        if riders or prep is Prepare.SHOULD or connection._has_forgotten():
-            if prep is Prepare.NO:
-                send_statement.keywords["force_extended"] = True
-            sends = [send_statement]
-            if prep is Prepare.SHOULD:
-                sends.insert(0, partial(self._send_prepare, name, pgq))
-            answers = yield from connection._ride_gen(riders, sends)
-            if prep is Prepare.SHOULD:
-                connection._check_answer(answers[0])
-            results = answers[-1]
-        else:
-            send_statement()
-            results = yield from execute(self._pgconn)
-        self._read_results(connection, pgq, prep, name, results, is_free)
-
-    def _read_results(
-        self,
-        connection: RidingConnection,
-        pgq: PostgresQuery,
         prep: Prepare,
         name: bytes,
-        results: list[PGresult],
+        binary: bool | None,
         is_free: bool,
+    ) -> Generator[Any, Any, list[PGresult]]:
+        """Send a statement with all that waits for one."""
+        riders = [] if is_free else connection._encode(connection.riders.waiting)
+        sends: list[Callable[[], object]]
+        if prep is Prepare.NO:
+            sends = [partial(self._execute_send, pgq, force_extended=True, binary=binary)]
+        else:
+            sends = [partial(self._send_query_prepared, name, pgq, binary=binary)]
+        if prep is Prepare.SHOULD:
+            sends.insert(0, partial(self._send_prepare, name, pgq))
+        answers = yield from connection._ride_gen(riders, sends)
+        if prep is Prepare.SHOULD:
+            connection._check_answer(answers[0])
+        return answers[-1]
+
+    def _run_gen(
+        self, pgq: PostgresQuery, prep: Prepare, name: bytes, binary: bool | None
+    ) -> Generator[Any, Any, list[PGresult]]:
+        """Send a statement by itself, as psycopg does."""
+        if prep is Prepare.NO:
+            self._execute_send(pgq, binary=binary)
+        else:
+            if prep is Prepare.SHOULD:
+                self._send_prepare(name, pgq)
+                self._check_results((yield from execute(self._pgconn)))
+            self._send_query_prepared(name, pgq, binary=binary)
+        results: list[PGresult] = yield from execute(self._pgconn)
+        return results
+
+    def _read_results(
+        self, connection: RidingConnection, pgq: PostgresQuery, prep: Prepare, name: bytes, results: list[PGresult]
     ) -> None:
         prepared = connection._prepared
         key = prepared.maybe_add_to_cache(pgq, prep, name)
         if key is not None:
             prepared.validate(key, prep, name, results)
-        try:
-            self._check_results(results)
-        except errors.Error as error:
-            if is_free:
-                connection.riders.is_doomed = True
-            if prep is Prepare.YES and error.sqlstate in LOST_PLAN_STATES:
-                connection._forget_all_prepared()
-            raise
+        self._check_results(results)
         self._set_results(results)
 
 
@@ -680,9 +716,18 @@ def _read_text(query: bytes) -> _Text:
     carrier = CARRIER.match(query)
     has_several = b";" in query.rstrip(b" \t\r\n;")
     if carrier is None:
-        return _Text(False, has_several, HARMLESS.match(query) is None or has_several, CONTROL.match(query) is not None)
-    may_create = carrier[1].upper() in (b"SELECT", b"WITH") and CREATING_READ.search(query) is not None
-    return _Text(True, has_several, may_create or has_several, False)
+        may_create = HARMLESS.match(query) is None
+        is_control = CONTROL.match(query) is not None
+    else:
+        may_create = carrier[1].upper() in (b"SELECT", b"WITH") and CREATING_READ.search(query) is not None
+        is_control = False
+    return _Text(
+        is_carrier=carrier is not None,
+        has_several=has_several,
+        may_create=may_create or has_several,
+        is_control=is_control or has_several,
+        is_special=may_create or is_control or has_several,
+    )
 
 
 _remember_text = lru_cache(REMEMBERED_TEXTS)(_read_text)

@@ -244,9 +244,7 @@ def test_read_needs_no_transaction_where_the_server_forbids_writes(connect: Make
 
 
 @pytest.mark.parametrize("told", ["SET LOCAL x.y = 1", "SAVEPOINT a"])
-def test_read_takes_a_transaction_where_something_needs_one(
-    connect: MakeConnection, proxy: Proxy, told: str
-) -> None:
+def test_read_takes_a_transaction_where_something_needs_one(connect: MakeConnection, proxy: Proxy, told: str) -> None:
     """A setting of the transaction, or a savepoint, rides as ever."""
     riding = connect(options=READ_ONLY)
     run(riding, told)
