@@ -69,8 +69,8 @@ class RidingConnection(plain_connection):
         self._is_native = False
         self._is_entered = False
         self._characteristics = _AS_THE_SERVER
-        # What was last SET for what runs without a BEGIN.
-        self._session = _AS_THE_SERVER
+        # What was last SET for what runs without a BEGIN, and what is to be.
+        self._session = self._session_wanted = _AS_THE_SERVER
         self._cursor_factory: Any = None
         self._autocommit = bool(self.async_)
         self._texts = _TEXTS.setdefault(self.server_version, {})
@@ -160,7 +160,7 @@ class RidingConnection(plain_connection):
             self.rollback()
         super().reset()
         self._endings += 1
-        self._characteristics = self._session = _AS_THE_SERVER
+        self._characteristics = self._session = self._session_wanted = _AS_THE_SERVER
         self._autocommit = False
         _real_autocommit.__set__(self, True)
 
@@ -189,8 +189,7 @@ class RidingConnection(plain_connection):
 
     @isolation_level.setter
     def isolation_level(self, value: Any) -> None:
-        self._check_between_transactions()
-        self._characteristics = (_level(value), *self._characteristics[1:])
+        self.set_session(isolation_level="default" if value is None else value)
 
     @property
     def readonly(self) -> bool | None:
@@ -199,9 +198,7 @@ class RidingConnection(plain_connection):
 
     @readonly.setter
     def readonly(self, value: Any) -> None:
-        self._check_between_transactions()
-        level, _, deferrable = self._characteristics
-        self._characteristics = (level, _on_or_off(value), deferrable)
+        self.set_session(readonly="default" if value is None else value)
 
     @property
     def deferrable(self) -> bool | None:
@@ -210,8 +207,7 @@ class RidingConnection(plain_connection):
 
     @deferrable.setter
     def deferrable(self, value: Any) -> None:
-        self._check_between_transactions()
-        self._characteristics = (*self._characteristics[:2], _on_or_off(value))
+        self.set_session(deferrable="default" if value is None else value)
 
     def set_session(
         self, isolation_level: Any = None, readonly: Any = None, deferrable: Any = None, autocommit: Any = None
@@ -225,21 +221,28 @@ class RidingConnection(plain_connection):
             is_read_only = _on_or_off(readonly)
         if deferrable is not None:
             is_deferrable = _on_or_off(deferrable)
-        self._characteristics = (level, is_read_only, is_deferrable)
         if autocommit is not None:
             self._autocommit = bool(autocommit)
+        self._characteristics = (level, is_read_only, is_deferrable)
+        # In autocommit psycopg2 tells the session what is set, and only that.
+        wanted = zip((isolation_level, readonly, deferrable), self._characteristics, self._session_wanted, strict=True)
+        level, is_read_only, is_deferrable = (old if given is None else new for given, new, old in wanted)
+        self._session_wanted = (level, is_read_only, is_deferrable) if self._autocommit else _AS_THE_SERVER
 
     def set_isolation_level(self, level: int | None) -> None:
         """Roll back, and set the level of the next BEGIN; 0 is autocommit."""
-        if self.closed or self.async_ or self._is_native:
+        if self.closed or self.async_:
             return super().set_isolation_level(level)
-        if isinstance(level, int) and not 0 <= level < len(_LEVELS):
+        if self._is_native:
+            super().set_isolation_level(level)
+            self._leave_native()
+        elif isinstance(level, int) and not 0 <= level < len(_LEVELS):
             raise ValueError(f"isolation level must be between 0 and {len(_LEVELS) - 1}")
-        self.rollback()
-        self._autocommit = level == 0
-        if level != 0:
-            self._characteristics = (level, *self._characteristics[1:])
-        return None
+        else:
+            self.rollback()
+        if level == 0:
+            return self.set_session(autocommit=True)
+        return self.set_session(isolation_level="default" if level is None else level, autocommit=False)
 
     # ---- cursors
 
@@ -421,12 +424,12 @@ class RidingConnection(plain_connection):
         return self.server_version < _REPORTING_VERSION or self.get_parameter_status(READ_ONLY) == "on"
 
     def _prepare_session(self, query: Any, *, is_harmless: bool) -> None:
-        """Before a statement in autocommit: let the session's defaults be what the next BEGIN would say."""
+        """Before a statement in autocommit: let the session's defaults be what they should."""
         if self._is_native or not self._autocommit or self.closed or self.async_:
             if self._session is not _AS_THE_SERVER and not self.closed and not self._is_native:
                 self._set_session(_AS_THE_SERVER)
             return
-        wanted = self._characteristics
+        wanted = self._session_wanted
         if wanted[1] is None and self.is_read_only_at_start:
             if is_harmless or query in _ALONE_IN_AUTOCOMMIT:
                 return

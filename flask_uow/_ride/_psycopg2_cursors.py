@@ -15,6 +15,7 @@ from psycopg2.extensions import connection as plain_connection
 from psycopg2.extensions import cursor as plain_cursor
 
 from ._positions import shift_back
+from ._riders import IN_ERROR
 from ._texts import Carrying, are_plain, carrying_of, remember
 
 if TYPE_CHECKING:
@@ -66,6 +67,8 @@ class RidingCursor(plain_cursor):
             return super().execute(query, vars)
         if isinstance(query, sql.Composable):
             query = query.as_string(connection)
+        if not query or not isinstance(query, (str, bytes)):
+            return super().execute(query, vars)  # psycopg2 refuses
         with connection._lock:
             return self._execute_in_transaction(query, vars, is_harmless)
 
@@ -78,6 +81,8 @@ class RidingCursor(plain_cursor):
             connection._prepare_session(query, is_harmless=False)
             return super().executemany(query, vars_list)
         text = query.as_string(connection) if isinstance(query, sql.Composable) else query
+        if not text or not isinstance(text, (str, bytes)):
+            return super().executemany(query, vars_list)  # psycopg2 refuses
         with connection._lock:
             was_begun = connection._begin()
             carrying = self._carrying(text)
@@ -92,7 +97,10 @@ class RidingCursor(plain_cursor):
             try:
                 super().executemany(first, vars_list)
             except BaseException as error:
-                self._settle_failure(error, prefix if first.is_first else "", before, was_begun)
+                if first.is_first or not first.is_used:
+                    self._settle_failure(error, prefix, before, was_begun)
+                else:
+                    riders.sent()
                 raise
             if first.is_used:
                 riders.sent()
@@ -206,11 +214,9 @@ class RidingCursor(plain_cursor):
             connection.riders.take_back_begin()
         return False
 
-    def _carrying(self, query: Any) -> Carrying:
+    def _carrying(self, query: str | bytes) -> Carrying:
         if isinstance(query, bytes):
             return min(carrying_of(query.decode("latin-1")), Carrying.NO_SAVEPOINT)
-        if not isinstance(query, str):
-            return Carrying.NOTHING
         return self.connection._texts.get(query) or carrying_of(query)
 
     def _send_ahead(self) -> None:
@@ -301,7 +307,10 @@ class RidingNamedCursor(RidingCursor):
 
     def close(self) -> None:
         """Close the cursor on the server."""
-        if not self.closed:
+        connection = self.connection
+        if connection.transaction_status == IN_ERROR:  # psycopg2 then sends nothing
+            connection._send_waiting()
+        elif not self.closed:
             self._send_before_use()
         super().close()
 

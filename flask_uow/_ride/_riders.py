@@ -18,14 +18,16 @@ FAILING = 'ROLLBACK TO SAVEPOINT "flask_uow: this transaction has failed already
 IDLE, IN_TRANSACTION, IN_ERROR = 0, 2, 3
 
 _IDENTIFIER = r'(?:"[^";%\x00]+"|[A-Za-z_][A-Za-z0-9_$]*)'
-_VALUE = r"(?:'(?:[^'\\;%\x00]|'')*'|-?[0-9]+(?:\.[0-9]+)?|[A-Za-z_][A-Za-z0-9_$]*)"
+# Settings whose names and values no grammar reads as anything else: their error is not one of the whole string.
+_SETTING = r"(?!current_)[A-Za-z][A-Za-z0-9]*[_.][A-Za-z0-9_.]*[A-Za-z0-9]"
+_VALUE = r"(?:'(?:[^'\\;%\x00]|'')*'|-?[0-9]+(?:\.[0-9]+)?|ON|OFF|TRUE|FALSE|DEFAULT)"
 _RIDER = re.compile(
     rf"""
     \s*(?:
         (?P<savepoint> SAVEPOINT ) \s+ (?P<made>{_IDENTIFIER})
       | (?P<release> RELEASE ) \s+ (?:SAVEPOINT\s+)? (?P<released>{_IDENTIFIER})
       | (?P<rollback> ROLLBACK ) \s+ (?:(?:WORK|TRANSACTION)\s+)? TO \s+ (?:SAVEPOINT\s+)? (?P<kept>{_IDENTIFIER})
-      | (?P<set> SET ) \s+ LOCAL \s+ {_IDENTIFIER}(?:\.{_IDENTIFIER})* (?:\s*=\s*|\s+TO\s+) {_VALUE}
+      | (?P<set> SET ) \s+ LOCAL \s+ {_SETTING} (?:\s*=\s*|\s+TO\s+) {_VALUE}
     )\s*\Z
     """,
     re.IGNORECASE | re.VERBOSE,

@@ -1,0 +1,646 @@
+"""Random sequences of statements, on a plain connection and on a riding one: whoever runs them must not see which is which.
+
+``python -m tests.ride.fuzz --sequences 20000 --driver psycopg2`` compares, operation by operation, what was returned
+or raised (class, SQLSTATE, message, position), the transaction's status and the driver's settings; and after each
+sequence the tables, the session's settings and what the server says the session is doing. It prints the sequences that
+differ and ends with 1 if there are any.
+
+What may differ, and why:
+
+* COMMIT of a transaction that has failed raises InFailedSqlTransaction. The plain driver rolls back in silence, and the
+  caller believes that the work was kept.
+* The error of a ``SET LOCAL`` that waits comes with the next statement that is sent, COMMIT included, or never, where
+  the transaction or its savepoint is rolled back before that: then it has had no effect. In between the transaction
+  counts as sound. A COMMIT or ROLLBACK sent as text gets that error too, and is not run then.
+* What the server warns of where it is told a COMMIT or ROLLBACK out of a transaction, after transaction control sent as
+  text: nothing is sent then, so nothing is warned of.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import random
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable
+from contextlib import closing
+from dataclasses import dataclass, field
+from typing import Any
+
+import psycopg2
+
+from flask_uow._ride._psycopg2 import RidingConnection
+from tests.databases import PostgreSQLDatabase, run_server
+
+TABLES = """
+    CREATE TABLE t (id int PRIMARY KEY, name text);
+    CREATE TABLE late (id int UNIQUE DEFERRABLE INITIALLY DEFERRED);
+    CREATE FUNCTION twice(number int) RETURNS int LANGUAGE sql AS 'SELECT 2 * number';
+    CREATE FUNCTION fails(number int) RETURNS int LANGUAGE plpgsql AS
+        $$ BEGIN EXECUTE 'SELEC nonsense'; RETURN 1; END $$;
+"""
+ROWS = ("SELECT * FROM t ORDER BY id", "SELECT * FROM late ORDER BY id")
+SESSION_SETTINGS = ("statement_timeout", "application_name", "default_transaction_isolation", "my.setting")
+CANCEL_AFTER_S = 0.02
+FAILED = "25P02"
+RIDERS = ("SAVEPOINT", "RELEASE", "ROLLBACK", "SET")
+NAMES = ("a", "b", "B", '"a b"')
+
+Operation = tuple[str, tuple[Any, ...]]
+Outcome = tuple[Any, ...]
+
+
+class Side:
+    """A connection to a database of its own, and what can be done with it; the names are those of operations.
+
+    :param database: an empty one.
+    :param is_riding: whether statements ride.
+    :param is_read_only_at_start: whether harmless reads may go without a transaction.
+    """
+
+    def __init__(self, database: PostgreSQLDatabase, *, is_riding: bool, is_read_only_at_start: bool) -> None:
+        self.database = database
+        self.is_riding = is_riding
+        self.options = "-c default_transaction_read_only=on" if is_riding and is_read_only_at_start else ""
+        database.execute(TABLES)
+        self.observer = database.connect()
+        self.connection: Any = self.connect()
+
+    # ---- what each driver does in its own way
+
+    def connect(self) -> Any:
+        raise NotImplementedError
+
+    def pid(self) -> int:
+        raise NotImplementedError
+
+    def status(self) -> int:
+        raise NotImplementedError
+
+    def settings(self) -> tuple[Any, ...]:
+        raise NotImplementedError
+
+    def forget_texts(self) -> None:
+        raise NotImplementedError
+
+    def recognise(self, error: Exception) -> Outcome:
+        raise NotImplementedError
+
+    # ---- operations
+
+    def execute(self, statement: Any, parameters: Any, how: str) -> Outcome:
+        cursor = self.shared if how == "shared" else self.connection.cursor()
+        if how == "harmless" and self.is_riding:
+            self.connection.needs_no_transaction = True
+        cursor.execute(statement, parameters)
+        return self.result(cursor)
+
+    def executemany(self, statement: str, rows: list[Any]) -> Outcome:
+        cursor = self.connection.cursor()
+        cursor.executemany(statement, rows)
+        return (cursor.rowcount,)
+
+    def commit(self) -> Outcome:
+        was_failed = self.status() == 3
+        self.connection.commit()
+        # What the plain driver keeps to itself.
+        return ("error", "InFailedSqlTransaction", FAILED) if was_failed else ()
+
+    def rollback(self) -> Outcome:
+        self.connection.rollback()
+        return ()
+
+    def set(self, name: str, value: Any) -> Outcome:
+        setattr(self.connection, name, value)
+        return ()
+
+    def cancel(self) -> Outcome:
+        is_over = threading.Event()
+
+        def keep_cancelling() -> None:
+            while not is_over.wait(CANCEL_AFTER_S):
+                self.connection.cancel()
+
+        thread = threading.Thread(target=keep_cancelling)
+        thread.start()
+        try:
+            self.connection.cursor().execute("SELECT pg_sleep(10)")
+        finally:
+            is_over.set()
+            thread.join()
+        return ()
+
+    def declare(self, name: str, statement: str, withhold: bool) -> Outcome:
+        self.named = self.connection.cursor(name, withhold=withhold)
+        self.named.execute(statement)
+        return ()
+
+    def fetch(self, method: str, *values: Any) -> Outcome:
+        if self.named is None:
+            return ()
+        return (getattr(self.named, method)(*values),)
+
+    # ---- around a sequence
+
+    def begin_sequence(self) -> None:
+        if self.connection.closed:
+            self.connection = self.connect()
+        self.shared = self.connection.cursor()
+        self.named: Any = None
+
+    def end_sequence(self) -> Outcome:
+        """Return what the server holds after a sequence, and the session's settings; then nothing is left of it."""
+        is_open = not self.connection.closed
+        settings = [self.run(("rollback", ()))]
+        state = self.ask("SELECT state FROM pg_stat_activity WHERE pid = %s", self.pid()) if is_open else None
+        settings.append(self.run(("session", ())))
+        rows = [self.ask(query) for query in ROWS]
+        self.connection.close()
+        self.ask("DELETE FROM t; DELETE FROM late; SELECT 1")
+        return (state, settings, rows, self.end_prepared())
+
+    def session(self) -> Outcome:
+        """Return the session's settings, by the connection itself."""
+        with closing(self.connection.cursor()) as cursor:
+            cursor.execute(
+                "SELECT " + ", ".join(f"nullif(current_setting('{name}', true), '')" for name in SESSION_SETTINGS)
+            )
+            return tuple(cursor.fetchall())
+
+    def end_prepared(self) -> Outcome:
+        found = self.ask("SELECT gid FROM pg_prepared_xacts WHERE database = current_database()")
+        for (gid,) in found:
+            with closing(self.observer.cursor()) as cursor:
+                cursor.execute("ROLLBACK PREPARED %s", (gid,))
+        return (len(found),)
+
+    def ask(self, query: str, *values: Any) -> list[Any]:
+        with closing(self.observer.cursor()) as cursor:
+            cursor.execute(query, values or None)
+            return list(cursor.fetchall())
+
+    def result(self, cursor: Any) -> Outcome:
+        rows = cursor.fetchall() if cursor.description is not None else None
+        return (cursor.rowcount, rows, cursor.statusmessage, cursor.query)
+
+    def run(self, operation: Operation) -> Outcome:
+        """Return what an operation returned or raised."""
+        name, values = operation
+        try:
+            outcome: Outcome = getattr(self, name)(*values)
+        except Exception as error:  # noqa: BLE001  # whatever is raised is compared
+            return self.recognise(error)
+        return outcome if outcome[:1] == ("error",) else ("ok", *outcome)
+
+
+class Psycopg2(Side):
+    """What psycopg2 has of its own."""
+
+    def connect(self) -> Any:
+        factory = RidingConnection if self.is_riding else None
+        return psycopg2.connect(self.database.driverless_url, connection_factory=factory, options=self.options)
+
+    def pid(self) -> int:
+        return int(self.connection.get_backend_pid())
+
+    def status(self) -> int:
+        return int(self.connection.get_transaction_status())
+
+    def settings(self) -> tuple[Any, ...]:
+        connection = self.connection
+        return (
+            *(connection.status, connection.info.transaction_status, connection.closed, connection.autocommit),
+            *(connection.isolation_level, connection.readonly, connection.deferrable, connection.encoding),
+            [(notify.channel, notify.payload) for notify in connection.notifies],
+        )
+
+    def forget_texts(self) -> None:
+        if self.is_riding:
+            self.connection._texts.clear()
+
+    def recognise(self, error: Exception) -> Outcome:
+        if not isinstance(error, psycopg2.Error):
+            return ("error", type(error).__name__, None, str(error))
+        kind, state = type(error).__name__, error.pgcode
+        if state is None or state == FAILED:
+            return ("error", kind, state) if state else ("error", kind, state, str(error))
+        return ("error", kind, state, str(error), error.pgerror, error.diag.statement_position)
+
+    def copy_out(self, statement: str) -> Outcome:
+        file = io.StringIO()
+        self.connection.cursor().copy_expert(statement, file)
+        return (file.getvalue(),)
+
+    def copy_in(self, statement: str, text: str) -> Outcome:
+        cursor = self.connection.cursor()
+        cursor.copy_expert(statement, io.StringIO(text))
+        return (cursor.rowcount,)
+
+    def callproc(self, name: str, parameters: list[Any]) -> Outcome:
+        cursor = self.connection.cursor()
+        cursor.callproc(name, parameters)
+        return tuple(cursor.fetchall())
+
+    def set_isolation_level(self, level: int) -> Outcome:
+        self.connection.set_isolation_level(level)
+        return ()
+
+    def set_client_encoding(self, encoding: str) -> Outcome:
+        self.connection.set_client_encoding(encoding)
+        return ()
+
+    def enter(self) -> Outcome:
+        self.connection.__enter__()
+        return ()
+
+    def leave(self, kind: Any) -> Outcome:
+        was_failed = kind is None and self.status() == 3
+        self.connection.__exit__(kind, None, None)
+        return ("error", "InFailedSqlTransaction", FAILED) if was_failed else ()
+
+    def large_object(self, text: str) -> Outcome:
+        # Where the server is not in the transaction that psycopg2 believes in, its own error is an odd one.
+        if self.status() != (2 if self.connection.status == psycopg2.extensions.STATUS_BEGIN else 0):
+            return ()
+        with closing(self.connection.lobject(0, "rw")) as lobject:
+            lobject.write(text)
+            lobject.seek(0)
+            return (lobject.read(),)
+
+    def reset(self) -> Outcome:
+        self.connection.reset()
+        return ()
+
+    def tpc(self, method: str) -> Outcome:
+        values = (self.connection.xid(1, f"fuzz{self.pid()}", "branch"),) if method == "tpc_begin" else ()
+        getattr(self.connection, method)(*values)
+        return ()
+
+
+SIDES: dict[str, type[Side]] = {"psycopg2": Psycopg2}
+
+
+# ---- random sequences
+
+
+class Generator:
+    """Random operations, which depend on a seed alone.
+
+    :param seed: a number.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self._random = random.Random(seed)
+
+    def sequence(self) -> list[Operation]:
+        """Return a sequence of operations."""
+        length = self._random.randint(2, 25)
+        return [self._operation() for _ in range(length)]
+
+    def forgets_texts(self) -> bool:
+        """Whether the texts that were run before are to be forgotten."""
+        return self._random.random() < 0.4
+
+    def _operation(self) -> Operation:
+        makers: list[tuple[int, Callable[[], Operation]]] = [
+            (30, self._statement),
+            (28, self._savepoint),
+            (6, self._setting),
+            (6, lambda: ("commit", ())),
+            (6, lambda: ("rollback", ())),
+            (5, self._wrong),
+            (5, self._many),
+            (5, self._characteristic),
+            (4, self._named),
+            (3, self._copy),
+            (2, self._function),
+            (2, self._control),
+            (2, self._slow),
+            (2, self._session),
+            (1, self._native),
+        ]
+        weights = [weight for weight, _ in makers]
+        return self._random.choices([maker for _, maker in makers], weights)[0]()
+
+    def _execute(self, statement: Any, parameters: Any = None, how: str = "") -> Operation:
+        how = how or ("shared" if self._random.random() < 0.1 else "new")
+        return ("execute", (statement, parameters, how))
+
+    def _number(self) -> int:
+        return self._random.randint(1, 6)
+
+    def _statement(self) -> Operation:
+        number = self._number()
+        return self._random.choice(
+            [
+                lambda: self._execute("INSERT INTO t VALUES (%s, 'ä%%')", (number,)),
+                lambda: self._execute("INSERT INTO t VALUES (%(id)s, 'x') RETURNING id", {"id": number}),
+                lambda: self._execute("INSERT INTO late VALUES (%s)", (number // 2,)),
+                lambda: self._execute(f"INSERT INTO t VALUES ({number}, '100%')"),
+                lambda: self._execute(b"INSERT INTO t VALUES (%s, 'bytes')", (number,)),
+                lambda: self._execute("UPDATE t SET name = name || 'x' WHERE id < %s", (number,)),
+                lambda: self._execute("DELETE FROM t WHERE id = %s", (number,)),
+                lambda: self._execute("SELECT * FROM t ORDER BY id"),
+                lambda: self._execute("  SELECT count(*) FROM t WHERE id IN %s ;", ((number, 2),)),
+                lambda: self._execute("SELECT count(*) FROM t", None, "harmless"),
+                lambda: self._execute("SELECT 1 / (%s - 3)", (number,), "harmless"),
+                lambda: self._execute("SHOW transaction_isolation"),
+                lambda: self._execute("SHOW transaction_read_only"),
+                lambda: self._execute("INSERT INTO t VALUES (7, ';'); SELECT id FROM t ORDER BY id"),
+                lambda: self._execute("SELECT 1; SELECT 1 / 0"),
+                lambda: self._execute("SELECT 'a' AS a, 2 AS b"),
+            ]
+        )()
+
+    def _savepoint(self) -> Operation:
+        name = self._random.choice(NAMES)
+        text = self._random.choice(
+            [
+                *["SAVEPOINT {}", "savepoint {} ", "SAVEPOINT {}"],
+                *["RELEASE {}", "RELEASE SAVEPOINT {}"],
+                *["ROLLBACK TO {}", "ROLLBACK TO SAVEPOINT {}", "rollback work to savepoint {}"],
+            ]
+        )
+        return self._execute(text.format(name), self._random.choice([None, {}]))
+
+    def _setting(self) -> Operation:
+        return self._execute(
+            self._random.choice(
+                [
+                    "SET LOCAL my.setting = 'one'",
+                    "SET LOCAL my.setting TO two",
+                    "SET LOCAL application_name = 'fuzz'",
+                    "SET LOCAL statement_timeout = '30s'",
+                    "SET LOCAL statement_timeout = 'soon'",
+                    "SET LOCAL nonsense = 1",
+                    "SET LOCAL my.setting = select",
+                    "SELECT current_setting('my.setting', true), current_setting('application_name')",
+                ]
+            )
+        )
+
+    def _wrong(self) -> Operation:
+        return self._random.choice(
+            [
+                lambda: self._execute("SELEC %s", (1,)),
+                lambda: self._execute("SELECT\n  'ä', *\nFROM nowhere"),
+                lambda: self._execute("SELECT 1 FROM t WHERE id IN %s", ((),)),
+                lambda: self._execute("SELECT %s, %s", (1,)),
+                lambda: self._execute("SELECT %(a)s", {}),
+                lambda: self._execute("SELECT %s", ("a\0b",)),
+                lambda: self._execute("SELECT %s", (object,)),
+                lambda: self._execute(""),
+                lambda: self._execute(" ; "),
+                lambda: self._execute("-- nothing"),
+                lambda: self._execute("/* a */ SELECT nope"),
+                lambda: self._execute("COPY t TO STDOUT"),
+                lambda: self._execute(1),
+                lambda: self._execute("SELECT 'a'::int", None, "harmless"),
+                lambda: self._execute("SELEC 1", None, "harmless"),
+            ]
+        )()
+
+    def _many(self) -> Operation:
+        insert = "INSERT INTO t VALUES (%s, %s)"
+        numbers = [self._number() for _ in range(self._random.randint(0, 3))]
+        rows: list[Any] = [(number, "many") for number in numbers]
+        if self._random.random() < 0.2:
+            rows.append((1,))
+        return ("executemany", (self._random.choice([insert, insert, "SELEC %s, %s"]), rows))
+
+    def _characteristic(self) -> Operation:
+        return self._random.choice(
+            [
+                lambda: ("set", ("autocommit", self._random.random() < 0.4)),
+                lambda: ("set", ("isolation_level", self._random.choice([None, 1, 2, 3, 4]))),
+                lambda: ("set", ("readonly", self._random.choice([None, True, False, None]))),
+                lambda: ("set", ("deferrable", self._random.choice([None, True, False]))),
+                lambda: ("set_isolation_level", (self._random.choice([0, 1, 2, 3, 7]),)),
+            ]
+        )()
+
+    def _named(self) -> Operation:
+        choice = self._random.choice
+        return choice(
+            [
+                lambda: (
+                    "declare",
+                    (choice(["n", 'n "q"']), "SELECT * FROM generate_series(1, 9)", choice([True, False])),
+                ),
+                lambda: ("declare", ("n", choice(["SELECT * FROM t", "SELEC", "SELECT 1 / 0"]), False)),
+                lambda: ("fetch", ("fetchone",)),
+                lambda: ("fetch", ("fetchmany", 2)),
+                lambda: ("fetch", ("fetchall",)),
+                lambda: ("fetch", ("__next__",)),
+                lambda: ("fetch", ("scroll", choice([1, -1]))),
+                lambda: ("fetch", ("close",)),
+            ]
+        )()
+
+    def _copy(self) -> Operation:
+        return self._random.choice(
+            [
+                lambda: ("copy_out", ("COPY (SELECT id FROM t ORDER BY id) TO STDOUT",)),
+                lambda: ("copy_in", ("COPY t FROM STDIN", f"{self._number()}\tcopied\n")),
+                lambda: ("copy_in", ("COPY t FROM STDIN", "nonsense\n")),
+                lambda: ("copy_out", ("COPY nowhere TO STDOUT",)),
+            ]
+        )()
+
+    def _function(self) -> Operation:
+        return ("callproc", (self._random.choice(["twice", "fails", "nope"]), [self._number()]))
+
+    def _control(self) -> Operation:
+        return self._execute(
+            self._random.choice(
+                ["COMMIT", "ROLLBACK", "BEGIN", "SAVEPOINT a; SELECT 1", "SELECT 1; ROLLBACK TO a", "COMMIT; BEGIN"]
+            )
+        )
+
+    def _slow(self) -> Operation:
+        if self._random.random() < 0.15:
+            return ("cancel", ())
+        return self._execute("SET LOCAL statement_timeout = '5ms'; SELECT pg_sleep(5)")
+
+    def _session(self) -> Operation:
+        return self._random.choice(
+            [
+                lambda: self._execute("LISTEN channel"),
+                lambda: self._execute("NOTIFY channel, 'payload'"),
+                lambda: self._execute("SET my.setting = 'session'"),
+                lambda: ("set_client_encoding", (self._random.choice(["LATIN1", "utf-8"]),)),
+                lambda: ("reset", ()),
+                lambda: ("enter", ()),
+                lambda: ("leave", (self._random.choice([None, ValueError]),)),
+            ]
+        )()
+
+    def _native(self) -> Operation:
+        return self._random.choice(
+            [
+                ("large_object", ("text",)),
+                ("tpc", ("tpc_begin",)),
+                ("tpc", ("tpc_begin",)),
+                ("tpc", ("tpc_prepare",)),
+                ("tpc", ("tpc_commit",)),
+                ("tpc", ("tpc_rollback",)),
+            ]
+        )
+
+
+# ---- comparing
+
+
+@dataclass
+class Difference:
+    """A sequence in which the two sides differ."""
+
+    seed: int
+    sequence: list[Operation]
+    log: list[str] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        return "\n".join([f"sequence {self.seed}:", *self.log])
+
+    def short(self) -> str:
+        """The operations before the one that differs, without their outcomes."""
+        told = "\n".join(f"  {operation}" for operation in self.sequence[: max(0, len(self.log) - 2)])
+        return "\n".join([f"sequence {self.seed}:", told, *self.log[-2:]])
+
+
+class Comparison:
+    """Two sides, and what is compared between them.
+
+    :param plain: the driver as it is.
+    :param riding: with statements that ride.
+    """
+
+    def __init__(self, plain: Side, riding: Side) -> None:
+        self.plain = plain
+        self.riding = riding
+        self.operations = 0
+
+    def run(self, seed: int) -> Difference | None:
+        """Run a sequence on both sides; return it if they differ."""
+        generator = Generator(seed)
+        difference = Difference(seed, generator.sequence())
+        self.plain.begin_sequence()
+        self.riding.begin_sequence()
+        if generator.forgets_texts():
+            self.riding.forget_texts()
+        late: Outcome | None = None
+        is_equal = True
+        for operation in difference.sequence:
+            self.operations += 1
+            expected, found = self.plain.run(operation), self.riding.run(operation)
+            is_equal, late = self._compare(operation, expected, found, late)
+            difference.log.append(f"  {operation}\n      plain  {expected}\n      riding {found}")
+            if not is_equal or (found[0] == "error" and expected[0] == "ok"):
+                break
+        return self._end(difference, is_equal)
+
+    def _compare(
+        self, operation: Operation, expected: Outcome, found: Outcome, late: Outcome | None
+    ) -> tuple[bool, Outcome | None]:
+        """Whether an operation's outcomes are as good as equal, and the error that is still to come."""
+        if late is None and expected != found and is_setting(operation) and found[0] == "ok":
+            return expected[0] == "error", expected
+        if late is not None:
+            return self._compare_late(operation, expected, found, late)
+        if expected != found:
+            return False, None
+        return self._state(self.plain) == self._state(self.riding), None
+
+    def _compare_late(
+        self, operation: Operation, expected: Outcome, found: Outcome, late: Outcome
+    ) -> tuple[bool, Outcome | None]:
+        if found[:3] == late[:3]:  # where it stands in the text is another matter now
+            return expected[0] == "error" or is_control(operation), None
+        if expected == found:
+            is_over = self.plain.status() == self.riding.status()
+            return True, None if is_over else late
+        is_waiting = found[0] == "ok" and expected[0] == "error" and is_rider(operation)
+        return is_waiting, late
+
+    def _state(self, side: Side) -> Outcome:
+        return (side.status(), side.settings())
+
+    def _end(self, difference: Difference, is_equal: bool) -> Difference | None:
+        ends = self.plain.end_sequence(), self.riding.end_sequence()
+        if is_equal and ends[0] == ends[1]:
+            return None
+        difference.log.append(f"  in the end\n      plain  {ends[0]}\n      riding {ends[1]}")
+        return difference
+
+
+def is_setting(operation: Operation) -> bool:
+    """Whether an operation is a setting of the transaction alone."""
+    return is_rider(operation) and operation[1][0].startswith("SET LOCAL")
+
+
+def is_control(operation: Operation) -> bool:
+    """Whether an operation is transaction control as text."""
+    name, values = operation
+    return name == "execute" and str(values[0]).startswith(("COMMIT", "ROLLBACK"))
+
+
+def is_rider(operation: Operation) -> bool:
+    """Whether an operation may wait."""
+    name, values = operation
+    return name == "execute" and isinstance(values[0], str) and values[0].upper().startswith(RIDERS)
+
+
+def compare(
+    driver: str, plain: PostgreSQLDatabase, riding: PostgreSQLDatabase, seeds: Iterable[int], *, read_only: bool
+) -> tuple[int, list[Difference]]:
+    """Run sequences on both; return how many operations there were, and the sequences that differ.
+
+    :param driver: SQLAlchemy's name of it.
+    :param plain: an empty database.
+    :param riding: another one.
+    :param seeds: a number for each sequence.
+    :param read_only: whether riding connections start read-only, so that harmless reads go without a transaction.
+    """
+    kind = SIDES[driver]
+    sides = [
+        kind(database, is_riding=is_riding, is_read_only_at_start=read_only)
+        for database, is_riding in ((plain, False), (riding, True))
+    ]
+    comparison = Comparison(*sides)
+    try:
+        differences = [difference for seed in seeds if (difference := comparison.run(seed)) is not None]
+    finally:
+        for side in sides:
+            side.connection.close()
+            side.observer.close()
+    return comparison.operations, differences
+
+
+def main() -> int:
+    """Run what the command line asks for."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--driver", choices=sorted(SIDES), default="psycopg2")
+    parser.add_argument("--sequences", type=int, default=1000)
+    parser.add_argument("--seed", type=int, default=0, help="the first sequence's")
+    parser.add_argument("--read-only", action="store_true", help="riding connections start read-only")
+    parser.add_argument("--shown", type=int, default=10, help="how many differences are printed")
+    arguments = parser.parse_args()
+    seeds = range(arguments.seed, arguments.seed + arguments.sequences)
+    began = time.monotonic()
+    with run_server() as server:
+        databases = server.database(arguments.driver, 0), server.database(arguments.driver, 1)
+        operations, differences = compare(arguments.driver, *databases, seeds, read_only=arguments.read_only)
+    for difference in differences[: arguments.shown]:
+        sys.stdout.write(f"{difference.short()}\n")
+    seconds = time.monotonic() - began
+    sys.stdout.write(
+        f"{len(seeds)} sequences, {operations} operations, {len(differences)} differ: "
+        f"{[difference.seed for difference in differences]} ({seconds:.0f} s)\n"
+    )
+    return 1 if differences else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
