@@ -97,6 +97,9 @@ class _Text(NamedTuple):
     is_special: bool
 
 
+NO_TEXT = _Text(is_carrier=False, has_several=False, may_create=False, is_control=False, is_special=False)
+
+
 class RidingConnection(psycopg.Connection[Any]):
     """A connection on which BEGIN, SAVEPOINT, RELEASE, ROLLBACK TO and SET LOCAL wait for what carries them.
 
@@ -329,10 +332,12 @@ class RidingConnection(psycopg.Connection[Any]):
         try:
             yield
         except BaseException as error:
-            if not isinstance(error, Exception):
-                self.pgconn.finish()
-                self._pipeline = None
-            raise
+            interrupt = _interrupt_behind(error)
+            if interrupt is None:
+                raise
+            self.pgconn.finish()
+            self._pipeline = None
+            raise interrupt from None
 
     @contextmanager
     def transaction(
@@ -345,9 +350,12 @@ class RidingConnection(psycopg.Connection[Any]):
             with super().transaction(savepoint_name, force_rollback) as transaction:
                 yield transaction
         except BaseException as error:
-            if not isinstance(error, Exception) and self._num_transactions != depth:
-                self.pgconn.finish()
-            raise
+            interrupt = _interrupt_behind(error)
+            if interrupt is None or self._num_transactions == depth:
+                raise
+            self.pgconn.finish()
+            self._num_transactions = depth
+            raise interrupt from None
 
     def _send_ahead(self) -> None:
         if self.riders.waiting or self._forgotten:
@@ -670,6 +678,14 @@ def connect(arguments: Sequence[Any], options: dict[str, Any], *, is_read_only_a
     return connection
 
 
+def _interrupt_behind(error: BaseException) -> BaseException | None:
+    """The interrupt that an error is, or of whose handling psycopg has made an error."""
+    behind: BaseException | None = error
+    while isinstance(behind, Exception):
+        behind = behind.__context__
+    return behind
+
+
 def riding_cursor_class(cursor_class: type[psycopg.Cursor[Any]]) -> type[psycopg.Cursor[Any]]:
     """Return a class whose statements carry what waits.
 
@@ -709,7 +725,11 @@ def can_ride() -> bool:
 
 def read_text(query: bytes) -> _Text:
     """Return what is known of a statement by its text."""
-    return _remember_text(query) if len(query) <= LONGEST_REMEMBERED_TEXT else _read_text(query)
+    try:
+        return _remember_text(query) if len(query) <= LONGEST_REMEMBERED_TEXT else _read_text(query)
+    except TypeError:
+        # It is no text, as psycopg will say.
+        return NO_TEXT
 
 
 def _read_text(query: bytes) -> _Text:
