@@ -62,12 +62,9 @@ def _shifted_class(base: type[Any]) -> type[psycopg2.Error]:
     if base in _CLASSES:
         return _CLASSES[base]
 
-    plain: Any = base
-
     def reduce(error: psycopg2.Error) -> tuple[Any, ...]:
-        reduced: Any = plain.__reduce__(error)
-        _, arguments, state = reduced
-        return base, arguments, {name: value for name, value in state.items() if name != "_shifted"}
+        own = {name: value for name, value in error.__dict__.items() if name != "_shifted"}
+        return base, error.args, own | {"pgcode": error.pgcode, "pgerror": error.pgerror}
 
     namespace = {
         "__module__": base.__module__,

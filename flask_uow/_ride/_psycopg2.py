@@ -156,10 +156,11 @@ class RidingConnection(plain_connection):
 
     def reset(self) -> None:
         """Forget everything that the session was told."""
-        if not self.closed and not self.async_ and self.riders.is_begun:
+        if not self.closed and not self.async_ and self.riders.is_begun and not self._is_native:
             self.rollback()
         super().reset()
-        self._endings += 1
+        self._is_native = False
+        self._ended()
         self._characteristics = self._session = self._session_wanted = _AS_THE_SERVER
         self._autocommit = False
         _real_autocommit.__set__(self, True)
@@ -258,7 +259,7 @@ class RidingConnection(plain_connection):
             cursor = super().cursor()
         else:
             cursor = self._special_cursor(name, cursor_factory, withhold, scrollable)
-        if type(cursor) is not RidingCursor and not isinstance(cursor, RidingCursor):
+        if type(cursor) is not RidingCursor and not isinstance(cursor, RidingCursor) and not self.async_:
             cursor.__class__ = riding_cursor_class(type(cursor), is_named=cursor.name is not None)
         return cursor
 
@@ -267,7 +268,7 @@ class RidingConnection(plain_connection):
         factory = factory or self._cursor_factory
         if factory is None and name is not None:
             factory = plain_cursor
-        if isinstance(factory, type) and issubclass(factory, plain_cursor):
+        if isinstance(factory, type) and issubclass(factory, plain_cursor) and not self.async_:
             factory = riding_cursor_class(factory, is_named=name is not None)
         if factory is not None:
             options["cursor_factory"] = factory
@@ -281,9 +282,9 @@ class RidingConnection(plain_connection):
     @cursor_factory.setter
     def cursor_factory(self, factory: Any) -> None:
         self._cursor_factory = factory
-        if factory is None:
+        if factory is None and not self.async_:
             factory = RidingCursor
-        elif isinstance(factory, type) and issubclass(factory, plain_cursor):
+        elif not self.async_ and isinstance(factory, type) and issubclass(factory, plain_cursor):
             factory = riding_cursor_class(factory, is_named=False)
         _real_cursor_factory.__set__(self, factory)
 
@@ -291,9 +292,10 @@ class RidingConnection(plain_connection):
 
     def tpc_begin(self, xid: Any, /) -> None:
         """Begin a two-phase transaction."""
-        if self._autocommit or self.closed or self.async_:
+        if not self.closed and not self.async_ and not self._is_native:
+            self._check_outside("tpc_begin")
+        if self._autocommit or self.closed or self.async_ or self._is_native:
             return super().tpc_begin(xid)
-        self._check_outside("tpc_begin")
         self._prepare_session("", is_harmless=False)
         _real_autocommit.__set__(self, False)
         try:
@@ -332,19 +334,13 @@ class RidingConnection(plain_connection):
         if self._is_passive() or self.closed:
             return super().lobject(*args, **kwargs)
         with self._lock:
-            self._begin()
-            self._send_waiting()
-            _real_autocommit.__set__(self, False)
-            self._is_native = True
             try:
-                # It says BEGIN once more, of which the server warns.
+                self._hand_over()
                 return super().lobject(*args, **kwargs)
             finally:
-                if _real_status.__get__(self) == extensions.STATUS_READY:
-                    self._is_native = False
-                    _real_autocommit.__set__(self, True)
-                else:
-                    self._forget_warning()
+                self._is_native = _real_status.__get__(self) == extensions.STATUS_BEGIN
+                if not self._is_native:
+                    self._take_over()
 
     # ---- for the cursors
 
@@ -357,8 +353,8 @@ class RidingConnection(plain_connection):
         riders = self.riders
         if riders.is_begun:
             return True
-        if self._session is not _AS_THE_SERVER:
-            self._set_session(_AS_THE_SERVER)
+        if self._session != self._session_wanted:
+            self._set_session(self._session_wanted)
         riders.begin(self._begin_text())
         return False
 
@@ -397,7 +393,7 @@ class RidingConnection(plain_connection):
         if is_refused and riders.is_begin_waiting and _server_status(self) == IDLE:
             riders.is_doomed = True
         else:
-            riders.sent()
+            riders.sent(has_failed=True)
 
     def _fail_on_server(self) -> None:
         """Let the server's transaction fail as the program's has, so that its errors are genuine from here on."""
@@ -419,9 +415,25 @@ class RidingConnection(plain_connection):
             return False
         if riders.is_begun and not riders.is_untouched:
             return False
-        if self._session is not _AS_THE_SERVER:
-            self._set_session(_AS_THE_SERVER)
+        if self._session != self._session_wanted:
+            self._set_session(self._session_wanted)
         return self.server_version < _REPORTING_VERSION or self.get_parameter_status(READ_ONLY) == "on"
+
+    def _before_control(self, text: str | bytes) -> None:
+        """Before transaction control as text: a BEGIN in it is not to be read-only by the start option."""
+        words = (text if isinstance(text, str) else text.decode("latin-1")).upper()
+        if self.is_read_only_at_start and ("BEGIN" in words or "START" in words) and _server_status(self) != IN_ERROR:
+            self._allow_writes()
+
+    def _after_control(self) -> None:
+        """After transaction control as text: nothing is known of savepoints, and what follows may be in autocommit."""
+        self.riders.forget_savepoints()
+        if self.is_read_only_at_start and _server_status(self) == IDLE:
+            self._allow_writes()
+
+    def _allow_writes(self) -> None:
+        self._run(f"SET {READ_ONLY} TO 'off'")
+        self._session = (self._session[0], False, self._session[2])
 
     def _prepare_session(self, query: Any, *, is_harmless: bool) -> None:
         """Before a statement in autocommit: let the session's defaults be what they should."""
@@ -489,9 +501,31 @@ class RidingConnection(plain_connection):
         if has_failed:
             _raise_failed()
 
+    def _hand_over(self) -> None:
+        """Let psycopg2 drive a transaction that may be open, and say its BEGIN if that waits."""
+        riders = self.riders
+        self._begin()
+        if riders.is_begin_waiting and not riders.is_doomed:
+            along = riders.waiting[1:]
+            riders.sent()
+            _real_autocommit.__set__(self, False)
+            self._give_characteristics()
+            if along:
+                self._run(SEPARATOR.join(along))
+            return
+        self._send_waiting()
+        _real_autocommit.__set__(self, False)
+        self._run("SELECT 1")  # with a BEGIN of psycopg2's in front, of which the server warns
+        if self.notices and "already a transaction" in self.notices[-1]:
+            del self.notices[-1]
+
     def _leave_native(self) -> None:
         self._is_native = False
         self._ended()
+        self._take_over()
+
+    def _take_over(self) -> None:
+        """Drive transactions again."""
         if self.closed:
             return
         _real_autocommit.__set__(self, False)
@@ -507,10 +541,6 @@ class RidingConnection(plain_connection):
         _real_isolation_level.__set__(self, level)
         _real_readonly.__set__(self, is_read_only)
         _real_deferrable.__set__(self, is_deferrable)
-
-    def _forget_warning(self) -> None:
-        if self.notices and "already a transaction" in self.notices[-1]:
-            del self.notices[-1]
 
     def _ask_setting(self) -> str | None:
         if self.server_version >= _REPORTING_VERSION:

@@ -158,6 +158,9 @@ class RidingCursor(plain_cursor):
         if carrying is None:
             carrying = self._carrying(query)
         was_begun = connection._begin()
+        if carrying is Carrying.NOTHING_AND_ENDS:
+            connection._send_waiting()
+            connection._before_control(query)
         if riders.waiting:
             self._execute_with_riders(query, parameters, carrying, was_begun)
         else:
@@ -165,7 +168,7 @@ class RidingCursor(plain_cursor):
         if carrying is Carrying.NO_SAVEPOINT and type(query) is str:
             remember(texts, query, PROVEN)
         elif carrying is Carrying.NOTHING_AND_ENDS:
-            riders.forget_savepoints()
+            connection._after_control()
 
     def _execute_with_riders(self, query: Any, parameters: Any, carrying: Carrying, was_begun: bool) -> None:
         connection = self.connection
@@ -267,17 +270,18 @@ class RidingNamedCursor(RidingCursor):
         connection = self.connection
         connection.needs_no_transaction = False
         self._check()
-        if connection._is_passive() or self.closed or _last_query.__get__(self) is not None:
-            return plain_cursor.execute(self, query, vars)
+        is_refused = self.closed or _last_query.__get__(self) is not None
+        if is_refused or connection._is_passive() or (connection.autocommit and not self.withhold):
+            return super(RidingCursor, self).execute(query, vars)
         with connection._lock:
             connection._begin()
             connection._send_waiting()
             if self.withhold:
-                return plain_cursor.execute(self, query, vars)
+                return super(RidingCursor, self).execute(query, vars)
             # psycopg2 refuses in autocommit, and says BEGIN out of it: it is out of it for the time between the two.
             _real_autocommit.__set__(connection, False)
             try:
-                return plain_cursor.execute(self, _InAutocommit(query), vars)
+                return super(RidingCursor, self).execute(_InAutocommit(query), vars)
             finally:
                 _real_autocommit.__set__(connection, True)
 

@@ -18,8 +18,20 @@ FAILING = 'ROLLBACK TO SAVEPOINT "flask_uow: this transaction has failed already
 IDLE, IN_TRANSACTION, IN_ERROR = 0, 2, 3
 
 _IDENTIFIER = r'(?:"[^";%\x00]+"|[A-Za-z_][A-Za-z0-9_$]*)'
-# Settings whose names and values no grammar reads as anything else: their error is not one of the whole string.
-_SETTING = r"(?!current_)[A-Za-z][A-Za-z0-9]*[_.][A-Za-z0-9_.]*[A-Za-z0-9]"
+# No grammar may read a setting as anything else: a syntax error is one of the whole string, savepoints included. One
+# of a single word may be a reserved one.
+_SETTING = r"(?P<setting>(?=[A-Za-z0-9]*[_.])[A-Za-z][A-Za-z0-9_]*(?:\.[A-Za-z][A-Za-z0-9_]*)*)"
+_RESERVED = frozenset(
+    """
+    all analyse analyze and any array as asc asymmetric authorization binary both case cast check collate collation
+    column concurrently constraint create cross current_catalog current_date current_role current_schema current_time
+    current_timestamp current_user default deferrable desc distinct do else end except false fetch for foreign freeze
+    from full grant group having ilike in initially inner intersect into is isnull join lateral leading left like limit
+    localtime localtimestamp natural not notnull null offset on only or order outer overlaps placing primary references
+    returning right select session_user similar some symmetric system_user table tablesample then to trailing true union
+    unique user using variadic verbose when where window with
+    """.split()
+)
 _VALUE = r"(?:'(?:[^'\\;%\x00]|'')*'|-?[0-9]+(?:\.[0-9]+)?|ON|OFF|TRUE|FALSE|DEFAULT)"
 _RIDER = re.compile(
     rf"""
@@ -103,7 +115,7 @@ class Riders:
         if status not in (IN_TRANSACTION, IN_ERROR) or statement.lstrip()[:1] not in _FIRST_LETTERS:
             return False
         match = _RIDER.match(statement)
-        if match is None:
+        if match is None or (match["set"] and not _RESERVED.isdisjoint(match["setting"].lower().split("."))):
             return False
         if match["rollback"]:
             return self._roll_back_to(_fold(match["kept"]), statement)
@@ -152,13 +164,19 @@ class Riders:
         """What waits, and a statement that makes the transaction's failure known to the server."""
         return SEPARATOR.join([*self.waiting, FAILING])
 
-    def sent(self) -> None:
-        """Believe that what waits has reached the server."""
+    def sent(self, *, has_failed: bool = False) -> None:
+        """Believe that what waits has reached the server.
+
+        :param has_failed: whether the string failed in which it was: of a bad setting's error one cannot tell whether
+            the savepoints behind it were made, so that they are not known any more.
+        """
+        if has_failed and self._is_told:
+            self._savepoints = [(name, place) for name, place in self._savepoints if place < 0]
+        elif self.has_savepoint:
+            self._savepoints = [(name, -1) for name, _ in self._savepoints]
         self.waiting.clear()
         self.is_begin_waiting = self.is_doomed = self._is_told = False
         self._head = 0
-        if self.has_savepoint:
-            self._savepoints = [(name, -1) for name, _ in self._savepoints]
 
     def forget_savepoints(self) -> None:
         """Know no savepoint any more, after a text that may have ended some; nothing may wait."""

@@ -51,7 +51,7 @@ def connect(postgres: PostgreSQLDatabase, proxy: Proxy) -> Iterator[MakeConnecti
 
 @pytest.fixture
 def riding(connect: MakeConnection) -> RidingConnection:
-    """A riding connection through the proxy, to a database with an empty table ``t (id int PRIMARY KEY, name text)``."""
+    """A riding connection through the proxy; the database has a table ``t (id int PRIMARY KEY, name text)``."""
     connection: RidingConnection = connect()
     return connection
 

@@ -8,7 +8,8 @@ from flask_uow._ride._riders import IDLE, IN_ERROR, Riders
 def begun(*statements: str) -> Riders:
     riders = Riders()
     riders.begin("BEGIN")
-    assert all([riders.defer(statement) for statement in statements])
+    for statement in statements:
+        assert riders.defer(statement)
     return riders
 
 
@@ -52,7 +53,8 @@ def test_savepoint_that_was_sent_is_ended_by_a_rider(told: list[str], waiting: l
     """What the server knows of has to be told."""
     riders = sent("SAVEPOINT a")
 
-    assert all([riders.defer(statement) for statement in told])
+    for statement in told:
+        assert riders.defer(statement)
 
     assert riders.waiting == waiting
 
@@ -72,6 +74,8 @@ def test_savepoint_that_was_sent_is_ended_by_a_rider(told: list[str], waiting: l
         "SET LOCAL x.y = a, b",
         "SET LOCAL x.y = select",
         "SET LOCAL x..y = 1",
+        "SET LOCAL x.User = 1",
+        "SET LOCAL current_date = 1",
         "SET LOCAL role = 'a'",
         "SELECT 1",
         "",

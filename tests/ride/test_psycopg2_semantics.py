@@ -1,0 +1,476 @@
+"""A riding connection beside a plain one: whoever uses them must not see which is which."""
+
+import copy
+import io
+import pickle
+import threading
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import psycopg2
+import psycopg2.extras
+import pytest
+from psycopg2 import extensions
+
+from flask_uow._ride import _texts
+from flask_uow._ride._psycopg2 import RidingConnection, riding_factory
+from tests.databases import PostgreSQLDatabase
+from tests.faults.proxy import Proxy
+from tests.ride.conftest import MakeConnection
+from tests.ride.fuzz import SIDES, compare
+
+SEQUENCES = 150
+
+Told = tuple[str, str | None, str, str | None, str | None]
+
+
+@pytest.fixture(params=["plain", "riding"])
+def either(request: pytest.FixtureRequest, connect: MakeConnection) -> Any:
+    """A connection of each kind."""
+    return connect(None if request.param == "plain" else RidingConnection)
+
+
+def fail(connection: Any, statement: Any, parameters: Any = None) -> psycopg2.Error:
+    try:
+        connection.cursor().execute(statement, parameters)
+    except psycopg2.Error as error:
+        return error
+    pytest.fail(f"{statement!r} has not failed.")
+
+
+def told(error: psycopg2.Error) -> Told:
+    return (type(error).__name__, error.pgcode, str(error), error.pgerror, error.diag.statement_position)
+
+
+@pytest.mark.parametrize("driver", SIDES)
+@pytest.mark.parametrize("read_only", [False, True], ids=["", "read-only at start"])
+def test_random_sequences_are_alike(make_database: Callable[[str], Any], driver: str, read_only: bool) -> None:
+    """Results, errors, the transaction's status and what the server holds are those of the plain driver."""
+    databases = make_database(driver), make_database(driver)
+
+    operations, differences = compare(driver, *databases, range(SEQUENCES), read_only=read_only)
+
+    assert operations > SEQUENCES
+    assert not differences, str(differences[0])
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "SELECT nowhere",
+        "SELECT\n\n  1,\n  'ä', nowhere FROM t",
+        "\n\n\n\n\n\n\n\n\nSELECT nowhere",
+        "SELEC 1",
+        "SELECT 1 / 0",
+        f"SELECT {'1, ' * 100} nowhere",
+        b"SELECT nowhere",
+    ],
+)
+def test_error_is_that_of_the_statement_alone(plain: Any, riding: Any, statement: str) -> None:
+    """Position, line and excerpt do not speak of what rode in front; nor does the pickled error."""
+    expected, found = fail(plain, statement), fail(riding, statement)
+
+    assert told(found) == told(expected)
+    assert isinstance(found, type(expected))
+    assert found.diag.message_primary == expected.diag.message_primary
+    pickled = pickle.loads(pickle.dumps(found))
+    assert (type(pickled), str(pickled), pickled.pgcode) == (type(expected), str(expected), expected.pgcode)
+
+
+@pytest.mark.parametrize(
+    ("statement", "parameters"),
+    [
+        ("SELECT %s, %s", (1,)),
+        ("SELECT %(a)s", {}),
+        ("SELECT %s", (object(),)),
+        ("SELECT %s", ("a\0b",)),
+        ("", None),
+        (1, None),
+        ("SELECT '\ud800'", None),
+    ],
+)
+def test_error_of_the_clients_own_begins_nothing(either: Any, statement: Any, parameters: Any) -> None:
+    """Nothing was sent: no transaction is open, and what waits waits on."""
+    with pytest.raises((psycopg2.Error, TypeError, ValueError, IndexError, KeyError)):
+        either.cursor().execute(statement, parameters)
+
+    assert (either.get_transaction_status(), either.status) == (0, extensions.STATUS_READY)
+    either.cursor().execute("SAVEPOINT a")
+    with pytest.raises((psycopg2.Error, TypeError, ValueError, IndexError, KeyError)):
+        either.cursor().execute(statement, parameters)
+    either.cursor().execute("INSERT INTO t VALUES (1, 'a')")
+    either.cursor().execute("ROLLBACK TO a")
+    either.commit()
+    cursor = either.cursor()
+    cursor.execute("SELECT count(*) FROM t")
+    assert cursor.fetchone() == (0,)
+
+
+@pytest.mark.parametrize("statement", ["-- nothing", " ; ", "/* nothing */"])
+def test_empty_statement_is_an_error(either: Any, statement: str) -> None:
+    """What BEGIN answers does not pass for its success."""
+    assert "empty query" in str(fail(either, statement))
+
+
+def test_refused_string_fails_the_transaction(either: Any, postgres: PostgreSQLDatabase) -> None:
+    """BEGIN was refused with it; all that follows fails as in a failed transaction."""
+    fail(either, "SELEC 1")
+    assert either.get_transaction_status() == 3
+    assert fail(either, "INSERT INTO t VALUES (1, 'a')").pgcode == "25P02"
+    with pytest.raises(psycopg2.errors.InFailedSqlTransaction):
+        either.cursor().executemany("INSERT INTO t VALUES (%s, 'a')", [(1,)])
+    either.rollback()
+    either.cursor().execute("INSERT INTO t VALUES (2, 'a')")
+    either.commit()
+
+    assert postgres.rows("SELECT id FROM t") == [(2,)]
+
+
+def test_commit_of_a_failed_transaction_is_an_error(riding: RidingConnection, proxy: Proxy) -> None:
+    """The command's tag tells it; afterwards the connection is usable and in no transaction."""
+    for statement in ("SELECT 1 / 0", "SELEC 1"):
+        fail(riding, statement)
+        with pytest.raises(psycopg2.errors.InFailedSqlTransaction, match="rolled it back") as caught:
+            riding.commit()
+        assert caught.value.pgcode == "25P02"
+        assert riding.get_transaction_status() == 0
+    riding.cursor().execute("SELECT 1")
+    riding.commit()
+
+
+def test_unknown_savepoint_is_an_error_at_once(either: Any) -> None:
+    """Dropped at COMMIT, its error would be lost."""
+    assert fail(either, "RELEASE SAVEPOINT nope").pgcode == "3B001"
+
+
+@pytest.mark.parametrize("withhold", [False, True])
+def test_named_cursor(either: Any, withhold: bool) -> None:
+    """It is declared in the transaction, and gone with it unless it is held."""
+    either.cursor().execute("SAVEPOINT a")
+    cursor = either.cursor("rows", withhold=withhold)
+    cursor.execute("SELECT * FROM generate_series(1, %s)", (6,))
+    assert cursor.fetchone() == (1,)
+    assert cursor.fetchmany(2) == [(2,), (3,)]
+    cursor.itersize = 1
+    assert next(cursor) == (4,)
+    either.commit()
+    if withhold:
+        assert cursor.fetchall() == [(5,), (6,)]
+        cursor.close()
+        return
+    with pytest.raises(psycopg2.ProgrammingError, match="isn't valid anymore"):
+        cursor.fetchone()
+
+
+def test_named_cursor_in_autocommit_is_refused(either: Any) -> None:
+    """It would be gone at once."""
+    either.autocommit = True
+    with pytest.raises(psycopg2.ProgrammingError, match="outside of transactions"):
+        either.cursor("rows").execute("SELECT 1")
+
+
+def test_copy_and_callproc(either: Any) -> None:
+    """What cannot carry has the rest sent ahead."""
+    cursor = either.cursor()
+    cursor.copy_from(io.StringIO("1\ta\n2\tb\n"), "t")
+    cursor.execute("SAVEPOINT a")
+    file = io.StringIO()
+    cursor.copy_to(file, "t")
+    assert file.getvalue() == "1\ta\n2\tb\n"
+    cursor.callproc("upper", ["a"])
+    assert cursor.fetchall() == [("A",)]
+    cursor.copy_expert("COPY t FROM STDIN", io.StringIO("3\tc\n"))
+    assert cursor.rowcount == 1
+    either.rollback()
+    cursor.execute("SELECT count(*) FROM t")
+    assert cursor.fetchone() == (0,)
+
+
+def test_with_block(either: Any, postgres: PostgreSQLDatabase) -> None:
+    """It commits, or rolls back; in autocommit too it is a transaction."""
+    for is_automatic, number in ((False, 1), (True, 2)):
+        either.autocommit = is_automatic
+        with either:
+            either.cursor().execute("INSERT INTO t VALUES (%s, 'a')", (number,))
+        with pytest.raises(ValueError, match="out"):
+            with either:
+                either.cursor().execute("INSERT INTO t VALUES (%s, 'a')", (10 + number,))
+                raise ValueError("out")
+    with either, pytest.raises(psycopg2.ProgrammingError, match="re-entered"):
+        either.__enter__()
+
+    assert postgres.rows("SELECT id FROM t ORDER BY id") == [(1,), (2,)]
+
+
+def test_two_phase(either: Any, postgres: PostgreSQLDatabase) -> None:
+    """The driver drives it, at the isolation level that was set."""
+    either.isolation_level = "SERIALIZABLE"
+    xid = either.xid(1, "global", "branch")
+    either.tpc_begin(xid)
+    assert either.status == extensions.STATUS_BEGIN
+    cursor = either.cursor()
+    cursor.execute("SHOW transaction_isolation")
+    assert cursor.fetchone() == ("serializable",)
+    cursor.execute("INSERT INTO t VALUES (1, 'a')")
+    either.tpc_prepare()
+    either.tpc_commit()
+    either.tpc_begin(xid)
+    either.cursor().execute("INSERT INTO t VALUES (2, 'a')")
+    either.tpc_prepare()
+    either.reset()
+    (found,) = either.tpc_recover()
+    assert either.status == extensions.STATUS_READY
+    either.tpc_rollback(found)
+    either.cursor().execute("INSERT INTO t VALUES (3, 'a')")
+    either.commit()
+
+    assert postgres.rows("SELECT id FROM t ORDER BY id") == [(1,), (3,)]
+
+
+def test_large_object(either: Any) -> None:
+    """The driver drives its transaction from there on, also one that is open already."""
+    either.cursor().execute("INSERT INTO t VALUES (1, 'a')")
+    lobject = either.lobject(0, "wb")
+    lobject.write(b"content")
+    oid = lobject.oid
+    either.cursor().execute("SAVEPOINT a")
+    assert either.notices == []
+    either.commit()
+    assert either.lobject(oid, "rb").read() == b"content"
+    either.lobject(oid).unlink()
+    either.rollback()
+    cursor = either.cursor()
+    cursor.execute("SELECT count(*) FROM pg_largeobject_metadata WHERE oid = %s", (oid,))
+    assert cursor.fetchone() == (1,)
+
+
+def test_notifications(either: Any) -> None:
+    """LISTEN and NOTIFY ride as any other statement."""
+    either.cursor().execute("LISTEN channel")
+    either.commit()
+    either.cursor().execute("NOTIFY channel, 'payload'")
+    assert either.notifies == []
+    either.commit()
+    either.poll()
+    assert [notify.payload for notify in either.notifies] == ["payload"]
+
+
+def test_cancel(either: Any) -> None:
+    """A statement that carries can be cancelled; the transaction has then failed."""
+    timer = threading.Timer(0.1, either.cancel)
+    timer.start()
+    assert isinstance(fail(either, "SELECT pg_sleep(30)"), extensions.QueryCanceledError)
+    timer.join()
+    assert either.get_transaction_status() == 3
+    either.rollback()
+
+
+def test_transaction_control_as_text(either: Any, postgres: PostgreSQLDatabase) -> None:
+    """Begun is a belief: after COMMIT as text, VACUUM works."""
+    either.cursor().execute("INSERT INTO t VALUES (1, 'a')")
+    either.cursor().execute("COMMIT")
+    assert either.get_transaction_status() == 0
+    either.cursor().execute("VACUUM t")
+    either.rollback()
+
+    assert postgres.rows("SELECT id FROM t") == [(1,)]
+
+
+def test_session_settings(either: Any) -> None:
+    """They change the next BEGIN, and in autocommit the session."""
+    either.set_session(isolation_level="repeatable read", readonly=True, deferrable=False)
+    assert (either.isolation_level, either.readonly, either.deferrable, either.autocommit) == (2, True, False, False)
+    assert fail(either, "INSERT INTO t VALUES (1, 'a')").pgcode == "25006"
+    with pytest.raises(psycopg2.ProgrammingError, match="inside a transaction"):
+        either.autocommit = True
+    either.set_isolation_level(extensions.ISOLATION_LEVEL_AUTOCOMMIT)
+    assert (either.autocommit, either.get_transaction_status()) == (True, 0)
+    either.readonly = None
+    either.isolation_level = "SERIALIZABLE"
+    cursor = either.cursor()
+    cursor.execute("SHOW transaction_isolation")
+    assert cursor.fetchone() == ("serializable",)
+    cursor.execute("INSERT INTO t VALUES (1, 'a')")
+    either.autocommit = False
+    either.isolation_level = None
+    cursor.execute("SHOW transaction_isolation")
+    assert cursor.fetchone() == ("read committed",)
+    either.rollback()
+    for name, value in (("isolation_level", 7), ("isolation_level", "nonsense"), ("readonly", "nonsense")):
+        with pytest.raises(ValueError, match=r"must be between|bad value|only string"):
+            setattr(either, name, value)
+    with pytest.raises(ValueError, match="between 0 and 4"):
+        either.set_isolation_level(7)
+    either.set_client_encoding("LATIN1")
+    cursor.execute("SELECT chr(228)")
+    assert cursor.fetchone() == ("ä",)
+    assert either.encoding == "LATIN1"
+    either.reset()
+    assert (either.isolation_level, either.readonly, either.autocommit) == (None, None, False)
+
+
+def test_closed_connection_refuses(either: Any) -> None:
+    """With the driver's own error."""
+    cursor = either.cursor()
+    cursor.execute("SELECT 1")
+    either.close()
+    for use in (
+        either.commit,
+        either.rollback,
+        either.cursor,
+        either.reset,
+        either.__enter__,
+        lambda: cursor.execute("SELECT 1"),
+        lambda: setattr(either, "autocommit", True),
+        lambda: either.set_isolation_level(1),
+    ):
+        with pytest.raises(psycopg2.InterfaceError, match="already closed"):
+            use()
+
+
+def test_lost_connection_is_lost(either: Any, postgres: PostgreSQLDatabase) -> None:
+    """The statement's error says so, and the connection is closed."""
+    postgres.kill(either.get_backend_pid())
+    with pytest.raises(psycopg2.OperationalError, match=r"terminating connection|closed the connection"):
+        either.cursor().execute("SELECT 1")
+    assert either.closed
+
+
+def test_connection_is_neither_copied_nor_pickled(either: Any) -> None:
+    """As any that holds a socket."""
+    for use in (copy.copy, pickle.dumps):
+        with pytest.raises(TypeError, match="cannot pickle"):
+            use(either)
+
+
+@pytest.mark.parametrize(
+    "factory",
+    [
+        psycopg2.extras.DictCursor,
+        psycopg2.extras.RealDictCursor,
+        psycopg2.extras.NamedTupleCursor,
+        psycopg2.extras.LoggingCursor,
+    ],
+)
+@pytest.mark.parametrize("name", [None, "named"])
+def test_cursor_factories(connect: MakeConnection, proxy: Proxy, factory: type, name: str | None) -> None:
+    """Given at connect or for one cursor, a class works as it does plainly, and what waits rides past nothing."""
+    for riding in (connect(cursor_factory=factory), connect()):
+        if factory is psycopg2.extras.LoggingCursor:
+            riding.log = lambda message, cursor: None
+        given = {} if riding.cursor_factory is factory else {"cursor_factory": factory}
+        cursor = riding.cursor(name, **given)
+        assert isinstance(cursor, factory)
+        cursor.execute("SELECT 1 AS one, %s AS two", (2,))
+        row = cursor.fetchone()
+        assert list(row.values() if isinstance(row, dict) else row) == [1, 2]
+        assert proxy.requests()[0].startswith("BEGIN")
+        riding.rollback()
+        proxy.requests()
+
+
+class OldFashioned(extensions.cursor):
+    """A class as the driver's documentation once showed it, which calls its base by name."""
+
+    def execute(self, query: Any, vars: Any = None) -> None:
+        extensions.cursor.execute(self, query, vars)
+
+
+class Counting(extensions.connection):
+    """A class of the program's own."""
+
+    commits = 0
+
+    def commit(self) -> None:
+        self.commits += 1
+        super().commit()
+
+    def cursor(self, *args: Any, **kwargs: Any) -> Any:
+        kwargs.setdefault("cursor_factory", OldFashioned)
+        return super().cursor(*args, **kwargs)
+
+
+def test_connection_factory(connect: MakeConnection, proxy: Proxy) -> None:
+    """A program's own class keeps what it does; nothing of it gets past the riders."""
+    for factory in (riding_factory(Counting), riding_factory(partial(Counting))):
+        connection = connect(factory)
+        connection.cursor().execute("SELECT 1")
+        connection.commit()
+        assert isinstance(connection, Counting)
+        assert connection.commits == 1
+        assert proxy.requests() == ["BEGIN;\nSELECT 1", "COMMIT"]
+    with pytest.raises(TypeError, match="class of its own"):
+        connect(riding_factory(partial(extensions.connection)))
+
+
+def test_asynchronous_connection_does_not_ride(connect: MakeConnection) -> None:
+    """It is in autocommit, as ever."""
+    connection = connect(async_=True)
+    psycopg2.extras.wait_select(connection)
+    cursor = connection.cursor()
+    cursor.execute("SELECT 1")
+    psycopg2.extras.wait_select(connection)
+    assert cursor.fetchone() == (1,)
+    with pytest.raises(psycopg2.ProgrammingError, match="asynchronous"):
+        connection.commit()
+
+
+@pytest.fixture
+def wait_callback() -> Iterator[None]:
+    """What gevent's users set."""
+    extensions.set_wait_callback(psycopg2.extras.wait_select)
+    yield
+    extensions.set_wait_callback(None)
+
+
+@pytest.mark.usefixtures("wait_callback")
+def test_wait_callback(riding: RidingConnection, postgres: PostgreSQLDatabase) -> None:
+    """Strings of several statements work there too, and their errors."""
+    riding.cursor().execute("INSERT INTO t VALUES (1, 'a')")
+    riding.cursor().execute("SAVEPOINT a")
+    error = fail(riding, "SELECT nowhere")
+    assert error.diag.statement_position == "8"
+    riding.cursor().execute("ROLLBACK TO a")
+    riding.commit()
+    fail(riding, "SELEC 1")
+    assert riding.get_transaction_status() == 3
+    riding.rollback()
+
+    assert postgres.rows("SELECT id FROM t") == [(1,)]
+
+
+def test_threads_take_turns(riding: RidingConnection, proxy: Proxy) -> None:
+    """Of two threads that share a connection, one sends BEGIN; none runs in front of it."""
+    barrier = threading.Barrier(4)
+    kinds: list[str] = []
+
+    def write(number: int) -> None:
+        barrier.wait()
+        cursor = riding.cursor()
+        cursor.execute("INSERT INTO t VALUES (%s, 'a')", (number,))
+        kinds.append(cursor.statusmessage or "")
+
+    for _ in range(10):
+        threads = [threading.Thread(target=write, args=(number,)) for number in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(10)
+        riding.rollback()
+        requests = proxy.requests()
+        assert requests[0].startswith("BEGIN;\n")
+        assert sum("BEGIN" in request for request in requests) == 1
+    assert kinds == ["INSERT 0 1"] * 40
+
+
+def test_remembered_texts_are_bounded(riding: RidingConnection, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A program that writes values into its texts does not fill the memory."""
+    monkeypatch.setattr(_texts, "MOST_REMEMBERED", 10)
+    monkeypatch.setattr(_texts, "LONGEST_REMEMBERED", 50)
+    for number in range(30):
+        riding.cursor().execute(f"SELECT {number}")
+    riding.cursor().execute("SELECT 1" + " " * 50)
+
+    assert len(riding._texts) <= 10
+    assert all(len(text) <= 50 for text in riding._texts)
