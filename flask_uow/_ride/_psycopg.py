@@ -218,6 +218,10 @@ class RidingConnection(psycopg.Connection[Any]):
 
     def _queue_riders(self, pipeline: Pipeline) -> None:
         """Let a batch begin with what waits."""
+        if self._has_wrong_default():
+            for command in (self._send_set_default, self.pgconn.pipeline_sync):
+                pipeline.command_queue.append(command)
+                pipeline.result_queue.append(None)
         for rider in self._encode(self.riders.waiting):
             pipeline.command_queue.append(partial(self.pgconn.send_query_params, rider, None))
             pipeline.result_queue.append(None)
@@ -358,7 +362,7 @@ class RidingConnection(psycopg.Connection[Any]):
             raise interrupt from None
 
     def _send_ahead(self) -> None:
-        if self.riders.waiting or self._forgotten:
+        if self._has_riders(is_free=False):
             with self.lock:
                 self.wait(self._send_ahead_gen())
 
@@ -487,11 +491,14 @@ class RidingConnection(psycopg.Connection[Any]):
         """Set what transactions without BEGIN are, in a transaction of its own; return how many answers that makes."""
         if not self._has_wrong_default():
             return 0
+        self._send_set_default()
+        self.pgconn.pipeline_sync()
+        return 2
+
+    def _send_set_default(self) -> None:
         wanted = b"off" if self._autocommit else b"on"
         self.pgconn.send_query_params(b"SET " + READ_ONLY + b" TO " + wanted, None)
-        self.pgconn.pipeline_sync()
         self._is_read_only_by_default = not self._autocommit
-        return 2
 
     def _read_gen(self, count: int) -> Generator[Any, Any, list[list[PGresult]]]:
         pgconn = self.pgconn

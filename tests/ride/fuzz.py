@@ -181,7 +181,7 @@ class Side:
         state = self.ask("SELECT state FROM pg_stat_activity WHERE pid = %s", self.pid()) if is_open else None
         settings.append(self.run(("session", ())))
         rows = [self.ask(query) for query in ROWS]
-        with suppress(psycopg2.Error):
+        with suppress(psycopg2.Error, psycopg.Error):
             self.connection.rollback()
         if self.is_two_phase or self.status() != 0:
             self.connection.close()
@@ -337,6 +337,19 @@ class Psycopg(Side):
             *(connection.closed, connection.autocommit, connection.isolation_level),
             *(connection.read_only, connection.deferrable, connection.info.encoding),
         )
+
+    def forget_all(self) -> None:
+        connection = self.connection
+        try:
+            connection.rollback()
+            connection.autocommit = False
+            connection.isolation_level = connection.read_only = connection.deferrable = None
+            # As it was connected; what is prepared stays.
+            connection.execute("RESET ALL")
+            connection.commit()
+        except psycopg.Error:
+            connection.close()
+            self.connection = self.connect()
 
     def forget_texts(self) -> None:
         pass

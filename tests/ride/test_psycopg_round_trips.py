@@ -235,6 +235,20 @@ def test_autocommit_on_a_reader(reader: Told, proxy: Proxy) -> None:
     ]
 
 
+def test_a_batch_in_autocommit_on_a_reader(reader: Told) -> None:
+    """It may write, by itself and in the user's pipeline."""
+    reader.connection.autocommit = True
+    reader.cursor.executemany(INSERT, [(1,), (2,)])
+    reader.connection.autocommit = False
+    riding_connection(reader).needs_no_transaction = True
+    reader.tell(SELECT, COMMIT)
+    reader.connection.autocommit = True
+    with reader.connection.pipeline():
+        reader.tell(insert(3))
+
+    assert reader.tell("SELECT count(*) FROM item")[0][1] == [(3,)]
+
+
 def test_a_rollback_to_rides_on_commit(told: Told, proxy: Proxy) -> None:
     """Dropped, it would commit what was undone."""
     told.tell(insert(1), "SAVEPOINT a", insert(2), "ROLLBACK TO SAVEPOINT a", COMMIT)
