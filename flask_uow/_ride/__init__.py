@@ -54,26 +54,28 @@ def _connect_psycopg2_read_only(dialect: Any, record: Any, arguments: list[Any],
 
 
 def _connect_psycopg(dialect: Any, record: Any, arguments: list[Any], options: _Arguments) -> Any:
-    from ._psycopg import RidingConnection
+    from . import _psycopg
 
-    connection = RidingConnection.connect(*arguments, **options)
-    connection.note_read_only_at_start()
-    return connection
+    return _psycopg.connect(arguments, options, is_read_only_asked=False) if _psycopg.can_ride() else None
 
 
 def _connect_psycopg_read_only(dialect: Any, record: Any, arguments: list[Any], options: _Arguments) -> Any:
-    _start_read_only(options)
-    return _connect_psycopg(dialect, record, arguments, options)
+    from . import _psycopg
+
+    if not _psycopg.can_ride():
+        return None
+    return _psycopg.connect(arguments, options, is_read_only_asked=_start_read_only(options))
 
 
-def _start_read_only(options: _Arguments) -> None:
-    """Add the start option to libpq's, unless the application's own forbid it."""
+def _start_read_only(options: _Arguments) -> bool:
+    """Add the start option to libpq's, unless the application's own forbid it; return whether it was added."""
     own = str(options.get("options") or os.environ.get("PGOPTIONS") or "")
     asked = options.get("target_session_attrs") or os.environ.get("PGTARGETSESSIONATTRS")
     is_hidden = any(name in options for name in ("service", "dsn")) or "PGSERVICE" in os.environ
     if asked in _ASKING or is_hidden or "default_transaction_read_only" in own:
-        return
+        return False
     options["options"] = f"{own} {READ_ONLY_AT_START}".strip()
+    return True
 
 
 # For each driver: how it connects, and how it does if the server is to start read-only.

@@ -13,19 +13,21 @@ import re
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache, partial
-from typing import Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import psycopg
-from psycopg import errors, pq
+from psycopg import errors, pq, waiting
 from psycopg._pipeline import Pipeline
 from psycopg._preparing import Prepare, PrepareManager
-from psycopg._queries import PostgresQuery
-from psycopg.abc import Params, PQGen, Query, QueryNoTemplate
 from psycopg.adapt import Transformer
 from psycopg.generators import execute, fetch_many, send
-from psycopg.pq.abc import PGresult
 
-from flask_uow._ride._riders import FAILING, IDLE, IN_ERROR, Riders
+from ._riders import FAILING, IDLE, IN_ERROR, Riders
+
+if TYPE_CHECKING:
+    from psycopg._queries import PostgresQuery
+    from psycopg.abc import Params, PQGen, Query, QueryNoTemplate
+    from psycopg.pq.abc import PGresult
 
 logger = logging.getLogger(__name__)
 
@@ -59,6 +61,7 @@ CONNECTION_METHODS = (
     "_rollback_gen",
     "_start_query",
     "_tpc_begin_gen",
+    "_try_cancel",
 )
 PREPARED_METHODS = ("clear", "maintain_gen", "maybe_add_to_cache", "validate")
 
@@ -71,16 +74,30 @@ REMEMBERED_TEXTS = 1000
 LONGEST_REMEMBERED_TEXT = 4096
 # A plan that the server cannot run any more; what it was made for is gone, or has come again as another one.
 LOST_PLAN_STATES = frozenset(("XX000", "0A000", "26000"))
+READ_ONLY = b"default_transaction_read_only"
+# The first server that reports this setting by itself.
+REPORTING_VERSION = 140000
+# What asks whether a connection lives, in autocommit.
+PINGS = frozenset((b";", b"SELECT 1", b"SELECT 1;", b"select 1"))
+WAIT_INTERVAL_S = 0.1
+CANCEL_TIMEOUT_S = 5.0
 ABORTED = "The transaction had failed before it was committed: the server has rolled it back."
 
 
 class _Text(NamedTuple):
-    """What is known of a statement by its text."""
+    """What is known of a statement by its text.
+
+    :param is_special: whether it may create something, or has to do with transactions.
+    """
 
     is_carrier: bool
     has_several: bool
     may_create: bool
     is_control: bool
+    is_special: bool
+
+
+NO_TEXT = _Text(is_carrier=False, has_several=False, may_create=False, is_control=False, is_special=False)
 
 
 class RidingConnection(psycopg.Connection[Any]):
@@ -101,18 +118,21 @@ class RidingConnection(psycopg.Connection[Any]):
         self._forgotten: list[bytes | None] = []
         self._may_have_created = False
         self._is_read_only_by_default = False
+        # Whether the statement that is to be sent writes nothing in autocommit.
+        self._leaves_default = False
         self._has_batch = False
 
     def note_read_only_at_start(self) -> None:
         """Ask whether ``default_transaction_read_only`` was set by the start options; a pooler may have dropped it."""
-        # Servers before PostgreSQL 14 do not tell.
-        told = self.pgconn.parameter_status(b"default_transaction_read_only")
-        if told is None:
-            with self.lock:
-                result = self.wait(super()._exec_command(b"SHOW default_transaction_read_only"))
-            told = result.get_value(0, 0) if result else None
-        self.is_read_only_at_start = self._is_read_only_by_default = told == b"on"
-        self._begin_statement = b""
+        is_told = self.pgconn.server_version >= REPORTING_VERSION
+        self.is_read_only_at_start = self._is_read_only_by_default = (
+            self.pgconn.parameter_status(READ_ONLY) == b"on" if is_told else self._show_read_only()
+        )
+
+    def _show_read_only(self) -> bool:
+        with self.lock:
+            result = self.wait(super()._exec_command(b"SHOW " + READ_ONLY))
+        return bool(result.get_value(0, 0) == b"on")
 
     @property
     def transaction_status(self) -> int:
@@ -126,9 +146,11 @@ class RidingConnection(psycopg.Connection[Any]):
         return _RidingInfo(self)
 
     def wait(self, gen: PQGen[Any], *arguments: Any, **options: Any) -> Any:
-        """Do as psycopg does, and leave nothing half read when interrupted."""
+        """Do as psycopg does; but an interrupted statement is cancelled and its connection closed."""
         try:
-            return super().wait(gen, *arguments, **options)
+            if arguments or options:
+                return super().wait(gen, *arguments, **options)
+            return waiting.wait(gen, self.pgconn.socket, interval=WAIT_INTERVAL_S)
         except BaseException as error:
             if not isinstance(error, Exception):
                 gen.close()
@@ -136,22 +158,29 @@ class RidingConnection(psycopg.Connection[Any]):
             raise
 
     def _settle(self) -> None:
+        """Leave nothing half read."""
         if self.pgconn.status != OK:
             return
-        if self._pipeline is not None or self.pgconn.transaction_status == ACTIVE or self.pgconn.pipeline_status:
-            self.pgconn.finish()
+        is_active = self.pgconn.transaction_status == ACTIVE
+        if not is_active and self._pipeline is None and not self.pgconn.pipeline_status:
+            # Whether the last of them was prepared cannot be known.
+            self._prepared.clear()
             return
-        # Whether the last of them was prepared cannot be known.
-        self._prepared.clear()
+        try:
+            if is_active:
+                self._try_cancel(timeout=CANCEL_TIMEOUT_S)
+        finally:
+            self.pgconn.finish()
 
     # What psycopg itself sends.
 
     def _get_tx_start_command(self) -> bytes:
-        if not self._begin_statement and self.is_read_only_at_start and self._read_only is None:
-            self._read_only = False
-            super()._get_tx_start_command()
-            self._read_only = None
-        return super()._get_tx_start_command()
+        begin = super()._get_tx_start_command()
+        if not self.is_read_only_at_start or self._read_only is not None:
+            return begin
+        # A standby refuses to say READ WRITE.
+        is_standby = self.pgconn.parameter_status(b"in_hot_standby") == b"on"
+        return begin if is_standby else begin + b" READ WRITE"
 
     def _begin(self) -> None:
         """Believe a transaction begun, where psycopg would begin one."""
@@ -165,15 +194,16 @@ class RidingConnection(psycopg.Connection[Any]):
                 self._may_have_created = False
                 riders.begin(self._get_tx_start_command().decode())
             return
-        if status == ACTIVE and self._pipeline is None:
-            # An interrupt has left it there, outside of all that could have seen it.
-            self.pgconn.finish()
-        self._check_connection_ok()
-        riders.begun()
+        if status > IN_ERROR or (status == ACTIVE and self._pipeline is None):
+            if status == ACTIVE:
+                # An interrupt has left it there, outside of all that could have seen it.
+                self.pgconn.finish()
+            self._check_connection_ok()
+        riders.is_begun = True
 
     def _start_query(self) -> PQGen[None]:
         """Send ahead what waits, for all that cannot carry it."""
-        self.needs_no_transaction = False
+        self.needs_no_transaction = self._leaves_default = False
         if self._pipeline is None:
             self._begin()
             self._may_have_created = True
@@ -188,6 +218,10 @@ class RidingConnection(psycopg.Connection[Any]):
 
     def _queue_riders(self, pipeline: Pipeline) -> None:
         """Let a batch begin with what waits."""
+        if self._has_wrong_default():
+            for command in (self._send_set_default, self.pgconn.pipeline_sync):
+                pipeline.command_queue.append(command)
+                pipeline.result_queue.append(None)
         for rider in self._encode(self.riders.waiting):
             pipeline.command_queue.append(partial(self.pgconn.send_query_params, rider, None))
             pipeline.result_queue.append(None)
@@ -302,10 +336,12 @@ class RidingConnection(psycopg.Connection[Any]):
         try:
             yield
         except BaseException as error:
-            if not isinstance(error, Exception):
-                self.pgconn.finish()
-                self._pipeline = None
-            raise
+            interrupt = _interrupt_behind(error)
+            if interrupt is None:
+                raise
+            self.pgconn.finish()
+            self._pipeline = None
+            raise interrupt from None
 
     @contextmanager
     def transaction(
@@ -318,12 +354,15 @@ class RidingConnection(psycopg.Connection[Any]):
             with super().transaction(savepoint_name, force_rollback) as transaction:
                 yield transaction
         except BaseException as error:
-            if not isinstance(error, Exception) and self._num_transactions != depth:
-                self.pgconn.finish()
-            raise
+            interrupt = _interrupt_behind(error)
+            if interrupt is None or self._num_transactions == depth:
+                raise
+            self.pgconn.finish()
+            self._num_transactions = depth
+            raise interrupt from None
 
     def _send_ahead(self) -> None:
-        if self.riders.waiting or self._forgotten:
+        if self._has_riders(is_free=False):
             with self.lock:
                 self.wait(self._send_ahead_gen())
 
@@ -347,34 +386,47 @@ class RidingConnection(psycopg.Connection[Any]):
             and self._isolation_level in (None, psycopg.IsolationLevel.READ_COMMITTED)
         )
 
-    def _consume_freedom(self) -> bool:
+    def _consume_freedom(self, query: bytes) -> bool:
         """Whether the statement that is to be sent may go without BEGIN; asked once for each."""
-        is_free = self.needs_no_transaction
+        is_harmless = self.needs_no_transaction
         self.needs_no_transaction = False
-        return is_free and self._may_go_without()
+        self._leaves_default = self._autocommit and (is_harmless or query in PINGS)
+        return is_harmless and self._may_go_without()
 
     def _note_text(self, text: _Text) -> None:
-        """Keep in mind what a statement may have done that carries nothing."""
+        """Keep in mind what a statement is about to do."""
         if text.may_create:
             self._may_have_created = True
-        if text.is_control or text.has_several:
+        if text.is_control:
             self.riders.forget_savepoints()
 
     def _has_wrong_default(self) -> bool:
         """Whether transactions would be read-only where nobody says BEGIN, or the reverse."""
-        return (
-            self.is_read_only_at_start
-            and self._is_read_only_by_default == self._autocommit
-            and self.pgconn.transaction_status == IDLE
+        if not self.is_read_only_at_start or self._leaves_default or self.pgconn.transaction_status != IDLE:
+            return False
+        told = self.pgconn.parameter_status(READ_ONLY)
+        return self._autocommit == (self._is_read_only_by_default if told is None else told == b"on")
+
+    def _has_riders(self, is_free: bool) -> bool:
+        """Whether anything has to go before the next statement.
+
+        :param is_free: whether the statement goes without BEGIN.
+        """
+        return bool(
+            (self.riders.waiting and not is_free)
+            or self._forgotten
+            or (self.is_read_only_at_start and self._has_wrong_default())
         )
 
-    def _has_forgotten(self) -> bool:
-        """Whether anything besides the riders has to go before the next statement."""
-        return bool(self._forgotten) or self._has_wrong_default()
+    def _note_error(self, error: psycopg.Error, *, is_free: bool, was_prepared: bool) -> None:
+        """Keep in mind what a server's refusal of a statement means."""
+        if is_free and error.sqlstate is not None:
+            self.riders.is_doomed = True
+        if was_prepared and error.sqlstate in LOST_PLAN_STATES:
+            self._forget_all_prepared()
 
     def _encode(self, riders: list[str]) -> list[bytes]:
-        encoding = self.pgconn._encoding
-        return [rider.encode(encoding) for rider in riders]
+        return [rider.encode() if rider.isascii() else rider.encode(self.pgconn._encoding) for rider in riders]
 
     def _take_forgotten(self) -> list[bytes | None]:
         if not self._forgotten or (self.pgconn.transaction_status == IN_ERROR and not self.riders.waiting):
@@ -409,10 +461,10 @@ class RidingConnection(psycopg.Connection[Any]):
         refusal: Exception | None = None
         try:
             pgconn.enter_pipeline_mode()
-            leading = self._send_default()
+            leading = self._send_default() if self.is_read_only_at_start else 0
             for rider in riders:
                 pgconn.send_query_params(rider, None)
-            forgotten = self._take_forgotten()
+            forgotten = self._take_forgotten() if self._forgotten else ()
             for name in forgotten:
                 self._send_deallocate(name)
             sent = count = leading + len(riders) + len(forgotten)
@@ -439,11 +491,14 @@ class RidingConnection(psycopg.Connection[Any]):
         """Set what transactions without BEGIN are, in a transaction of its own; return how many answers that makes."""
         if not self._has_wrong_default():
             return 0
-        wanted = b"off" if self._autocommit else b"on"
-        self.pgconn.send_query_params(b"SET default_transaction_read_only TO " + wanted, None)
+        self._send_set_default()
         self.pgconn.pipeline_sync()
-        self._is_read_only_by_default = not self._autocommit
         return 2
+
+    def _send_set_default(self) -> None:
+        wanted = b"off" if self._autocommit else b"on"
+        self.pgconn.send_query_params(b"SET " + READ_ONLY + b" TO " + wanted, None)
+        self._is_read_only_by_default = not self._autocommit
 
     def _read_gen(self, count: int) -> Generator[Any, Any, list[list[PGresult]]]:
         pgconn = self.pgconn
@@ -463,9 +518,10 @@ class RidingConnection(psycopg.Connection[Any]):
 
     def _check_riders(self, answers: list[list[PGresult]]) -> None:
         for results in answers:
-            if any(result.status == FATAL_ERROR for result in results):
+            if results[0].status == FATAL_ERROR:
+                # Those behind it were not made.
                 self.riders.forget_savepoints()
-            self._check_answer(results)
+                self._check_answer(results)
 
     def _check_answer(self, results: list[PGresult]) -> None:
         for result in results:
@@ -502,28 +558,40 @@ class RidingCursor(psycopg.Cursor[Any]):
         if not isinstance(connection, RidingConnection) or connection._pipeline is not None:
             yield from super()._execute_gen(query, params, prepare=prepare, binary=binary)
             return
-        if self._closed:
-            raise errors.InterfaceError("the cursor is closed")
-        self._reset()
+        self._start(query)
         connection._begin()
         if not params and isinstance(query, str) and connection._defers(query):
             return
+        pgq = self._convert_query(query, params)
+        is_free = connection.is_read_only_at_start and connection._consume_freedom(pgq.query)
+        text = read_text(pgq.query)
+        is_carrier = text.is_carrier and (params or not text.has_several) and not connection.riders.is_doomed
+        if not is_carrier:
+            yield from connection._send_ahead_gen()
+        if text.is_special:
+            connection._note_text(text)
+        prep, name = self._get_prepared(pgq, prepare)
+        try:
+            if is_carrier and (prep is Prepare.SHOULD or connection._has_riders(is_free)):
+                results = yield from self._carry_gen(connection, pgq, prep, name, binary, is_free)
+            else:
+                results = yield from self._run_gen(pgq, prep, name, binary)
+            self._read_results(connection, pgq, prep, name, results)
+        except errors.Error as error:
+            connection._note_error(error, is_free=is_free, was_prepared=prep is Prepare.YES)
+            raise
+        self._last_query = query
+        if connection._prepared._to_flush:
+            yield from connection._prepared.maintain_gen(connection)
+
+    def _start(self, query: Query) -> None:
+        """Do as psycopg's own ``_start_query``, but for the BEGIN."""
+        if self._closed:
+            raise errors.InterfaceError("the cursor is closed")
+        self._reset()
         if not self._last_query or self._last_query is not query:
             self._last_query = None
             self._tx = Transformer(self)
-        pgq = self._convert_query(query, params)
-        text = read_text(pgq.query)
-        is_free = connection._consume_freedom()
-        if text.is_carrier and (params or not text.has_several) and not connection.riders.is_doomed:
-            if text.may_create:
-                connection._may_have_created = True
-            yield from self._carry_gen(connection, pgq, prepare, binary, is_free)
-        else:
-            yield from connection._send_ahead_gen()
-            connection._note_text(text)
-            yield from self._maybe_prepare_gen(pgq, prepare=prepare, binary=binary)
-        self._last_query = query
-        yield from connection._prepared.maintain_gen(connection)
 
     def _start_query(self, query: Query | None = None) -> PQGen[None]:
         """Do as psycopg does for a stream or a batch."""
@@ -540,53 +608,47 @@ class RidingCursor(psycopg.Cursor[Any]):
         self,
         connection: RidingConnection,
         pgq: PostgresQuery,
-        prepare: bool | None,
-        binary: bool | None,
-        is_free: bool,
-    ) -> PQGen[None]:
-        """Send a statement with all that waits for one."""
-        prep, name = self._get_prepared(pgq, prepare)
-        if prep is Prepare.NO:
-            send_statement = partial(self._execute_send, pgq, binary=binary)
-        else:
-            send_statement = partial(self._send_query_prepared, name, pgq, binary=binary)
-        riders = [] if is_free else connection._encode(connection.riders.waiting)
-        if riders or prep is Prepare.SHOULD or connection._has_forgotten():
-            if prep is Prepare.NO:
-                send_statement.keywords["force_extended"] = True
-            sends = [send_statement]
-            if prep is Prepare.SHOULD:
-                sends.insert(0, partial(self._send_prepare, name, pgq))
-            answers = yield from connection._ride_gen(riders, sends)
-            if prep is Prepare.SHOULD:
-                connection._check_answer(answers[0])
-            results = answers[-1]
-        else:
-            send_statement()
-            results = yield from execute(self._pgconn)
-        self._read_results(connection, pgq, prep, name, results, is_free)
-
-    def _read_results(
-        self,
-        connection: RidingConnection,
-        pgq: PostgresQuery,
         prep: Prepare,
         name: bytes,
-        results: list[PGresult],
+        binary: bool | None,
         is_free: bool,
+    ) -> Generator[Any, Any, list[PGresult]]:
+        """Send a statement with all that waits for one."""
+        riders = [] if is_free else connection._encode(connection.riders.waiting)
+        sends: list[Callable[[], object]]
+        if prep is Prepare.NO:
+            sends = [partial(self._execute_send, pgq, force_extended=True, binary=binary)]
+        else:
+            sends = [partial(self._send_query_prepared, name, pgq, binary=binary)]
+        if prep is Prepare.SHOULD:
+            sends.insert(0, partial(self._send_prepare, name, pgq))
+        answers = yield from connection._ride_gen(riders, sends)
+        if prep is Prepare.SHOULD:
+            connection._check_answer(answers[0])
+        return answers[-1]
+
+    def _run_gen(
+        self, pgq: PostgresQuery, prep: Prepare, name: bytes, binary: bool | None
+    ) -> Generator[Any, Any, list[PGresult]]:
+        """Send a statement by itself, as psycopg does."""
+        if prep is Prepare.NO:
+            self._execute_send(pgq, binary=binary)
+        else:
+            if prep is Prepare.SHOULD:
+                self._send_prepare(name, pgq)
+                self._check_results((yield from execute(self._pgconn)))
+            self._send_query_prepared(name, pgq, binary=binary)
+        results: list[PGresult] = yield from execute(self._pgconn)
+        return results
+
+    def _read_results(
+        self, connection: RidingConnection, pgq: PostgresQuery, prep: Prepare, name: bytes, results: list[PGresult]
     ) -> None:
         prepared = connection._prepared
         key = prepared.maybe_add_to_cache(pgq, prep, name)
         if key is not None:
             prepared.validate(key, prep, name, results)
-        try:
-            self._check_results(results)
-        except errors.Error as error:
-            if is_free:
-                connection.riders.is_doomed = True
-            if prep is Prepare.YES and error.sqlstate in LOST_PLAN_STATES:
-                connection._forget_all_prepared()
-            raise
+        self._check_results(results)
         self._set_results(results)
 
 
@@ -623,6 +685,14 @@ def connect(arguments: Sequence[Any], options: dict[str, Any], *, is_read_only_a
     return connection
 
 
+def _interrupt_behind(error: BaseException) -> BaseException | None:
+    """The interrupt that an error is, or of whose handling psycopg has made an error."""
+    behind: BaseException | None = error
+    while isinstance(behind, Exception):
+        behind = behind.__context__
+    return behind
+
+
 def riding_cursor_class(cursor_class: type[psycopg.Cursor[Any]]) -> type[psycopg.Cursor[Any]]:
     """Return a class whose statements carry what waits.
 
@@ -640,28 +710,51 @@ def _make_riding_cursor_class(cursor_class: type[Any]) -> type[psycopg.Cursor[An
     return type(cursor_class.__name__, (RidingCursor, cursor_class), {"__module__": cursor_class.__module__})
 
 
-def missing_methods() -> list[str]:
-    """Return what the installed psycopg lacks of its private methods on which riding rests."""
+@lru_cache(1)
+def can_ride() -> bool:
+    """Whether the installed psycopg has what riding rests on; the first answer says in the log what it lacks."""
     wanted = (
         (psycopg.Cursor, CURSOR_METHODS),
         (psycopg.Connection, CONNECTION_METHODS),
         (PrepareManager, PREPARED_METHODS),
     )
-    return [f"{owner.__name__}.{name}" for owner, names in wanted for name in names if not hasattr(owner, name)]
+    missing = [f"{owner.__name__}.{name}" for owner, names in wanted for name in names if not hasattr(owner, name)]
+    if not Pipeline.is_supported():
+        missing.append("libpq's pipeline mode")
+    if missing:
+        logger.warning(
+            "Statements do not ride: psycopg %s lacks %s. fix: Install psycopg 3.2 or a newer one.",
+            psycopg.__version__,
+            ", ".join(missing),
+        )
+    return not missing
 
 
 def read_text(query: bytes) -> _Text:
     """Return what is known of a statement by its text."""
-    return _remember_text(query) if len(query) <= LONGEST_REMEMBERED_TEXT else _read_text(query)
+    try:
+        return _remember_text(query) if len(query) <= LONGEST_REMEMBERED_TEXT else _read_text(query)
+    except TypeError:
+        # It is no text, as psycopg will say.
+        return NO_TEXT
 
 
 def _read_text(query: bytes) -> _Text:
     carrier = CARRIER.match(query)
     has_several = b";" in query.rstrip(b" \t\r\n;")
     if carrier is None:
-        return _Text(False, has_several, HARMLESS.match(query) is None or has_several, CONTROL.match(query) is not None)
-    may_create = carrier[1].upper() in (b"SELECT", b"WITH") and CREATING_READ.search(query) is not None
-    return _Text(True, has_several, may_create or has_several, False)
+        may_create = HARMLESS.match(query) is None
+        is_control = CONTROL.match(query) is not None
+    else:
+        may_create = carrier[1].upper() in (b"SELECT", b"WITH") and CREATING_READ.search(query) is not None
+        is_control = False
+    return _Text(
+        is_carrier=carrier is not None,
+        has_several=has_several,
+        may_create=may_create or has_several,
+        is_control=is_control or has_several,
+        is_special=may_create or is_control or has_several,
+    )
 
 
 _remember_text = lru_cache(REMEMBERED_TEXTS)(_read_text)

@@ -30,8 +30,10 @@ from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
+import psycopg
 import psycopg2
 
+from flask_uow._ride import _psycopg
 from flask_uow._ride._psycopg2 import RidingConnection
 from tests.databases import PostgreSQLDatabase, run_server
 
@@ -179,7 +181,7 @@ class Side:
         state = self.ask("SELECT state FROM pg_stat_activity WHERE pid = %s", self.pid()) if is_open else None
         settings.append(self.run(("session", ())))
         rows = [self.ask(query) for query in ROWS]
-        with suppress(psycopg2.Error):
+        with suppress(psycopg2.Error, psycopg.Error):
             self.connection.rollback()
         if self.is_two_phase or self.status() != 0:
             self.connection.close()
@@ -313,7 +315,132 @@ class Psycopg2(Side):
         return ()
 
 
-SIDES: dict[str, type[Side]] = {"psycopg2": Psycopg2}
+class Psycopg(Side):
+    """What psycopg 3 has of its own; what it has not stands for something else that it has."""
+
+    def connect(self) -> Any:
+        self.blocks: list[Any] = []
+        url, options = self.database.driverless_url, {"options": self.options, "prepare_threshold": 2}
+        if not self.is_riding:
+            return psycopg.connect(url, **options)
+        return _psycopg.connect([url], options, is_read_only_asked=bool(self.options))
+
+    def pid(self) -> int:
+        return 0 if self.connection.closed else int(self.connection.info.backend_pid)
+
+    def status(self) -> int:
+        return int(self.connection.info.transaction_status)
+
+    def settings(self) -> tuple[Any, ...]:
+        connection = self.connection
+        return (
+            *(connection.closed, connection.autocommit, connection.isolation_level),
+            *(connection.read_only, connection.deferrable, connection.info.encoding),
+        )
+
+    def forget_all(self) -> None:
+        connection = self.connection
+        try:
+            connection.rollback()
+            connection.autocommit = False
+            connection.isolation_level = connection.read_only = connection.deferrable = None
+            # As it was connected; what is prepared stays.
+            connection.execute("RESET ALL")
+            connection.commit()
+        except psycopg.Error:
+            connection.close()
+            self.connection = self.connect()
+
+    def forget_texts(self) -> None:
+        pass
+
+    def recognise(self, error: Exception) -> Outcome:
+        if not isinstance(error, psycopg.Error):
+            return ("error", type(error).__name__, None, str(error).split(" at 0x")[0])
+        kind, state = type(error).__name__, error.sqlstate
+        if state is None or state == FAILED:
+            return ("error", kind, state)
+        return ("error", kind, state, str(error), error.diag.statement_position)
+
+    def result(self, cursor: Any) -> Outcome:
+        rows = cursor.fetchall() if cursor.description is not None else None
+        # A rider's own is not known before it is sent.
+        return (cursor.rowcount, rows, cursor.statusmessage if rows else None)
+
+    def set(self, name: str, value: Any) -> Outcome:
+        return super().set("read_only" if name == "readonly" else name, value)
+
+    def execute(self, statement: Any, parameters: Any, how: str) -> Outcome:
+        # psycopg leaves a connection in COPY that nothing gets out of; one whose statements ride is closed then.
+        return () if str(statement).startswith("COPY") else super().execute(statement, parameters, how)
+
+    def executemany(self, statement: str, rows: list[Any]) -> Outcome:
+        # Of two errors in a batch, the one that is known first is raised: the server's, or that of a later row.
+        return super().executemany(statement, [(1,)] if (1,) in rows else rows)
+
+    def copy_out(self, statement: str) -> Outcome:
+        with self.connection.cursor().copy(statement) as copy:
+            return (b"".join(copy),)
+
+    def copy_in(self, statement: str, text: str) -> Outcome:
+        cursor = self.connection.cursor()
+        with cursor.copy(statement) as copy:
+            copy.write(text)
+        return (cursor.rowcount,)
+
+    def callproc(self, name: str, parameters: list[Any]) -> Outcome:
+        with psycopg.ClientCursor(self.connection) as cursor:
+            return tuple(cursor.execute(f"SELECT * FROM {name}(%s)", parameters).fetchall())
+
+    def set_isolation_level(self, level: int) -> Outcome:
+        with self.connection.pipeline():
+            self.connection.execute("SELECT %s", (level,))
+            cursor = self.connection.execute("INSERT INTO t VALUES (%s, 'piped') RETURNING id", (level,))
+            return tuple(cursor.fetchall())
+
+    def set_client_encoding(self, encoding: str) -> Outcome:
+        self.connection.execute(f"SET client_encoding TO '{encoding}'")
+        return ()
+
+    def reset(self) -> Outcome:
+        return tuple(self.connection.cursor().stream("SELECT id FROM t ORDER BY id"))
+
+    def large_object(self, text: str) -> Outcome:
+        cursor = self.connection.cursor()
+        cursor.executemany("INSERT INTO t VALUES (%s, %s) RETURNING id", [(8, text), (9, text)], returning=True)
+        return tuple(result.fetchall() for result in cursor.results())
+
+    def enter(self) -> Outcome:
+        block = self.connection.transaction()
+        block.transaction = block.__enter__()
+        self.blocks.append(block)
+        return ()
+
+    def leave(self, kind: Any) -> Outcome:
+        if not self.blocks:
+            return ()
+        is_lost = kind is None and self.status() == 3 and self.is_outermost()
+        error = kind() if kind else None
+        self.blocks.pop().__exit__(kind, error, None)
+        return ("error", "InFailedSqlTransaction", FAILED) if is_lost else ()
+
+    def is_outermost(self) -> bool:
+        """Whether the block that ends is to end the transaction as well."""
+        transaction = self.blocks[-1].transaction
+        return bool(transaction._outer_transaction)
+
+    def end_sequence(self) -> Outcome:
+        while self.blocks:
+            self.run(("leave", (ValueError,)))
+        return super().end_sequence()
+
+    def tpc(self, method: str) -> Outcome:
+        values = (self.connection.xid(1, f"fuzz{self.pid()}", "branch"),) if method == "tpc_begin" else ()
+        getattr(self.connection, method)(*values)
+        return ()
+
+
+SIDES: dict[str, type[Side]] = {"psycopg2": Psycopg2, "psycopg": Psycopg}
 
 
 # ---- random sequences

@@ -1,7 +1,7 @@
-"""Two connections of psycopg 3 to one database, a plain one and one on which statements ride; both are told the same."""
+"""Connections of psycopg 3, plain ones and those on which statements ride; both are told the same."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import psycopg
@@ -12,6 +12,10 @@ READ_ONLY_AT_START = "-c default_transaction_read_only=on"
 
 TABLE = "CREATE TABLE item (id integer PRIMARY KEY, name text)"
 COMMIT, ROLLBACK = "commit()", "rollback()"
+ENDINGS: dict[object, Callable[[psycopg.Connection[Any]], None]] = {
+    COMMIT: psycopg.Connection.commit,
+    ROLLBACK: psycopg.Connection.rollback,
+}
 # A statement, or one with its parameters.
 Step = str | tuple[str, tuple[object, ...]]
 
@@ -26,14 +30,15 @@ class Told:
         self.connection = connection
         self.cursor = connection.cursor()
 
-    def tell(self, *steps: Step) -> list[object]:
+    def tell(self, *steps: Step) -> list[tuple[Step, object, str]]:
         """Return what each step has answered: rows or how many, or the error's code; and the transaction's status."""
         return [(step, self._tell(step), self.connection.info.transaction_status.name) for step in steps]
 
     def _tell(self, step: Step) -> object:
         try:
-            if step in (COMMIT, ROLLBACK):
-                return self.connection.commit() if step == COMMIT else self.connection.rollback()
+            if step in ENDINGS:
+                ENDINGS[step](self.connection)
+                return None
             statement, parameters = (step, None) if isinstance(step, str) else step
             self.cursor.execute(statement, parameters)
         except psycopg.Error as error:

@@ -1,0 +1,147 @@
+"""What psycopg 3 prepares on a riding connection: kept over rollbacks, forgotten where it could be stale."""
+
+from collections.abc import Iterator
+
+import psycopg
+import pytest
+from psycopg import errors
+
+from tests.databases import PostgreSQLDatabase
+from tests.ride.psycopg_bench import COMMIT, ROLLBACK, TABLE, Step, Told, riding
+
+PREPARED: Step = "SELECT statement FROM pg_prepared_statements ORDER BY 1"
+READ: Step = ("SELECT %s", (1,))
+MOOD: Step = ("SELECT %s::mood", ("good",))
+MAKE_MOOD: Step = "CREATE TYPE mood AS ENUM ('good', 'bad')"
+
+
+@pytest.fixture
+def told(postgres: PostgreSQLDatabase) -> Iterator[Told]:
+    """A riding connection that prepares what it sends for the second time."""
+    postgres.execute(TABLE)
+    with riding(postgres.driverless_url, prepare_threshold=1) as told:
+        yield told
+
+
+def prepared(told: Told) -> list[str]:
+    """What the server has prepared."""
+    with told.connection.cursor() as cursor:
+        found = cursor.execute("SELECT statement FROM pg_prepared_statements ORDER BY 1", prepare=False).fetchall()
+    return [row[0] for row in found]
+
+
+@pytest.mark.parametrize("ending", [COMMIT, ROLLBACK])
+def test_it_outlives_the_transaction(told: Told, ending: str) -> None:
+    """However that ends."""
+    told.tell(READ, READ, READ, ending)
+
+    assert prepared(told) == ["SELECT $1"]
+
+
+def test_it_outlives_a_savepoint(told: Told) -> None:
+    """That was undone, and nothing created in it."""
+    told.tell("SAVEPOINT a", READ, READ, ("SELECT 1 / %s", (0,)), "ROLLBACK TO a", READ)
+
+    assert prepared(told) == ["SELECT $1"]
+
+
+def test_a_type_that_was_rolled_back(told: Told) -> None:
+    """What was prepared for it is forgotten: it would fail for the one that has the type's name then."""
+    for _ in range(3):
+        steps = told.tell(MAKE_MOOD, MOOD, MOOD, MOOD, ROLLBACK)
+        assert [answer for _, answer, _ in steps] == [-1, [("good",)], [("good",)], [("good",)], None]
+
+
+def test_a_type_that_a_savepoint_s_rollback_has_undone(told: Told) -> None:
+    """The same."""
+    for _ in range(3):
+        steps = told.tell("SAVEPOINT a", MAKE_MOOD, MOOD, MOOD, MOOD, "ROLLBACK TO a")
+        assert [answer for _, answer, _ in steps] == [-1, -1, [("good",)], [("good",)], [("good",)], -1]
+
+
+def test_a_table_made_of_a_read_that_was_rolled_back(told: Told) -> None:
+    """It says SELECT, and creates all the same."""
+    for columns in ("1 AS x", "'a' AS x, 2 AS y"):
+        told.tell(f"SELECT {columns} INTO made", "SELECT * FROM made", "SELECT * FROM made")
+        assert isinstance(told.tell("SELECT * FROM made")[0][1], list)
+        told.tell(ROLLBACK)
+
+
+def test_a_type_that_a_function_has_made(told: Told, postgres: PostgreSQLDatabase) -> None:
+    """Nobody sees that: the statement fails once, and is prepared anew."""
+    postgres.execute(
+        "CREATE FUNCTION make() RETURNS void LANGUAGE plpgsql"
+        " AS $$ BEGIN CREATE TYPE mood AS ENUM ('good', 'bad'); END $$"
+    )
+    told.tell("SELECT make()", MOOD, MOOD, MOOD, ROLLBACK)
+
+    assert told.tell("SELECT make()", MOOD)[1][1] == "InternalError_"
+    assert told.tell(ROLLBACK, "SELECT make()", MOOD, MOOD)[2:] == [(MOOD, [("good",)], "INTRANS")] * 2
+
+
+def test_what_the_program_deallocates(told: Told) -> None:
+    """It is prepared anew; what waits to be forgotten does not take it along."""
+    told.tell(READ, READ, READ, "DEALLOCATE ALL")
+    told.tell(READ, READ, READ, READ, "CREATE TABLE other ()", ROLLBACK)
+
+    assert [answer for _, answer, _ in told.tell(READ, READ, READ, READ, COMMIT)] == [[(1,)]] * 4 + [None]
+    assert prepared(told) == ["SELECT $1"]
+
+
+def test_the_most_that_is_prepared(told: Told) -> None:
+    """What is too much is forgotten with the next statement."""
+    told.connection.prepared_max = 2
+    for number in range(4):
+        told.tell(*[(f"SELECT %s, {number}", (1,))] * 3)
+    # psycopg looks for too many when a text is new.
+    told.tell(READ, READ, COMMIT)
+
+    assert prepared(told) == ["SELECT $1", "SELECT $1, 2", "SELECT $1, 3"]
+
+
+def test_what_is_to_be_forgotten_in_a_failed_transaction(told: Told) -> None:
+    """It waits until the server can do it."""
+    told.tell("SAVEPOINT a", MAKE_MOOD, MOOD, MOOD, MOOD, ("SELECT 1 / %s", (0,)))
+    steps = told.tell(READ, "ROLLBACK TO a", MAKE_MOOD, MOOD, MOOD, MOOD, COMMIT)
+
+    assert [answer for _, answer, _ in steps] == ["InFailedSqlTransaction", -1, -1, *[[("good",)]] * 3, None]
+
+
+def test_a_batch(told: Told) -> None:
+    """It prepares at once, behind what is to be forgotten."""
+    insert = "INSERT INTO item (id) VALUES (%s)"
+    told.cursor.executemany(insert, [(1,), (2,)])
+    told.tell("CREATE TABLE other ()", ROLLBACK)
+    told.cursor.executemany(insert, [(1,), (2,)])
+    told.cursor.executemany(insert, [(3,), (4,)])
+    told.tell(COMMIT)
+
+    assert prepared(told) == ["INSERT INTO item (id) VALUES ($1)"]
+
+
+def test_a_statement_that_cannot_be_prepared(told: Told) -> None:
+    """Its error is its own, and it is not believed to be prepared."""
+    bad: Step = ("SELECT %s FROM nowhere", (1,))
+    for _ in range(3):
+        assert [answer for _, answer, _ in told.tell(READ, bad, ROLLBACK)] == [[(1,)], "UndefinedTable", None]
+
+
+def test_the_user_s_pipeline(told: Told) -> None:
+    """What ran in it is not known: a rollback forgets what is prepared."""
+    told.tell(READ, READ, READ, COMMIT)
+    with told.connection.pipeline():
+        told.tell(READ)
+    told.tell(ROLLBACK, "SHOW timezone")
+
+    assert prepared(told) == []
+
+
+def test_without_preparing(postgres: PostgreSQLDatabase) -> None:
+    """Nothing is prepared where the application does not want it."""
+    with riding(postgres.driverless_url, prepare_threshold=None) as told:
+        told.tell(*[READ] * 8, COMMIT)
+
+        assert prepared(told) == []
+        with pytest.raises(errors.SyntaxError):
+            told.cursor.execute("SELEC", prepare=True)
+        assert told.connection.info.transaction_status == psycopg.pq.TransactionStatus.INERROR
