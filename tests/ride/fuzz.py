@@ -11,10 +11,20 @@ What may differ, and why:
   caller believes that the work was kept.
 * The error of a ``SET LOCAL`` that waits comes with the next statement that is sent, COMMIT included, or never, where
   the transaction or its savepoint is rolled back before that: then it has had no effect. In between the transaction
-  counts as sound. What gets that error is not run, even if it is a
-  COMMIT or ROLLBACK sent as text; such a sequence is not followed any further.
+  counts as sound. What gets that error is not run, even if it is a COMMIT or ROLLBACK sent as text; such a sequence is
+  not followed any further.
 * What the server warns of where it is told a COMMIT or ROLLBACK out of a transaction, after transaction control sent as
-  text: nothing is sent then, so nothing is warned of.
+  text: nothing is sent then, so nothing is warned of. Warnings are not compared.
+
+What is left out, because the plain driver itself is then in a state that it does not know of, or because it differs:
+
+* Large objects where the server is not in the transaction that psycopg2 believes in: the error's class is another one.
+* Transaction control as text, and ``set_isolation_level``, in a two-phase transaction: psycopg2 goes on
+  believing in that.
+* Settings of a connection in autocommit in a transaction begun as text: psycopg2 sends SET at once, where it may fail
+  or be rolled back; riding it is sent with the next statement.
+* With connections that start read-only, ``COMMIT; BEGIN`` in one string: after a failed transaction the new one is
+  read-only, and a write in it is an error, because nothing can be told the server in between.
 """
 
 from __future__ import annotations
