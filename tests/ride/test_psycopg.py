@@ -13,7 +13,7 @@ import pytest
 from psycopg import ClientCursor, RawCursor, errors
 from psycopg.rows import dict_row
 
-from flask_uow._ride._psycopg import RidingCursor
+from flask_uow._ride._psycopg_cursors import RidingCursor
 from tests.databases import SERVER_VARIABLE, PostgreSQLDatabase
 from tests.ride.psycopg_bench import COMMIT, ROLLBACK, TABLE, Step, Told, plain, riding, riding_connection
 
