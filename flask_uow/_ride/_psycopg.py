@@ -245,8 +245,15 @@ class RidingConnection(psycopg.Connection[Any]):
             yield from self._exec_command(b"COMMIT")
 
     def _commit_riders_gen(self, riders: list[bytes]) -> PQGen[None]:
-        (results,) = yield from self._ride_gen(riders, [partial(self.pgconn.send_query_params, b"COMMIT", None)])
-        self._check_answer(results)
+        try:
+            (results,) = yield from self._ride_gen(riders, [partial(self.pgconn.send_query_params, b"COMMIT", None)])
+            self._check_answer(results)
+        except errors.Error:
+            # As after any other COMMIT, no transaction is open.
+            if self.pgconn.transaction_status == IN_ERROR:
+                yield from self._exec_command(b"ROLLBACK")
+                self._forget_prepared()
+            raise
         self._read_tag(results[0])
 
     def _rollback_gen(self) -> PQGen[None]:
@@ -287,6 +294,8 @@ class RidingConnection(psycopg.Connection[Any]):
 
     @contextmanager
     def _pipeline_nolock(self) -> Iterator[Pipeline]:
+        if self.riders.is_doomed:
+            self.wait(self._fail_gen())
         self._has_batch = True
         try:
             with self._closed_by_interrupts(), super()._pipeline_nolock() as pipeline:
@@ -333,6 +342,9 @@ class RidingConnection(psycopg.Connection[Any]):
 
     def _defers(self, text: str) -> bool:
         """Take a statement that may wait."""
+        # What follows would be written in the encoding of before.
+        if "client_encoding" in text.lower():
+            return False
         if not self.riders.defer(text, self.transaction_status):
             return False
         if self._may_have_created and text.lstrip()[:8].upper() == "ROLLBACK":
@@ -382,9 +394,9 @@ class RidingConnection(psycopg.Connection[Any]):
             or (self.is_read_only_at_start and self._has_wrong_default())
         )
 
-    def _note_error(self, error: psycopg.Error, *, is_free: bool, was_prepared: bool) -> None:
+    def _note_error(self, error: psycopg.Error, *, was_free: bool, was_prepared: bool) -> None:
         """Keep in mind what a server's refusal of a statement means."""
-        if is_free and error.sqlstate is not None:
+        if was_free and error.sqlstate is not None:
             self.riders.is_doomed = True
         if was_prepared and error.sqlstate in LOST_PLAN_STATES:
             self._forget_all_prepared()

@@ -63,7 +63,7 @@ class RidingCursor(psycopg.Cursor[Any]):
         pgq = self._convert_query(query, params)
         is_free = connection.is_read_only_at_start and connection._is_free(pgq.query, is_harmless)
         text = read_text(pgq.query)
-        is_carrier = text.is_carrier and (params or not text.has_several) and not connection.riders.is_doomed
+        is_carrier = text.is_carrier and bool(params or not text.has_several) and not connection.riders.is_doomed
         if not is_carrier:
             yield from connection._send_ahead_gen()
         if text.is_special:
@@ -76,7 +76,7 @@ class RidingCursor(psycopg.Cursor[Any]):
                 results = yield from self._run_gen(pgq, prep, name, binary)
             self._read_results(connection, pgq, prep, name, results)
         except errors.Error as error:
-            connection._note_error(error, is_free=is_free, was_prepared=prep is Prepare.YES)
+            connection._note_error(error, was_free=is_free and is_carrier, was_prepared=prep is Prepare.YES)
             raise
         self._last_query = query
         if connection._prepared._to_flush:

@@ -13,7 +13,11 @@ from typing import NamedTuple
 CARRIER = re.compile(rb"(?i)(?:[\s(]|/\*[^*]*\*/|--[^\n]*\n)*(SELECT|INSERT|UPDATE|DELETE|WITH|VALUES|MERGE)\b")
 CREATING_READ = re.compile(rb"(?i)\bINTO\b")
 HARMLESS = re.compile(rb"(?i)\s*(?:SET|SHOW|LOCK|LISTEN|NOTIFY|UNLISTEN|FETCH|MOVE|CLOSE)\b")
-CONTROL = re.compile(rb"(?i)\s*(?:BEGIN|START|COMMIT|END|ABORT|ROLLBACK|SAVEPOINT|RELEASE|PREPARE|CALL|DO)\b")
+# What a ROLLBACK TO may undo that the client has to know at once is kept from riding as well: the encoding.
+CONTROL = re.compile(
+    rb"(?i)\s*(?:BEGIN|START|COMMIT|END|ABORT|ROLLBACK|SAVEPOINT|RELEASE|PREPARE|CALL|DO"
+    rb"|SET\s+(?:SESSION\s+|LOCAL\s+)?(?:NAMES|CLIENT_ENCODING))\b"
+)
 REMEMBERED_TEXTS = 1000
 LONGEST_REMEMBERED_TEXT = 4096
 

@@ -114,7 +114,7 @@ def driver_connection(connection: sa.Connection) -> _psycopg.RidingConnection:
 
 def test_sqlalchemy_s_adapters(make_engine: MakeEngine) -> None:
     """Values of its own types go in and come out, and so do its batches and server-side cursors."""
-    engine = make_engine(json_serializer=lambda value: '"written"', json_deserializer=lambda text: f"read {text}")
+    engine = make_engine(json_serializer=lambda value: '"written"', json_deserializer=lambda text: ["read", text])
     metadata = sa.MetaData()
     table = sa.Table(
         "many",
@@ -133,7 +133,7 @@ def test_sqlalchemy_s_adapters(make_engine: MakeEngine) -> None:
 
     assert found == [row["id"] for row in rows]
     assert [tuple(row) for row in streamed] == [
-        (uuid.UUID(int=n), 'read "written"', Range(n, 9), [n]) for n in range(3)
+        (uuid.UUID(int=n), ["read", b'"written"'], Range(n, 9), [n]) for n in range(3)
     ]
 
 
