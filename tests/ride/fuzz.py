@@ -330,7 +330,8 @@ class Psycopg(Side):
 
     def connect(self) -> Any:
         self.blocks: list[Any] = []
-        url, options = self.database.driverless_url, {"options": self.options, "prepare_threshold": 2}
+        url = self.database.driverless_url
+        options: dict[str, Any] = {"options": self.options, "prepare_threshold": 2}
         if not self.is_riding:
             return psycopg.connect(url, **options)
         return _psycopg.connect([url], options, is_read_only_asked=bool(self.options))
