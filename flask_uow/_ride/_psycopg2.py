@@ -127,6 +127,7 @@ class RidingConnection(plain_connection):
         if riders.is_begun:
             with self._lock:
                 self._commit_begun()
+        riders.along = ()
         return super().commit()  # sends nothing, but may refuse
 
     def rollback(self) -> None:
@@ -137,6 +138,7 @@ class RidingConnection(plain_connection):
                 if _server_status(self) != IDLE:
                     self._run("ROLLBACK")
                 self._ended()
+        self.riders.along = ()
         super().rollback()
         if self._is_native:
             self._leave_native()

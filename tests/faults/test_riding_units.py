@@ -8,7 +8,7 @@ from flask import render_template_string
 from sqlalchemy.exc import DBAPIError, IntegrityError
 
 from flask_uow import current_unit, transactional
-from flask_uow.exceptions import UnitFailedError
+from flask_uow.exceptions import RuleViolationError, UnitFailedError
 from tests.database.conftest import Bench, MakeBench
 from tests.faults.proxy import Proxy
 from tests.models import Item
@@ -256,6 +256,19 @@ def test_a_name_that_stays(make_bench: MakeBench, config: dict[str, object]) -> 
     (after,) = bench.database.sessions()
 
     assert inside.application_name == after.application_name
+
+
+def test_what_was_to_go_along_ends_with_its_unit(bench: Bench) -> None:
+    """A unit whose only statement was refused before it was sent leaves nothing to the next one."""
+    with bench.app.app_context():
+        with pytest.raises(RuleViolationError, match="UOW111"), transactional(read_only=True):
+            bench.run_sql("DELETE FROM item")
+        with transactional(label="next"):
+            bench.add("item")
+            (session,) = bench.database.sessions()
+
+    assert session.application_name.endswith(":next")
+    assert bench.committed() == ["item"]
 
 
 # ---- reads without a transaction
