@@ -27,10 +27,10 @@ LISTEN = "127.0.0.1"
 
 @contextlib.contextmanager
 def run_pgbouncer(url: str, folder: Path, **settings: object) -> Iterator[sa.URL]:
-    """Run a PgBouncer, and yield the URL that it serves a database under.
+    """Run a PgBouncer, and yield the URL that it serves a database under; its server's others have their names there.
 
     :param url: of the database on its server.
-    :param folder: one that nobody else uses.
+    :param folder: one that nobody else uses; PgBouncer's log is written there.
     :param settings: of section ``[pgbouncer]``, besides what is set here.
     """
     if PROGRAM is None:
@@ -42,7 +42,7 @@ def run_pgbouncer(url: str, folder: Path, **settings: object) -> Iterator[sa.URL
     served = server.set(host=LISTEN, port=find_free_port())
     file = folder / "pgbouncer.ini"
     file.write_text(_settings(server, served, settings))
-    options = ["-q"]
+    options = []
     if getpass.getuser() == "root":  # it refuses to run as root, and must read its settings as another
         options += ["-u", "nobody"]
         for parent in (folder, *folder.parents[:3]):
@@ -65,10 +65,12 @@ def _settings(server: sa.URL, served: sa.URL, settings: dict[str, object]) -> st
         "pool_mode": "transaction",
         # Nothing that one client leaves behind is wiped for the next: that is a session's mode.
         "server_reset_query": "",
+        # One after the other, so that a client meets another connection in each transaction.
+        "server_round_robin": 1,
     }
     where = f"host={server.host} port={server.port} user={server.username} password={server.password}"
     lines = [f"{name} = {value}" for name, value in (own | settings).items()]
-    return "\n".join(["[databases]", f"{server.database} = {where}", "[pgbouncer]", *lines, ""])
+    return "\n".join(["[databases]", f"* = {where}", "[pgbouncer]", *lines, ""])
 
 
 def _wait_until_it_answers(served: sa.URL) -> None:

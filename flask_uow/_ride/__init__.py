@@ -97,8 +97,8 @@ class _Connecting:
         if not was_known:
             logger.info(
                 "%s: what seems a pooler such as PgBouncer %s the start option default_transaction_read_only. Reads "
-                "say BEGIN READ ONLY there, so that one alone takes a round trip more; psycopg prepares statements only "
-                "if connect_args has a prepare_threshold. fix: To keep both, connect to the server itself.",
+                "say BEGIN READ ONLY there, so that one alone takes a round trip more; psycopg prepares statements if "
+                "connect_args has a prepare_threshold. fix: To keep both, connect to the server itself.",
                 self._url.render_as_string(),
                 what,
             )
