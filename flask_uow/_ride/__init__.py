@@ -9,10 +9,10 @@ start option sets is then refused, or dropped, or true for one of them: it is no
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 import re
-import threading
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -66,7 +66,7 @@ class _Connecting:
         self._connect = partial(connect, engine.dialect.connect)
         self._asks_for_start = read_only_at_start
         self._is_pooled = False
-        self._one_at_a_time = threading.Lock()
+        self._findings = itertools.count()
 
     def __call__(self, *arguments: Any, **options: Any) -> Any:
         connection = self._ask_for_start(arguments, options)
@@ -92,9 +92,8 @@ class _Connecting:
         return connection
 
     def _note_pooler(self, what: str) -> None:
-        with self._one_at_a_time:
-            was_known, self._is_pooled = self._is_pooled, True
-        if not was_known:
+        self._is_pooled = True
+        if next(self._findings) == 0:
             logger.info(
                 "%s: what seems a pooler such as PgBouncer %s the start option default_transaction_read_only. Reads "
                 "say BEGIN READ ONLY there, so that one alone takes a round trip more; psycopg prepares statements if "

@@ -165,7 +165,7 @@ def test_the_log_says_once_what_is_lost(
         with bench.app.app_context():
             engine = bench.uow.engine
             with engine.connect() as first, engine.connect() as second:
-                drivers = [connection.connection.dbapi_connection for connection in (first, second)]
+                drivers: list[Any] = [connection.connection.dbapi_connection for connection in (first, second)]
                 assert [driver.is_read_only_at_start for driver in drivers] == [False, False]
                 if database.backend == "psycopg":
                     assert [driver.prepare_threshold for driver in drivers] == [None, None]
@@ -358,7 +358,7 @@ def test_many_clients(make_pooled: MakePooled, start: str, size: int) -> None:
         name = f"{client}-{number}"
         level = ("READ COMMITTED", "REPEATABLE READ", None)[number % 3]
         timeout_s = 20 + 10 * client
-        with transactional(label=name, isolation=level, timeout=timeout_s):  # type: ignore[arg-type]
+        with transactional(label=name, isolation=level, timeout=timeout_s):
             bench.add(f"{name}-outer")
             with pytest.raises(ValueError, match="no"), transactional():
                 bench.add(f"{name}-undone")
