@@ -54,6 +54,7 @@ PREPARED_METHODS = ("clear", "maintain_gen", "maybe_add_to_cache", "validate")
 # A plan that the server cannot run any more; what it was made for is gone, or has come again as another one.
 LOST_PLAN_STATES = frozenset(("XX000", "0A000", "26000"))
 READ_ONLY = b"default_transaction_read_only"
+QUESTION = b"SELECT pg_backend_pid(), current_setting('" + READ_ONLY + b"')"
 # The first server that reports this setting by itself.
 REPORTING_VERSION = 140000
 # What asks whether a connection lives, in autocommit.
@@ -85,17 +86,21 @@ class RidingConnection(psycopg.Connection[Any]):
         self._leaves_default = False
         self._has_batch = False
 
-    def note_read_only_at_start(self) -> None:
-        """Ask whether ``default_transaction_read_only`` was set by the start options; a pooler may have dropped it."""
-        is_told = self.pgconn.server_version >= REPORTING_VERSION
-        self.is_read_only_at_start = self._is_read_only_by_default = (
-            self.pgconn.parameter_status(READ_ONLY) == b"on" if is_told else self._show_read_only()
-        )
+    def note_read_only_at_start(self) -> bool:
+        """Find out, and return, whether ``default_transaction_read_only`` is on by the start options for certain.
 
-    def _show_read_only(self) -> bool:
+        A pooler may have dropped them, or may give each transaction another server's session; none knows the process
+        number of one when it greets its client.
+        """
+        is_told = self.pgconn.server_version >= REPORTING_VERSION
+        is_on = (not is_told or self.pgconn.parameter_status(READ_ONLY) == b"on") and self._ask_read_only()
+        self.is_read_only_at_start = self._is_read_only_by_default = is_on
+        return is_on
+
+    def _ask_read_only(self) -> bool:
         with self.lock:
-            result = self.wait(super()._exec_command(b"SHOW " + READ_ONLY))
-        return bool(result.get_value(0, 0) == b"on")
+            result = self.wait(super()._exec_command(QUESTION))
+        return (result.get_value(0, 0), result.get_value(0, 1)) == (b"%d" % self.pgconn.backend_pid, b"on")
 
     @property
     def transaction_status(self) -> int:
@@ -522,18 +527,14 @@ class _RidingInfo(psycopg.ConnectionInfo):
         return pq.TransactionStatus(self._connection.transaction_status)
 
 
-def connect(arguments: Sequence[Any], options: dict[str, Any], *, is_read_only_asked: bool) -> RidingConnection:
+def connect(arguments: Sequence[Any], options: dict[str, Any]) -> RidingConnection:
     """Connect.
 
     :param arguments: as psycopg takes them.
     :param options: as psycopg takes them.
-    :param is_read_only_asked: whether the start options ask for ``default_transaction_read_only``, which transactions
-        that may write then undo.
     """
     connection = RidingConnection.connect(*arguments, **options)
     connection.cursor_factory = riding_cursor_class(connection.cursor_factory)
-    if is_read_only_asked:
-        connection.note_read_only_at_start()
     return connection
 
 

@@ -163,33 +163,34 @@ def timeout_inside(bench: Bench) -> None:
         bench.add("later")
 
 
-@pytest.mark.parametrize(
-    ("body", "trips"),
-    [
-        (one_select, 1),
-        (one_select_that_may_write, 2),
-        (one_insert, 2),
-        (nested_inserts, 5),
-        (nested_failure, 4),
-        (nested_duplicate, 4),
-        (nested_selects, 5),
-        (options, 2),
-        (options_and_then_none, 4),
-        (rendering, 3),
-        (empty, 0),
-        (rolled_back, 2),
-        (refused, 2),
-        (two_selects, 2),
-        (unknown_function, 3),
-        (snapshot, 2),
-        (snapshot_with_a_deadline, 2),
-        (read_only_inside, 3),
-        (confirmed, 3),
-        (read_before, 3),
-        (independent, 4),
-        (timeout_inside, 4),
-    ],
-)
+TRIPS: list[tuple[Body, int]] = [
+    (one_select, 1),
+    (one_select_that_may_write, 2),
+    (one_insert, 2),
+    (nested_inserts, 5),
+    (nested_failure, 4),
+    (nested_duplicate, 4),
+    (nested_selects, 5),
+    (options, 2),
+    (options_and_then_none, 4),
+    (rendering, 3),
+    (empty, 0),
+    (rolled_back, 2),
+    (refused, 2),
+    (two_selects, 2),
+    (unknown_function, 3),
+    (snapshot, 2),
+    (snapshot_with_a_deadline, 2),
+    (read_only_inside, 3),
+    (confirmed, 3),
+    (read_before, 3),
+    (independent, 4),
+    (timeout_inside, 4),
+]
+"""What is told to the server, and how many round trips it takes."""
+
+
+@pytest.mark.parametrize(("body", "trips"), TRIPS)
 def test_trips(make_proxied_bench: MakeBench, proxy: Proxy, body: Body, trips: int) -> None:
     """From the second execution of a text on, with the liveness check, on a connection that is pooled."""
     bench = make_proxied_bench(UOW_RIDE=True)

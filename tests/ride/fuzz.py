@@ -237,7 +237,11 @@ class Psycopg2(Side):
 
     def connect(self) -> Any:
         factory = RidingConnection if self.is_riding else None
-        return psycopg2.connect(self.database.driverless_url, connection_factory=factory, options=self.options)
+        connection: Any = psycopg2.connect(
+            self.database.driverless_url, connection_factory=factory, options=self.options
+        )
+        assert not self.options or connection.note_read_only_at_start()
+        return connection
 
     def pid(self) -> int:
         return int(self.connection.get_backend_pid())
@@ -334,7 +338,9 @@ class Psycopg(Side):
         options: dict[str, Any] = {"options": self.options, "prepare_threshold": 2}
         if not self.is_riding:
             return psycopg.connect(url, **options)
-        return _psycopg.connect([url], options, is_read_only_asked=bool(self.options))
+        connection = _psycopg.connect([url], options)
+        assert not self.options or connection.note_read_only_at_start()
+        return connection
 
     def pid(self) -> int:
         return 0 if self.connection.closed else int(self.connection.info.backend_pid)
