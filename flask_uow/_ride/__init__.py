@@ -49,7 +49,7 @@ def ride(engine: Engine, *, read_only_at_start: bool = False) -> Engine:
     if dialect.name != "postgresql" or dialect.is_async or isinstance(dialect.connect, _Connecting):
         return engine
     connect = _CONNECTS.get(dialect.driver)
-    if connect is not None:
+    if connect is not None and _can_ride(dialect.driver):
         dialect.connect = _Connecting(engine, connect, read_only_at_start=read_only_at_start)
     return engine
 
@@ -103,6 +103,15 @@ class _Connecting:
             )
 
 
+def _can_ride(driver: str) -> bool:
+    """Whether the installed version of a driver has what riding rests on."""
+    if driver != "psycopg":
+        return True
+    from ._psycopg import can_ride
+
+    return can_ride()
+
+
 def _connect_psycopg2(connect: _Connect, arguments: _Arguments, options: _Options) -> Any:
     from ._psycopg2 import riding_factory
 
@@ -113,9 +122,9 @@ def _connect_psycopg2(connect: _Connect, arguments: _Arguments, options: _Option
 
 
 def _connect_psycopg(connect: _Connect, arguments: _Arguments, options: _Options) -> Any:
-    from . import _psycopg
+    from ._psycopg import connect as connect_riding
 
-    return _psycopg.connect(arguments, options) if _psycopg.can_ride() else connect(*arguments, **options)
+    return connect_riding(arguments, options)
 
 
 _CONNECTS: dict[str, Callable[[_Connect, _Arguments, _Options], Any]] = {

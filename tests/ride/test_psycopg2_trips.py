@@ -289,7 +289,7 @@ def test_label_is_dropped_by_a_read_without_a_transaction(connect: MakeConnectio
     """It goes along with a BEGIN, and only with one."""
     riding = connect(options=READ_ONLY)
     for needs_none in (True, False):
-        riding.riders.along = "SET LOCAL application_name = 'view'"
+        riding.riders.add(["SET LOCAL application_name = 'view'"])
         riding.needs_no_transaction = needs_none
         run(riding, "SELECT 1")
         riding.commit()
