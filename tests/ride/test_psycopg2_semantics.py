@@ -43,6 +43,7 @@ def told(error: psycopg2.Error) -> Told:
     return (type(error).__name__, error.pgcode, str(error), error.pgerror, error.diag.statement_position)
 
 
+@pytest.mark.filterwarnings("ignore:.* was deleted while still open:ResourceWarning")
 @pytest.mark.parametrize("driver", SIDES)
 @pytest.mark.parametrize("read_only", [False, True], ids=["", "read-only at start"])
 def test_random_sequences_are_alike(make_database: Callable[[str], Any], driver: str, read_only: bool) -> None:

@@ -89,7 +89,7 @@ def test_interrupts(postgres: PostgreSQLDatabase, work: Callable[[psycopg.Connec
     postgres.execute("CREATE TABLE item (id bigint)")
     seed = int.from_bytes(os.urandom(4))
     times = random.Random(seed)
-    interrupted = usable = 0
+    interrupted = 0
     with ExitStack() as stack:
         told = stack.enter_context(riding(postgres.driverless_url))
         deadline = time.monotonic() + 60
@@ -98,12 +98,10 @@ def test_interrupts(postgres: PostgreSQLDatabase, work: Callable[[psycopg.Connec
                 continue
             interrupted += 1
             # No sooner: COPY holds psycopg's lock as long as the interrupt's traceback holds COPY.
-            is_usable = works(told)
-            assert is_usable or told.connection.closed, f"seed {seed}"
-            usable += is_usable
+            assert works(told) or told.connection.closed, f"seed {seed}"
             if told.connection.closed:
                 told = stack.enter_context(riding(postgres.driverless_url))
-    assert usable > 0
+    assert interrupted > 0
     assert interrupted == INTERRUPTS
 
 
