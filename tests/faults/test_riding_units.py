@@ -1,20 +1,16 @@
 """What units cost where statements ride: the round trips of each, counted on the wire, and nothing lost by it."""
 
-import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
-import flask_sqlalchemy
 import pytest
 import sqlalchemy as sa
-from flask import Flask, render_template_string
-from sqlalchemy import orm
+from flask import render_template_string
 from sqlalchemy.exc import DBAPIError, IntegrityError
 
-from flask_uow import UnitOfWork, current_unit, ride, transactional
+from flask_uow import current_unit, transactional
 from tests.database.conftest import Bench, MakeBench
-from tests.databases import Database
-from tests.faults.proxy import LISTEN, Proxy
-from tests.models import Item, create_tables, make_app
+from tests.faults.proxy import Proxy
+from tests.models import Item
 
 pytestmark = pytest.mark.parametrize("database", ["psycopg2", "psycopg"], indirect=True)
 
@@ -190,52 +186,12 @@ TRIPS = [
     (independent, 4),
     (timeout_inside, 4),
 ]
-"""What each takes from the second execution of a text on, with the liveness check, on a connection that is pooled."""
 
 
 @pytest.mark.parametrize(("body", "trips"), TRIPS)
 def test_trips(make_proxied_bench: MakeBench, proxy: Proxy, body: Body, trips: int) -> None:
-    """On engines that are made of the configuration."""
-    count_trips(make_proxied_bench(UOW_RIDE=True), proxy, body, trips)
-
-
-@pytest.mark.parametrize(("body", "trips"), TRIPS)
-def test_trips_on_an_engine_made_elsewhere(database: Database, proxy: Proxy, body: Body, trips: int) -> None:
-    """With one line for the engine, they are the same."""
-    with own_engine(database, proxy) as engine:
-        assert ride(engine, read_only_at_start=True) is engine
-        uow = UnitOfWork(sessionmaker=orm.sessionmaker(engine, expire_on_commit=False))
-        count_trips(Bench(make_app(database, uow), uow, database), proxy, body, trips)
-
-
-@pytest.mark.parametrize(("body", "trips"), [(one_select, 2), (nested_inserts, 5)])
-def test_trips_without_the_start_option(database: Database, proxy: Proxy, body: Body, trips: int) -> None:
-    """Then a read has its BEGIN and its end like all else."""
-    with own_engine(database, proxy) as engine:
-        ride(engine)
-        uow = UnitOfWork(sessionmaker=orm.sessionmaker(engine))
-        count_trips(Bench(make_app(database, uow), uow, database), proxy, body, trips)
-
-
-@pytest.mark.parametrize(("body", "trips"), [(one_select, 1), (rendering, 3)])
-def test_trips_on_flask_sqlalchemys_engine(database: Database, proxy: Proxy, body: Body, trips: int) -> None:
-    """Before its first connection."""
-    app = Flask(__name__)
-    app.config["SQLALCHEMY_DATABASE_URI"] = proxied_url(database, proxy)
-    create_tables(database)
-    db = flask_sqlalchemy.SQLAlchemy(app, session_options={"expire_on_commit": False})
-    uow = UnitOfWork(app, session=db.session)
-    with app.app_context():
-        ride(db.engine, read_only_at_start=True)
-
-    count_trips(Bench(app, uow, database), proxy, body, trips)
-
-    with app.app_context():
-        db.engine.dispose()
-
-
-def count_trips(bench: Bench, proxy: Proxy, body: Body, trips: int) -> None:
-    """Run a body again and again, and compare the round trips of each time but the first."""
+    """From the second execution of a text on, with the liveness check, on a connection that is pooled."""
+    bench = make_proxied_bench(UOW_RIDE=True)
     with bench.app.app_context(), transactional():
         bench.add(*(f"item-{number}" for number in range(20)))
     for number in range(7):  # psycopg 3 prepares what it meets for the sixth time
@@ -245,16 +201,3 @@ def count_trips(bench: Bench, proxy: Proxy, body: Body, trips: int) -> None:
         if number:
             assert len(sent) == trips, sent
         bench.database.execute("DELETE FROM item WHERE name NOT LIKE 'item-%'")
-
-
-@contextlib.contextmanager
-def own_engine(database: Database, proxy: Proxy) -> Iterator[sa.Engine]:
-    """An engine of the application's own, behind the proxy."""
-    engine = sa.create_engine(proxied_url(database, proxy))
-    yield engine
-    engine.dispose()
-
-
-def proxied_url(database: Database, proxy: Proxy) -> str:
-    """A database's URL with the proxy in front of it."""
-    return sa.make_url(database.url).set(host=LISTEN, port=proxy.port).render_as_string(hide_password=False)
