@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from . import exceptions, signals
 from ._extension import UnitOfWork
 from ._options import Propagation
+from ._ride import ride
 from ._transactional import current_unit, transactional
 from ._units import Unit
 
@@ -19,6 +20,7 @@ __all__ = [
     "UnitOfWork",
     "current_unit",
     "exceptions",
+    "ride",
     "signals",
     "stats",
     "testing",

@@ -2,7 +2,7 @@
 
 A connection is called ``flask_uow:<app>:<pid>``. The server then knows which of its sessions belong to which app and
 which process of the client's host holds them; nobody has to be asked and nothing has to be sent after the connect.
-What may follow the pid later (a unit's label, say) has to be set apart by a colon.
+While a unit that rides has its transaction open, its label follows the pid, set apart by a colon.
 
 Who sets the name and who looks for it is left to the engines and to :mod:`flask_uow.stats`.
 """
@@ -26,7 +26,7 @@ _UNFIT = re.compile(r"[^ -~]|:")
 _UNFIT_IN_LABEL = re.compile(r"[^ -~]|['\\\\%;]")
 _PREFIX_BYTES = len("SET LOCAL application_name = '")
 _LIKE_SPECIAL = re.compile(r"([\\%_])")
-_OURS = re.compile(rf"{PREFIX}:[^:]*:(\d+)(?::.*)?")
+_OURS = re.compile(rf"{PREFIX}:[^:]*:(\d+)(?::(.*))?")
 
 
 def application_name(app_name: str, pid: int) -> str:
@@ -97,3 +97,15 @@ def worker_pid(name: str) -> int | None:
     """
     match = _OURS.fullmatch(name)
     return int(match[1]) if match else None
+
+
+def unit_label(name: str) -> str | None:
+    """Read out of a name what is left of the unit's label that was added to it.
+
+    >>> unit_label("flask_uow:bank:4711:POST /transfers"), unit_label("flask_uow:bank:4711")
+    ('POST /transfers', None)
+
+    :param name: the ``application_name`` of a server's session.
+    """
+    match = _OURS.fullmatch(name)
+    return (match[2] or None) if match else None

@@ -6,7 +6,14 @@ import re
 
 import pytest
 
-from flask_uow._application_name import application_name, is_own_name, like_pattern, worker_pid
+from flask_uow._application_name import (
+    application_name,
+    is_own_name,
+    like_pattern,
+    rename,
+    unit_label,
+    worker_pid,
+)
 
 
 def _is_like(name: str, pattern: str) -> bool:
@@ -68,8 +75,39 @@ def test_label_may_follow_the_pid() -> None:
     assert worker_pid(name) == 12
 
 
+@pytest.mark.parametrize(
+    ("label", "read"),
+    [
+        ("POST /transfers/<int:id>", "POST /transfers/<int:id>"),
+        ("nightly: 7", "nightly: 7"),
+        ("it's 5 % \\ done; Bänk\n", "it?s 5 ? ? done? B?nk?"),
+        ("x" * 99, "x" * 44),
+        ("", None),
+    ],
+)
+def test_a_label_is_read_out_of_the_name_again(label: str, read: str | None) -> None:
+    """As far as the server has room for it; app and process stay whole."""
+    name = application_name("bank", 123)
+    statement = rename(name, label)
+    server_name = statement.removeprefix("SET LOCAL application_name = '").removesuffix("'")
+
+    assert len(server_name) <= 63
+    assert unit_label(server_name) == read
+    assert (worker_pid(server_name), _is_like(server_name, like_pattern("bank"))) == (123, True)
+
+
+def test_a_name_without_room_for_a_label_has_none() -> None:
+    """It is the connection's own then, with its whole pid."""
+    name = application_name("x" * 200, 2**31)
+    statement = rename(name, "POST /transfers")
+
+    assert statement == f"SET LOCAL application_name = '{name}'"
+    assert unit_label(name) is None
+
+
 @pytest.mark.parametrize("name", ["psql", "", "flask_uow:bank", "flask_uow:bank:", "flask_uow:bank:x", "x:a:1"])
 def test_foreign_names_are_not_ours(name: str) -> None:
     """A name from elsewhere has no worker's pid in it."""
     assert not is_own_name(name)
     assert worker_pid(name) is None
+    assert unit_label(name) is None

@@ -45,7 +45,7 @@ class Factory:
 
 def test_the_package_has_the_names_of_its_contract() -> None:
     """They are all that the root exports, and ``stats`` and ``testing`` come when they are asked for."""
-    expected = {"UnitOfWork", "Unit", "Propagation", "transactional", "current_unit"}
+    expected = {"UnitOfWork", "Unit", "Propagation", "transactional", "current_unit", "ride"}
 
     assert set(flask_uow.__all__) == expected | {"exceptions", "signals", "stats", "testing"}
     assert all(hasattr(flask_uow, name) for name in flask_uow.__all__)

@@ -7,12 +7,13 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
+from flask import Flask
 
 from flask_uow import UnitOfWork, stats, transactional
 from flask_uow._application_name import application_name
@@ -151,6 +152,21 @@ def test_sessions_of_other_hosts_are_counted() -> None:
     assert not shown.sessions[0].is_orphan
 
 
+def test_a_session_that_no_worker_speaks_of_keeps_what_its_server_was_told() -> None:
+    """Marked, and named to those who wait for it; a worker's own word is better, and says where."""
+    told: dict[str, object] = {"unit": "GET /outer", "is_told_by_server": True, "state": "active"}
+    own = worker(4711, unit("inner", backend_pids=(1,), where="bank/inner.py:3 in inner"), backend_pids=(1,))
+    sessions = (session(1, 4711, **told), session(2, 4712, **told), session(3, 4711, blocked_by=(1, 2)))
+
+    shown = joined(database(*sessions), own)
+
+    assert [(each.unit, each.where, each.is_told_by_server) for each in shown.sessions[:2]] == [
+        ("inner", "bank/inner.py:3 in inner", False),
+        ("GET /outer", None, True),
+    ]
+    assert shown.sessions[2].waits_for == ("inner", "GET /outer")
+
+
 # ---- on a real server
 
 
@@ -227,3 +243,150 @@ def test_a_session_under_the_name_of_a_process_that_is_gone_is_an_orphan(
 
     assert seen.databases[0].error is None
     assert {each.worker_pid: each.is_orphan for each in seen.databases[0].sessions} == numbers
+
+
+# ---- what the server was told, where no board says it
+
+
+def make_silent(database: Database, **config: object) -> tuple[Flask, UnitOfWork]:
+    """Make an app that publishes nothing, as one whose boards are another host's."""
+    uow = UnitOfWork()
+    return make_app(database, uow, **({"UOW_RIDE": True, "UOW_STATS": False} | config)), uow
+
+
+@pytest.fixture
+def looker(database: Database, tmp_path: Path) -> Flask:
+    """An app of the same name that has boards of its own, and nothing on them."""
+    return make_app(database, UOW_STATS_DIR=str(tmp_path / "boards"))
+
+
+@on_postgresql
+def test_a_unit_of_elsewhere_is_shown_by_its_label(database: Database, looker: Flask) -> None:
+    """The outermost one's, while its transaction is open and no longer; the line is not known."""
+    app, uow = make_silent(database)
+    seen = {}
+    with app.app_context():
+        with transactional(label="POST /transfers/<int:id>"), transactional(label="inner"):
+            uow.session.execute(sa.text("SELECT 1"))
+            seen["open"] = snapshot_until(looker, is_in("idle in transaction"))
+        seen["ended"] = snapshot_until(looker, is_in("idle"))
+
+    (session,) = seen["open"].databases[0].sessions
+    assert (session.unit, session.is_told_by_server, session.where) == ("POST /transfers/<int:id>", True, None)
+    assert (session.worker_pid, session.is_orphan) == (os.getpid(), False)
+    (session,) = seen["ended"].databases[0].sessions
+    assert (session.unit, session.is_told_by_server) == (None, False)
+
+
+@on_postgresql
+@pytest.mark.parametrize("is_inner", [False, True], ids=["outermost", "savepoint"])
+def test_a_failed_transaction_forgets_its_label(database: Database, looker: Flask, is_inner: bool) -> None:
+    """The server undoes what was set in it, but for what was set before a savepoint."""
+    app, uow = make_silent(database)
+    with app.app_context(), pytest.raises(sa.exc.ProgrammingError, match="nowhere"):
+        with transactional(label="POST /transfers"), ExitStack() as stack:
+            uow.session.execute(sa.text("SELECT 1"))
+            if is_inner:
+                stack.enter_context(transactional(label="inner"))
+            try:
+                uow.session.execute(sa.text("SELECT * FROM nowhere"))
+            except sa.exc.ProgrammingError:
+                seen = snapshot_until(looker, lambda seen: seen.troubles)
+                raise
+
+    (session,), (trouble,) = seen.databases[0].sessions, seen.troubles
+    assert trouble.kind == "aborted-transaction"
+    assert trouble.backend_pid == session.pid
+    assert trouble.label == session.unit == ("POST /transfers" if is_inner else None)
+
+
+@on_postgresql
+def test_who_waits_for_a_unit_of_elsewhere_names_it(database: Database, looker: Flask) -> None:
+    """So does the trouble; a unit of another app is named as a stranger, and its label with it."""
+    app, uow = make_silent(database)
+    other = Flask("other")
+    other.config.update(SQLALCHEMY_DATABASE_URI=database.url, UOW_STATS=False)
+    others = UnitOfWork(other)
+    lock = sa.text("SELECT pg_advisory_xact_lock(:lock)")
+
+    def wait() -> None:
+        with app.app_context(), transactional(label="GET /second"):
+            uow.session.execute(lock, {"lock": 1})
+            uow.session.execute(lock, {"lock": 2})
+
+    with ThreadPoolExecutor(1) as threads:
+        with other.app_context(), transactional(label="GET /other"):
+            others.session.execute(lock, {"lock": 2})
+            with app.app_context(), transactional(label="GET /first"):
+                uow.session.execute(lock, {"lock": 1})
+                waiting = threads.submit(wait)
+                first = snapshot_until(looker, lambda seen: blocked(seen) and seen.troubles)
+            second = snapshot_until(looker, lambda seen: seen.troubles and seen.databases[0].blockers)
+        waiting.result(DEADLINE_S)
+
+    assert [(each.unit, each.waits_for) for each in blocked(first)] == [("GET /second", ("GET /first",))]
+    assert [each.text.partition(" for 0.")[0] for each in first.troubles] == ["GET /second waits for GET /first"]
+    (stranger,) = second.databases[0].blockers
+    assert (stranger.unit, stranger.is_told_by_server) == (None, False)
+    assert blocked(second)[0].waits_for == (f"pid {stranger.pid}",)
+    name = f"session {stranger.pid} (flask_uow:other:{os.getpid()}:GET /other, role {stranger.user})"
+    assert f"GET /second waits for {name}, which is not of this app and idle in transaction," in second.troubles[0].text
+
+
+@on_postgresql
+def test_a_label_is_seen_where_the_rest_is_hidden(database: Database, looker: Flask) -> None:
+    """Every role may read a session's name; that there is a label tells that its transaction is open."""
+    role = f"visitor_{os.getpid()}_{threading.get_ident()}"
+    database.execute(f"CREATE ROLE {role} LOGIN PASSWORD 'hush'")
+    url = sa.make_url(database.url).set(username=role, password="hush").render_as_string(hide_password=False)
+    visitor = make_app(database, SQLALCHEMY_DATABASE_URI=url, UOW_STATS_DIR=looker.config["UOW_STATS_DIR"])
+    app, uow = make_silent(database)
+    try:
+        with app.app_context(), transactional(label="POST /" + "long" * 20):
+            uow.session.execute(sa.text("SELECT 1"))
+            seen = snapshot_until(visitor, is_in("hidden"))
+    finally:
+        database.execute(f"DROP ROLE {role}")
+
+    (session,) = seen.databases[0].sessions
+    assert len(session.application_name) == 63
+    assert (session.worker_pid, session.is_told_by_server) == (os.getpid(), True)
+    assert session.unit is not None
+    assert ("POST /" + "long" * 20).startswith(session.unit)
+    assert session.application_name == f"{application_name(app.name, os.getpid())}:{session.unit}"
+
+
+@on_postgresql
+@pytest.mark.parametrize("key", ["UOW_LABEL_SERVER", "UOW_RIDE"])
+def test_the_server_is_told_no_label_where_that_is_switched_off(database: Database, looker: Flask, key: str) -> None:
+    """The name stays the connection's own."""
+    app, uow = make_silent(database, **{key: False})
+    with app.app_context(), transactional(label="POST /transfers"):
+        uow.session.execute(sa.text("SELECT 1"))
+        seen = snapshot_until(looker, is_in("idle in transaction"))
+
+    (session,) = seen.databases[0].sessions
+    assert session.application_name == application_name(app.name, os.getpid())
+    assert (session.unit, session.is_told_by_server) == (None, False)
+
+
+@on_postgresql
+def test_a_label_outside_of_a_transaction_is_not_believed(database: Database, looker: Flask) -> None:
+    """Somebody has called an idle connection so."""
+    with closing(database.connect()) as connection:
+        connection.autocommit = True
+        connection.cursor().execute(f"SET application_name = '{application_name(looker.name, NOBODY)}:POST /x'")
+        seen = snapshot_until(looker, is_in("idle"))
+
+    (session,) = seen.databases[0].sessions
+    assert (session.unit, session.is_told_by_server) == (None, False)
+
+
+def is_in(state: str) -> Callable[[stats.Snapshot], bool]:
+    """Wait until the server has one session of the app, in this state."""
+    return lambda seen: [each.state for each in seen.databases[0].sessions] == [state]
+
+
+def blocked(seen: stats.Snapshot) -> list[stats.ServerSession]:
+    """The sessions that wait for another."""
+    return [each for each in seen.databases[0].sessions if each.blocked_by]

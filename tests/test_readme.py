@@ -26,7 +26,7 @@ from docutils import core, nodes  # type: ignore[import-untyped]
 from flask import Flask
 from sqlalchemy import orm
 
-from flask_uow import UnitOfWork, transactional
+from flask_uow import UnitOfWork, ride, transactional
 from flask_uow._cli import db_session_stats
 from flask_uow._options import Propagation, Relation, UnitOptions, relation
 from flask_uow._rules import RULES
@@ -36,11 +36,13 @@ from flask_uow._units import Ending, ending
 from flask_uow.exceptions import ConfigurationError, RuleViolationError, UnitOfWorkError
 from sample.bank import create_app
 from tests.databases import SQLiteDatabase
+from tests.faults.test_riding_units import TRIPS
 from tests.models import Item, create_tables, make_app, names
 from tests.throwaway_server import find_free_port
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.rst").read_text(encoding="utf-8")
+IN_DEPTH = (ROOT / "docs" / "in-depth.rst").read_text(encoding="utf-8")
 TIMEOUT_S = 30.0
 
 # A value of each key that is not its default.
@@ -82,6 +84,16 @@ ENDINGS = {
     "rollback, and the value is returned": Ending.ROLLBACK,
     "rollback, and the exception goes on": Ending.ROLLBACK,
     "rollback, and UnitFailedError": Ending.FAIL,
+}
+
+# Which of the counted bodies each row of the round trips is about.
+COUNTED = {
+    "one SELECT, read_only=True": ("one_select",),
+    "one SELECT, or one INSERT": ("one_select_that_may_write", "one_insert"),
+    "INSERT, three nested units with one statement each": ("nested_inserts", "nested_selects"),
+    "INSERT, a nested unit that fails, INSERT": ("nested_failure", "nested_duplicate"),
+    "one INSERT, SERIALIZABLE and with a time limit": ("options",),
+    "SELECT, INSERT, commit, a template renders ten": ("rendering",),
 }
 
 RELATIONS = {
@@ -240,6 +252,14 @@ def test_the_lines_of_adoption_adopt(document: Any, database: SQLiteDatabase, li
     assert names(database) == ["kept"]
 
 
+def test_the_line_for_an_engine_made_elsewhere_runs(document: Any, database: SQLiteDatabase) -> None:
+    """It returns the engine, which is left alone where nothing can ride."""
+    line = _blocks(document, "With Flask-SQLAlchemy")[0].splitlines()[3]
+    engine = sa.create_engine(database.url)
+
+    assert eval(line, {"ride": ride, "engine": engine}) is engine
+
+
 # ---- units
 
 
@@ -275,16 +295,28 @@ def test_every_option_is_named() -> None:
     assert sorted(named) == sorted(name for name in Options.__annotations__ if name != "propagation")
 
 
+# ---- round trips
+
+
+def test_the_table_of_round_trips_is_what_the_proxy_counts(document: Any) -> None:
+    """Each figure of ours is one that the tests count, on both drivers."""
+    counted = {body.__name__: trips for body, trips in TRIPS}
+
+    rows = _table(document, "what a request does")
+    assert [what for what, *_ in rows] == list(COUNTED)
+    for what, by_hand, with_ping, ours in rows:
+        assert {counted[name] for name in COUNTED[what]} == {int(ours)}, what
+        assert int(ours) < int(by_hand) < int(with_ping)
+
+
 # ---- configuration
 
 
 def test_every_key_is_named_once(document: Any) -> None:
-    """Those in effect in the table, the others below it."""
-    in_effect = [key for key, _, _ in _table(document, "key")]
-    all_keys = [*in_effect, *_listed("Checked, without effect in this version"), *_listed("Refused when switched on")]
-
+    """All of them are in the table."""
     databases = ["SQLALCHEMY_DATABASE_URI", "SQLALCHEMY_BINDS", "SQLALCHEMY_ENGINE_OPTIONS"]
-    assert sorted(all_keys) == sorted([*databases, *_CHECKS])
+
+    assert sorted(key for key, _, _ in _table(document, "key")) == sorted([*databases, *_CHECKS])
     assert sorted(OTHER_VALUES) == sorted(_CHECKS)
 
 
@@ -298,13 +330,10 @@ def test_the_defaults_are_the_codes(document: Any) -> None:
             assert _settings(**{key: ast.literal_eval(default)}) == _settings()
 
 
-def test_a_key_is_in_effect_without_one_or_refused(document: Any) -> None:
-    """Another value than the default changes what is read, changes nothing, or is refused."""
-    in_effect = {key for key, _, _ in _table(document, "key") if key.startswith("UOW_")}
-
-    assert {key for key in OTHER_VALUES if _effect(key) == "effect"} == in_effect
-    assert {key for key in OTHER_VALUES if _effect(key) == "none"} == _listed("Checked, without effect in this version")
-    assert {key for key in OTHER_VALUES if _effect(key) == "refused"} == _listed("Refused when switched on")
+@pytest.mark.parametrize(("key", "value"), OTHER_VALUES.items())
+def test_every_key_is_in_effect(key: str, value: object) -> None:
+    """Another value than the default changes what is read."""
+    assert _settings(**{key: value}) != _settings()
 
 
 def test_the_pools_defaults_are_the_codes(database: SQLiteDatabase, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -335,15 +364,16 @@ def test_the_table_of_rules_is_the_codes(document: Any) -> None:
     assert _table(document, "code") == expected
 
 
-def test_the_text_of_a_violation_is_the_codes(document: Any, database: SQLiteDatabase) -> None:
+def test_the_text_of_a_violation_is_the_codes(database: SQLiteDatabase) -> None:
     """But for the place, which is this file."""
     app = make_app(database)
+    in_depth = core.publish_doctree(IN_DEPTH, settings_overrides={"halt_level": 2, "report_level": 2})
 
     with app.app_context(), pytest.raises(RuleViolationError, match="UOW101") as caught:
         with transactional(label="POST /transfers") as unit:
             unit.session.commit()
 
-    shown, raised = _blocks(document, "Rules")[0].splitlines(), str(caught.value).splitlines()
+    shown, raised = _blocks(in_depth, "What a violation says")[0].splitlines(), str(caught.value).splitlines()
     assert [shown[0], shown[2]] == [raised[0], raised[2]]
     assert re.fullmatch(r"  where: \S+\.py:\d+ in \w+", shown[1])
     assert re.fullmatch(r"  where: \S+\.py:\d+ in \w+", raised[1])
@@ -378,12 +408,6 @@ def _blocks(document: Any, title: str) -> list[str]:
     sections = [document, *document.findall(nodes.section)]
     section = next(section for section in sections if section.next_node(nodes.title).astext() == title)
     return [block.astext() for block in section.children if isinstance(block, nodes.literal_block)]
-
-
-def _listed(sentence: str) -> set[str]:
-    found = re.search(rf"{sentence.replace(' ', chr(92) + 's+')}:([^.]*)\.", README)
-    assert found, sentence
-    return set(re.findall(r"``(UOW_\w+)``", found[1]))
 
 
 def _parse_curl(line: str, variables: dict[str, str] | None = None) -> Request:
@@ -514,11 +538,3 @@ def _relation(propagation: str, active: str | None) -> str:
 
 def _settings(**config: object) -> Settings:
     return read_settings({"SQLALCHEMY_DATABASE_URI": "postgresql://host/readme", **config}, owns_engines=True)
-
-
-def _effect(key: str) -> str:
-    try:
-        settings = _settings(**{key: OTHER_VALUES[key]})
-    except ConfigurationError as error:
-        return "refused" if "this version cannot do that yet" in str(error) else str(error)
-    return "none" if settings == _settings() else "effect"

@@ -364,6 +364,17 @@ def test_sessions_name_what_holds_them() -> None:
     assert "pools of this process" not in text
 
 
+@pytest.mark.parametrize("width", [70, 200])
+def test_a_label_that_no_worker_tells_is_marked(width: int) -> None:
+    """In a line of its own, so that neither is cut."""
+    told = session(unit=snapshots.LONG, is_told_by_server=True)
+
+    first, second, _ = drawn(snapshot_of(told), width).partition("POST /api")[2].splitlines()[:3]
+
+    assert first.endswith("/transfers")
+    assert second.strip() == "said by the server"
+
+
 def test_idle_sessions_take_no_room() -> None:
     """A few of them are listed, for nothing is the matter with them, or all if all is asked for."""
     snapshot = snapshots.snapshot(databases=(snapshots.database(*map(snapshots.session, range(40))),))

@@ -152,13 +152,39 @@ def test_unit_that_waits_for_itself() -> None:
     assert text.startswith("blocked: record inside POST /transfers waits for a lock of its own outer unit")
 
 
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({"state": "idle in transaction"}, "idle-in-transaction: {} is idle in its transaction for 12.0 s"),
+        (
+            {"state": "active", "transaction_age_seconds": 99.0},
+            "long-unit: {} has not ended (active now) for 1 min 39 s",
+        ),
+        ({"state": "active", "blocked_by": (7,), "waits_for": ("GET /a",)}, "blocked: {} waits for GET /a for 12.0 s"),
+        ({"state": "hidden", "state_age_seconds": None}, None),
+    ],
+)
+def test_a_unit_that_its_server_alone_tells_of(changes: dict[str, Any], text: str | None) -> None:
+    """It is judged as a unit, by its label, and it is said whose word that is and where the connection came from."""
+    told = session(unit="POST /x", is_told_by_server=True, client_address="10.0.0.9", **changes)
+
+    found = troubles(snapshot(databases=(database(told),)))
+
+    place = "said by the server, worker 4711, backend 5101, from 10.0.0.9"
+    assert [f"{each.kind}: {each.text}" for each in found] == ([f"{text.format('POST /x')}: {place}"] if text else [])
+    assert all((each.label, each.view, each.where) == ("POST /x", "POST /x", None) for each in found)
+
+
 def test_stranger_in_the_way_is_named() -> None:
     """Who is not of the app has a name, a role and a state."""
     blocked = session(1, state="active", state_age_seconds=2.0, blocked_by=(99,))
     stranger = session(99, None, application_name="psql", user="root", state="idle in transaction")
 
+    named = replace(blocked, waits_for=("pid 99",))
+
     (found,) = troubles(snapshot(databases=(database(blocked, blockers=(stranger,)),)))
 
+    assert [found] == troubles(snapshot(databases=(database(named, blockers=(stranger,)),)))
     assert found.kind == "blocked"
     assert "waits for session 99 (psql, role root), which is not of this app and idle in transaction, for" in found.text
 

@@ -105,6 +105,8 @@ def _what(session: stats.ServerSession) -> RenderableType:
     parts: list[RenderableType] = []
     if session.unit is not None:
         parts.append(Line(session.unit))
+    if session.is_told_by_server:
+        parts.append(text_of(stats.SAID_BY_SERVER, "dim"))
     if session.is_orphan:
         parts.append(text_of("orphan: no living worker knows it", "bold red"))
     if session.blocked_by:

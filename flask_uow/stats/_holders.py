@@ -1,8 +1,8 @@
 """Who holds a connection or waits for one: what the workers tell and what the servers say, as one thing.
 
 A live unit, what is inside it, and the server's session behind them are one holder, so that nothing is told twice. A
-session that no living worker speaks of is a holder too. What is to be thought of it is left to the troubles and to the
-conditions.
+session that no living worker speaks of is a holder too, by the label that its server was told if there is one. What is
+to be thought of it is left to the troubles and to the conditions.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import dataclasses
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 
-from ._values import ABORTED, LiveUnit, ServerSession, Snapshot, State
+from ._values import ABORTED, SAID_BY_SERVER, LiveUnit, ServerSession, Snapshot, State
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,8 +77,13 @@ class Holder:
 
     @property
     def is_unit(self) -> bool:
-        """Whether it is a unit of work."""
-        return bool(self.stack) and self.stack[0].kind == "unit"
+        """Whether it is a unit of work; of other connections no server is told a label."""
+        return self.stack[0].kind == "unit" if self.stack else self.is_told_by_server
+
+    @property
+    def is_told_by_server(self) -> bool:
+        """Whether no worker here speaks of it, and its label is what its server was told."""
+        return not self.stack and self.sessions[0].is_told_by_server
 
     @property
     def is_orphan(self) -> bool:
@@ -135,10 +140,12 @@ class Holder:
         """Where it is, for a line of text: the line, and what :attr:`name` leaves open of who it is."""
         if self.label is None:
             return self.where or ""
+        address = self.sessions[0].client_address if self.is_told_by_server else None
         parts = [
-            self.where,
+            self.where or (self.is_told_by_server and SAID_BY_SERVER),
             self.worker_pid and f"worker {self.worker_pid}",
             self.backend_pids and f"backend {', '.join(map(str, self.backend_pids))}",
+            address and f"from {address}",
         ]
         return ", ".join(part for part in parts if part)
 
@@ -179,7 +186,7 @@ def _backends(stacks: Sequence[Sequence[LiveUnit]]) -> Iterator[tuple[int, tuple
 
 
 def _waits_for(session: ServerSession) -> tuple[str, ...]:
-    return session.waits_for or tuple(str(pid) if pid else "a prepared transaction" for pid in session.blocked_by)
+    return session.waits_for or tuple(f"pid {pid}" if pid else "a prepared transaction" for pid in session.blocked_by)
 
 
 def _longest(*ages: float) -> float | None:

@@ -3,7 +3,7 @@
 A server knows its processes, not the views; a worker knows its units, and the number of the server's process behind
 each of its connections. Where the two meet, each gets the other's word. What lies between them may hide one from the
 other: a pooler has numbers of its own, and the workers of other hosts are not to be seen from here. That is said, and
-nothing is guessed.
+nothing is guessed. A session that no worker here speaks of keeps the label that its server was told.
 """
 
 from __future__ import annotations
@@ -70,19 +70,25 @@ class Known:
 def with_units(database: DatabaseSnapshot, known: Known) -> DatabaseSnapshot:
     """Say of each session which unit holds it, and by name for whom it waits."""
     everybody = (*database.sessions, *database.blockers)
-    labels = {session.pid: holder.label for session in everybody if (holder := known.find(session)) is not None}
-    sessions = tuple(_named(session, known, labels, database) for session in database.sessions)
-    blockers = tuple(_named(session, known, labels, database) for session in database.blockers)
+    held = {session.pid: _held(session, known) for session in everybody}
+    labels = {pid: session.unit for pid, session in held.items() if session.unit is not None}
+    sessions = tuple(_placed(held[session.pid], known, labels, database) for session in database.sessions)
+    blockers = tuple(_placed(held[session.pid], known, labels, database) for session in database.blockers)
     notes = (*database.notes, *_notes(database, known))
     return dataclasses.replace(database, sessions=sessions, blockers=blockers, notes=notes)
 
 
-def _named(session: ServerSession, known: Known, labels: dict[int, str], database: DatabaseSnapshot) -> ServerSession:
+def _held(session: ServerSession, known: Known) -> ServerSession:
+    """Say what holds a session: a worker's word is better than what its server was told."""
     holder = known.find(session)
+    if holder is None:
+        return session
+    return dataclasses.replace(session, unit=holder.label, where=holder.where, is_told_by_server=False)
+
+
+def _placed(session: ServerSession, known: Known, labels: dict[int, str], database: DatabaseSnapshot) -> ServerSession:
     return dataclasses.replace(
         session,
-        unit=holder.label if holder else None,
-        where=holder.where if holder else None,
         waits_for=tuple(_name(pid, labels) for pid in session.blocked_by),
         is_orphan=known.is_orphan(session, database),
     )

@@ -19,11 +19,11 @@ from contextlib import contextmanager, suppress
 
 from sqlalchemy import Connection, Engine, Row, TextClause, create_engine, text
 
-from .._application_name import is_own_name, like_pattern, name_prefix, worker_pid
+from .._application_name import is_own_name, like_pattern, name_prefix, unit_label, worker_pid
 from .._checkouts import unwatched
 from .._two_phase import PreparedName
 from ._query_line import query_line
-from ._values import DatabaseSnapshot, PreparedTransaction, ServerSession, Summary
+from ._values import IDLE, DatabaseSnapshot, PreparedTransaction, ServerSession, Summary
 
 READER_NAME = "flask_uow db-session-stats"
 _STATEMENT_TIMEOUT_S = 5.0
@@ -104,6 +104,8 @@ def _limits() -> dict[str, str]:
 
 
 def _server_session(row: Row[t.Any]) -> ServerSession:
+    # Outside of its transaction a label would be somebody else's doing, and another app's unit is none of this one.
+    label = unit_label(row.application_name) if row.is_own and row.state != IDLE else None
     return ServerSession(
         pid=row.pid,
         application_name=row.application_name,
@@ -117,6 +119,8 @@ def _server_session(row: Row[t.Any]) -> ServerSession:
         wait_event=row.wait_event,
         query=None if row.query is None else query_line(row.query),
         blocked_by=tuple(dict.fromkeys(row.blocked_by or ())),
+        unit=label,
+        is_told_by_server=label is not None,
     )
 
 

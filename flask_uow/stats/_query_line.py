@@ -1,4 +1,4 @@
-"""A statement as it is shown: its first line, without the values in it."""
+"""A statement as it is shown: its first line, without the values in it, and without what rides in front of it."""
 
 from __future__ import annotations
 
@@ -17,13 +17,16 @@ _LITERAL_OR_NOT = re.compile(
     re.VERBOSE | re.DOTALL,
 )
 
+# psycopg2 sends them as a line of its own in front of the statement.
+_RIDERS = re.compile(r"\A(?:BEGIN|SAVEPOINT|RELEASE|ROLLBACK TO|SET LOCAL)\b[^\n]*;\n(?=.*\S)", re.DOTALL)
+
 
 def query_line(query: str) -> str:
     """Give a statement's first line that is not blank, with ``'?'`` or ``?`` in the place of each literal.
 
     :param query: the statement, maybe cut by the server.
     """
-    masked = _LITERAL_OR_NOT.sub(_shown, query)
+    masked = _RIDERS.sub("", _LITERAL_OR_NOT.sub(_shown, query))
     return next((line.strip() for line in masked.splitlines() if line.strip()), "")
 
 

@@ -109,13 +109,12 @@ def _blockers(holder: Holder, snapshot: Snapshot) -> str:
     if holder.waits_for_itself:
         return "a lock of its own outer unit, that is for itself,"
     strangers = {
-        str(session.pid): f"session {session.pid} ({session.application_name or 'no name'}, role {session.user}), "
+        f"pid {session.pid}": f"session {session.pid} ({session.application_name or 'no name'}, role {session.user}), "
         f"which is not of this app and {session.state},"
         for database in snapshot.databases
         for session in database.blockers
     }
-    names = (strangers.get(name, f"session {name}" if name.isdigit() else name) for name in holder.waits_for)
-    return " and ".join(names)
+    return " and ".join(strangers.get(name, name) for name in holder.waits_for)
 
 
 def _of_pool(pool: PoolSnapshot) -> Iterator[Trouble]:

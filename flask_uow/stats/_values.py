@@ -25,7 +25,11 @@ ABORTED = "idle in transaction (aborted)"
 IDLE_IN_TRANSACTION = "idle in transaction"
 BLOCKED = "blocked"
 ACTIVE = "active"
+IDLE = "idle"
 HIDDEN = "hidden"
+
+SAID_BY_SERVER = "said by the server"
+"""What is shown behind a label that no worker here tells."""
 
 GROUPS: t.Final = (
     ABORTED,
@@ -34,7 +38,7 @@ GROUPS: t.Final = (
     ACTIVE,
     "fastpath function call",
     "starting",
-    "idle",
+    IDLE,
     "disabled",
     HIDDEN,
 )
@@ -93,6 +97,9 @@ class ServerSession:
     """The server's pids that this session waits for; 0 is a prepared transaction, which has no process."""
     unit: str | None = None
     """The label of what holds it: a unit of a worker, or whoever has taken the connection; None if nothing does."""
+    is_told_by_server: bool = False
+    """Whether :attr:`unit` is no worker's word, but what the server was told: the label of the outermost unit, maybe
+    cut, whose line nobody here knows."""
     where: str | None = None
     """The line of that: ``file:line in function``."""
     waits_for: tuple[str, ...] = ()
