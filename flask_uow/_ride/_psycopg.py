@@ -108,6 +108,8 @@ class RidingConnection(psycopg.Connection[Any]):
 
     needs_no_transaction = False
     is_read_only_at_start = False
+    # How many round trips it has made.
+    trips = 0
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
@@ -219,6 +221,7 @@ class RidingConnection(psycopg.Connection[Any]):
     def _queue_riders(self, pipeline: Pipeline) -> None:
         """Let a batch begin with what waits."""
         if self._has_wrong_default():
+            self.trips += 1
             for command in (self._send_set_default, self.pgconn.pipeline_sync):
                 pipeline.command_queue.append(command)
                 pipeline.result_queue.append(None)
@@ -233,6 +236,7 @@ class RidingConnection(psycopg.Connection[Any]):
     def _exec_command(self, command: QueryNoTemplate, *arguments: Any, **options: Any) -> PQGen[PGresult | None]:
         if self._pipeline is None and self.riders.waiting:
             yield from self._send_ahead_gen()
+        self.trips += self._pipeline is None and self.pgconn.status == OK
         result = yield from super()._exec_command(command, *arguments, **options)
         if command == b"COMMIT" and result is not None:
             self._read_tag(result)
@@ -320,6 +324,7 @@ class RidingConnection(psycopg.Connection[Any]):
         self._send_ahead()
         self._may_have_created = True
         with self._closed_by_interrupts(), super().pipeline() as pipeline:
+            pipeline.__class__ = _CountedPipeline
             yield pipeline
 
     @contextmanager
@@ -327,6 +332,7 @@ class RidingConnection(psycopg.Connection[Any]):
         self._has_batch = True
         try:
             with self._closed_by_interrupts(), super()._pipeline_nolock() as pipeline:
+                pipeline.__class__ = _CountedPipeline
                 yield pipeline
         finally:
             self._has_batch = False
@@ -475,6 +481,7 @@ class RidingConnection(psycopg.Connection[Any]):
             except Exception as error:  # noqa: BLE001  # it is raised when the riders' results are read
                 refusal = error
             pgconn.pipeline_sync()
+            self.trips += 2 if leading else 1
             answers = yield from self._read_gen(count)
             if riders:
                 self.riders.sent()
@@ -546,7 +553,40 @@ class _RidingInfo(psycopg.ConnectionInfo):
         return pq.TransactionStatus(self._connection.transaction_status)
 
 
-class RidingCursor(psycopg.Cursor[Any]):
+class _CountedPipeline(Pipeline):
+    """psycopg's pipeline: each Sync is a round trip."""
+
+    def _enqueue_sync(self) -> None:
+        connection = self._conn
+        if isinstance(connection, RidingConnection):
+            connection.trips += 1
+        super()._enqueue_sync()
+
+
+class CountedCursor(psycopg.Cursor[Any]):
+    """A cursor that counts what it sends in psycopg's own way."""
+
+    __slots__ = ()
+
+    def _execute_send(self, *arguments: Any, **options: Any) -> None:
+        super()._execute_send(*arguments, **options)
+        self._count()
+
+    def _send_prepare(self, *arguments: Any, **options: Any) -> None:
+        super()._send_prepare(*arguments, **options)
+        self._count()
+
+    def _send_query_prepared(self, *arguments: Any, **options: Any) -> None:
+        super()._send_query_prepared(*arguments, **options)
+        self._count()
+
+    def _count(self) -> None:
+        connection = self._conn
+        if isinstance(connection, RidingConnection) and connection._pipeline is None:
+            connection.trips += 1
+
+
+class RidingCursor(CountedCursor):
     """A cursor whose statements carry what waits."""
 
     __slots__ = ()
@@ -575,7 +615,7 @@ class RidingCursor(psycopg.Cursor[Any]):
             if is_carrier and (prep is Prepare.SHOULD or connection._has_riders(is_free)):
                 results = yield from self._carry_gen(connection, pgq, prep, name, binary, is_free)
             else:
-                results = yield from self._run_gen(pgq, prep, name, binary)
+                results = yield from self._run_gen(connection, pgq, prep, name, binary)
             self._read_results(connection, pgq, prep, name, results)
         except errors.Error as error:
             connection._note_error(error, is_free=is_free, was_prepared=prep is Prepare.YES)
@@ -617,27 +657,28 @@ class RidingCursor(psycopg.Cursor[Any]):
         riders = [] if is_free else connection._encode(connection.riders.waiting)
         sends: list[Callable[[], object]]
         if prep is Prepare.NO:
-            sends = [partial(self._execute_send, pgq, force_extended=True, binary=binary)]
+            sends = [partial(psycopg.Cursor._execute_send, self, pgq, force_extended=True, binary=binary)]
         else:
-            sends = [partial(self._send_query_prepared, name, pgq, binary=binary)]
+            sends = [partial(psycopg.Cursor._send_query_prepared, self, name, pgq, binary=binary)]
         if prep is Prepare.SHOULD:
-            sends.insert(0, partial(self._send_prepare, name, pgq))
+            sends.insert(0, partial(psycopg.Cursor._send_prepare, self, name, pgq))
         answers = yield from connection._ride_gen(riders, sends)
         if prep is Prepare.SHOULD:
             connection._check_answer(answers[0])
         return answers[-1]
 
     def _run_gen(
-        self, pgq: PostgresQuery, prep: Prepare, name: bytes, binary: bool | None
+        self, connection: RidingConnection, pgq: PostgresQuery, prep: Prepare, name: bytes, binary: bool | None
     ) -> Generator[Any, Any, list[PGresult]]:
         """Send a statement by itself, as psycopg does."""
         if prep is Prepare.NO:
-            self._execute_send(pgq, binary=binary)
+            psycopg.Cursor._execute_send(self, pgq, binary=binary)
         else:
             if prep is Prepare.SHOULD:
                 self._send_prepare(name, pgq)
                 self._check_results((yield from execute(self._pgconn)))
-            self._send_query_prepared(name, pgq, binary=binary)
+            psycopg.Cursor._send_query_prepared(self, name, pgq, binary=binary)
+        connection.trips += 1
         results: list[PGresult] = yield from execute(self._pgconn)
         return results
 
@@ -652,7 +693,7 @@ class RidingCursor(psycopg.Cursor[Any]):
         self._set_results(results)
 
 
-class RidingServerCursor(psycopg.ServerCursor[Any]):
+class RidingServerCursor(CountedCursor, psycopg.ServerCursor[Any]):
     """A named cursor that is closed behind what waits: a transaction that had failed may live again by it."""
 
     __slots__ = ()
@@ -662,6 +703,10 @@ class RidingServerCursor(psycopg.ServerCursor[Any]):
         yield from super()._start_query(query)
         if isinstance(self._conn, RidingConnection):
             self._conn._may_have_created = had_created
+
+    def _describe_gen(self) -> PQGen[None]:
+        self._count()
+        yield from super()._describe_gen()
 
     def _close_gen(self) -> PQGen[None]:
         connection = self._conn
@@ -696,18 +741,18 @@ def _interrupt_behind(error: BaseException) -> BaseException | None:
 def riding_cursor_class(cursor_class: type[psycopg.Cursor[Any]]) -> type[psycopg.Cursor[Any]]:
     """Return a class whose statements carry what waits.
 
-    A class that sends statements in a way of its own is returned as it is, and gets what waits sent ahead.
+    Those of a class that sends them in a way of its own are only counted, and get what waits sent ahead.
     """
-    if issubclass(cursor_class, RidingCursor):
+    if issubclass(cursor_class, CountedCursor):
         return cursor_class
     if any(getattr(cursor_class, name) is not getattr(psycopg.Cursor, name) for name in CURSOR_METHODS):
-        return cursor_class
-    return _make_riding_cursor_class(cast("Any", cursor_class))
+        return _put_in_front(CountedCursor, cast("Any", cursor_class))
+    return _put_in_front(RidingCursor, cast("Any", cursor_class))
 
 
 @lru_cache(100)
-def _make_riding_cursor_class(cursor_class: type[Any]) -> type[psycopg.Cursor[Any]]:
-    return type(cursor_class.__name__, (RidingCursor, cursor_class), {"__module__": cursor_class.__module__})
+def _put_in_front(front: type[Any], cursor_class: type[Any]) -> type[psycopg.Cursor[Any]]:
+    return type(cursor_class.__name__, (front, cursor_class), {"__module__": cursor_class.__module__})
 
 
 @lru_cache(1)
