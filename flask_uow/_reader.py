@@ -239,7 +239,9 @@ class Readers:
             return True
         (link,) = state.links
         info = link.connection.info
-        if info.get(_REPLAYED, 0) < written:
+        if info.get(_REPLAYED, 0) < written and link.riders is not None:
+            info[_REPLAYED] = run_alone(link.dbapi_connection, _REPLAYED_UP_TO, is_question=True)
+        elif info.get(_REPLAYED, 0) < written:
             with closing(link.dbapi_connection.cursor()) as cursor:
                 cursor.execute(_REPLAYED_UP_TO)
                 (info[_REPLAYED],) = cursor.fetchone()

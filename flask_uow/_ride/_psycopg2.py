@@ -129,6 +129,7 @@ class RidingConnection(plain_connection):
         if riders.is_begun:
             with self._lock:
                 self._commit_begun()
+        riders.along = ()
         return super().commit()  # sends nothing, but may refuse
 
     def rollback(self) -> None:
@@ -139,6 +140,7 @@ class RidingConnection(plain_connection):
                 if _server_status(self) != IDLE:
                     self._run("ROLLBACK")
                 self._ended()
+        self.riders.along = ()
         self._count_native_end()
         super().rollback()
         if self._is_native:
