@@ -227,7 +227,7 @@ def watch(engine: sa.Engine, bind: str) -> None:
     setattr(dialect, "do_begin", watched.begin(dialect.do_begin))  # noqa: B010  # mypy knows it as a method
     setattr(dialect, "do_ping", watched.ping(dialect.do_ping))  # noqa: B010
     event.listen(engine, "before_execute", watched.about_to_execute)
-    event.listen(engine, "do_connect", watched.connecting)
+    event.listen(engine, "do_connect", watched.connecting, insert=True)  # before who connects in the driver's place
     event.listen(engine, "connect", watched.connected)
     event.listen(engine, "checkout", watched.checked_out)
     event.listen(engine, "checkin", watched.given_back)
@@ -452,9 +452,8 @@ class _Call:
                 self._add(Sent.ROLLBACK, start, clock(), "ROLLBACK", trips=trips, error=type(error).__name__)
             return
         begins = is_in and not was_in and not self.says_begin  # the driver has sent BEGIN ahead of it
-        trips = counted
-        if trips is None:
-            trips = begins + (self.trips + self._trips_of_limit() if self._watched.was_sent(error) else 0)
+        if counted is None:
+            counted = begins + (self.trips + self._trips_of_limit() if self._watched.was_sent(error) else 0)
         if not is_in:
             lane.limit_s = None  # it went with the transaction
         self._add(
@@ -462,7 +461,7 @@ class _Call:
             start,
             clock(),
             self._text,
-            trips=trips,
+            trips=counted,
             begins=begins,
             is_in_transaction=is_in,
             error=None if error is None else type(error).__name__,

@@ -134,6 +134,7 @@ class RidingConnection(plain_connection):
 
     def rollback(self) -> None:
         """Roll back; where the server knows of no transaction, nothing is sent."""
+        self._count_native_end()
         is_begun = self.riders.is_begun
         if is_begun and not self._is_native:
             with self._lock:
@@ -141,7 +142,6 @@ class RidingConnection(plain_connection):
                     self._run("ROLLBACK")
                 self._ended()
         self.riders.along = ()
-        self._count_native_end()
         super().rollback()
         if self._is_native:
             self._leave_native()

@@ -201,22 +201,3 @@ def test_trips(make_proxied_bench: MakeBench, proxy: Proxy, body: Body, trips: i
         if number:
             assert len(sent) == trips, sent
         bench.database.execute("DELETE FROM item WHERE name NOT LIKE 'item-%'")
-
-
-@pytest.mark.parametrize("is_undone", [False, True])
-def test_a_unit_that_says_nothing_leaves_nothing_behind(
-    make_proxied_bench: MakeBench, proxy: Proxy, is_undone: bool
-) -> None:
-    """Its deadline and its label were for a transaction that never began."""
-    bench = make_proxied_bench(UOW_RIDE=True)
-    with bench.app.app_context():
-        with transactional(timeout=30, label="silent"):
-            bench.session.connection()
-            if is_undone:
-                current_unit.set_rollback_only()
-        with transactional(label="speaking"):
-            assert bench.session.scalar(sa.text("SHOW statement_timeout")) == "0"
-
-    first, *_ = proxy.requests()
-    assert first.count("speaking") == 1
-    assert "silent" not in first
