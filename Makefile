@@ -45,7 +45,9 @@ sample-postgres: $(VENV)/test.stamp ## Run the bank with gunicorn on a PostgreSQ
 ## Checks
 
 .PHONY: test
-test: lint types ## Run lint, types and all tests, on SQLite and PostgreSQL (JOBS=, UOW_TEST_POSTGRES_URL= names a server)
+# Behind a pooler as well, where Debian's package pgbouncer is installed: apt-get install pgbouncer. With
+# UOW_TEST_PGBOUNCER=required a missing one fails.
+test: lint types ## Run lint, types and all tests, on SQLite, PostgreSQL, PgBouncer (JOBS=, UOW_TEST_POSTGRES_URL= names a server)
 	@$(PYTEST) --numprocesses $(JOBS) --cov --cov-report=term-missing:skip-covered
 
 .PHONY: lint

@@ -417,32 +417,31 @@ class Board:
 
     def _count_rare(self, row: Row, outcome: int, is_error: bool, took_s: float, idle_s: float, held_s: float) -> None:
         """Count what is not so of most units, or of none that is short."""
-        row.rolled_back += outcome == Outcome.ROLLED_BACK
-        row.failed += outcome == Outcome.FAILED
-        row.errors += is_error
-        row.without_connection += not held_s
-        if took_s > _FIRST_BOUND_S or idle_s > _FIRST_BOUND_S:
-            self._count_long(row, took_s, idle_s, held_s)
-
-    def _count_long(self, row: Row, took_s: float, idle_s: float, held_s: float) -> None:
-        """Count what is not in the first bucket of its histogram; only outermost units are in any."""
-        if not row.is_inner:
-            row.long_units += self._count_time(UNIT_SECONDS, took_s)
-            row.long_idle += self._count_time(IDLE_SECONDS, idle_s)
-            row.long_held += self._count_time(HELD_SECONDS, held_s)
-
-    def _count_time(self, histogram: int, time_s: float) -> bool:
-        bucket = bisect_left(_BOUNDS_S, time_s)
-        if bucket:
-            self.words[histogram + bucket] += 1
-        return bucket > 0
+        if outcome:
+            row.rolled_back += outcome == Outcome.ROLLED_BACK
+            row.failed += outcome == Outcome.FAILED
+        if is_error:
+            row.errors += 1
+        if not held_s:
+            row.without_connection += 1
+        if row.is_inner:
+            return  # only outermost units are in a histogram, and not in its first bucket
+        if took_s > _FIRST_BOUND_S:
+            row.long_units += 1
+            self.words[UNIT_SECONDS + bisect_left(_BOUNDS_S, took_s)] += 1
+        if idle_s > _FIRST_BOUND_S:
+            row.long_idle += 1
+            self.words[IDLE_SECONDS + bisect_left(_BOUNDS_S, idle_s)] += 1
+        if held_s > _FIRST_BOUND_S:
+            row.long_held += 1
+            self.words[HELD_SECONDS + bisect_left(_BOUNDS_S, held_s)] += 1
 
     def count_checkout(self, held_s: float) -> None:
         """Count a connection that came back from outside of units."""
         with self.lock:
             self.reals[HELD_S] += held_s
-            if not self._count_time(HELD_SECONDS, held_s):
-                self.words[FAST_CHECKOUTS] += 1
+            bucket = bisect_left(_BOUNDS_S, held_s)
+            self.words[HELD_SECONDS + bucket if bucket else FAST_CHECKOUTS] += 1
 
     # ---- pools and connections
 

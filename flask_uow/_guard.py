@@ -45,7 +45,7 @@ from ._notices import (
     notice_merge,
 )
 from ._rules import report_now, violation
-from ._state import STATUS_PROBE, Begins, Link, SessionState, link_of, outermost_of
+from ._state import RIDES, STATUS_PROBE, Begins, Link, SessionState, link_of, outermost_of
 from ._statements import Kind, kind_of
 from ._two_phase import commit_by_two_phases
 from ._units import state_that_holds
@@ -313,6 +313,8 @@ def know_connection(state: SessionState, connection: sa.Connection) -> Link:
         watch_pool(connection.engine, state.app)
     link = Link(state, connection)
     state.links.append(link)
+    if link.riders is not None and not hasattr(connection.dialect, RIDES):
+        setattr(connection.dialect, RIDES, True)
     if state.board is not None:
         hold(link, state)
     return link
@@ -349,10 +351,11 @@ def _let_ride(link: Link, riders: Riders, unit: Unit, late_options: str | None) 
     """Let the unit's options and its label ride behind BEGIN; a unit that only reads may do without any."""
     if late_options is not None:
         riders.add((late_options,))
-    name = getattr(link.dbapi_connection, NAME, None)
+    driver = link.dbapi_connection
+    name = getattr(driver, NAME, None)
     if name is not None and link.state.settings.label_server:
         riders.add((rename(name, outermost_of(unit).label),))
-    link.reads_alone = late_options is None and unit.may_read_alone and link.dbapi_connection.is_read_only_at_start
+    link.reads_alone = unit.read_only and driver.is_read_only_at_start and unit.may_read_alone
 
 
 def _about_to_commit(session: Session) -> None:

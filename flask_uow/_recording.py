@@ -227,7 +227,7 @@ def watch(engine: sa.Engine, bind: str) -> None:
     setattr(dialect, "do_begin", watched.begin(dialect.do_begin))  # noqa: B010  # mypy knows it as a method
     setattr(dialect, "do_ping", watched.ping(dialect.do_ping))  # noqa: B010
     event.listen(engine, "before_execute", watched.about_to_execute)
-    event.listen(engine, "do_connect", watched.connecting, insert=True)  # before who connects in the driver's place
+    event.listen(engine, "do_connect", watched.connecting)
     event.listen(engine, "connect", watched.connected)
     event.listen(engine, "checkout", watched.checked_out)
     event.listen(engine, "checkin", watched.given_back)

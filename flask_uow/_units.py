@@ -40,7 +40,17 @@ from ._limits import limit_time
 from ._notices import has_written_unseen, note_committed, notice_idle, notice_length
 from ._options import ISOLATION_LEVELS, Relation, UnitOptions
 from ._outcome import Outcome
-from ._state import Begins, Link, SessionState, get_innermost, has_pending, outermost_of, set_innermost
+from ._state import (
+    RIDES,
+    Begins,
+    Link,
+    SessionState,
+    get_innermost,
+    guarded_state,
+    has_pending,
+    outermost_of,
+    set_innermost,
+)
 from ._unit_log import UnitOutcome, log_unit
 from .exceptions import (
     CommitOutcomeUnknownError,
@@ -971,6 +981,15 @@ def _connect(session: Session, options: UnitOptions) -> None:
         return  # each database hears of them when the unit first speaks to it
     if dialect.name == "sqlite":
         return  # its transactions are serializable, and read-only is switched on where one begins
+    if hasattr(dialect, RIDES):
+        if guarded_state(session).reader is not None:
+            session.connection()  # whether it can be reached is to be known now
+        return  # the options ride, see the guard
+    session.connection(execution_options=_execution_options(dialect, options))
+
+
+def _execution_options(dialect: sa.Dialect, options: UnitOptions) -> dict[str, object]:
+    """A unit's options as SQLAlchemy names them."""
     wanted: dict[str, object] = {}
     if options.isolation is not None:
         wanted["isolation_level"] = options.isolation
@@ -979,7 +998,7 @@ def _connect(session: Session, options: UnitOptions) -> None:
             wanted["postgresql_readonly"] = True
         if options.deferrable:
             wanted["postgresql_deferrable"] = True
-    session.connection(execution_options=wanted)
+    return wanted
 
 
 def _lift_read_only(state: SessionState) -> None:

@@ -1,22 +1,35 @@
 """Statements that need no answer of their own ride in front of those that do: fewer round trips on PostgreSQL.
 
-The driver's own connection class does it; this makes an engine's future connections be of such a class.
+The driver's own connection class does it; this makes an engine's future connections be of such a class. It stands in
+the place of the dialect's ``connect``, behind all that listens to ``do_connect``.
+
+A pooler such as PgBouncer in transaction mode gives each transaction another of its connections to the server. What a
+start option sets is then refused, or dropped, or true for one of them: it is not believed in.
 """
 
 from __future__ import annotations
 
+import itertools
+import logging
 import os
+import re
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
-from sqlalchemy import Engine, event
+from sqlalchemy import Engine
+
+logger = logging.getLogger(__name__)
 
 READ_ONLY_AT_START = "-c default_transaction_read_only=on"
 # With these, libpq asks a server whether it is read-only, and is told so of a primary.
 _ASKING = frozenset(("read-write", "read-only"))
+# PgBouncer's words, before 1.20 and since, and those of Amazon's RDS Proxy.
+_REFUSED = re.compile(r"unsupported startup parameter|command-line options", re.IGNORECASE)
 
-_Arguments = dict[str, Any]
-_Connect = Callable[[Any, Any, list[Any], _Arguments], Any]
+_Arguments = tuple[Any, ...]
+_Options = dict[str, Any]
+_Connect = Callable[..., Any]
 
 
 def ride(engine: Engine, *, read_only_at_start: bool = False) -> Engine:
@@ -28,58 +41,107 @@ def ride(engine: Engine, *, read_only_at_start: bool = False) -> Engine:
 
     :param engine: SQLAlchemy's engine, on psycopg2 or psycopg.
     :param read_only_at_start: whether the server is to refuse writes outside of transactions, so that harmless reads
-        need none; those that may write say so in their BEGIN. It is a start option, and costs nothing; options of the
-        application's own stay, and forbid it where they speak of the same thing.
+        need none; those that may write say so in their BEGIN. It is a start option, and one question for each new
+        connection; options of the application's own stay, and forbid it where they speak of the same thing. A pooler
+        may refuse or drop it: the connections then do without, and the log says so.
     """
-    if engine.dialect.name != "postgresql" or engine.dialect.is_async:
+    dialect: Any = engine.dialect
+    if dialect.name != "postgresql" or dialect.is_async or isinstance(dialect.connect, _Connecting):
         return engine
-    kinds = _CONNECTS.get(engine.dialect.driver)
-    if kinds is None or any(event.contains(engine, "do_connect", connect) for connect in kinds):
-        return engine
-    event.listen(engine, "do_connect", kinds[read_only_at_start])
+    connect = _CONNECTS.get(dialect.driver)
+    if connect is not None:
+        dialect.connect = _Connecting(engine, connect, read_only_at_start=read_only_at_start)
     return engine
 
 
-def _connect_psycopg2(dialect: Any, record: Any, arguments: list[Any], options: _Arguments) -> None:
+class _Connecting:
+    """What connects an engine, in the place of its dialect's own way, and takes the same.
+
+    :param connect: makes a connection that rides, if it can, of the dialect's own way and what that takes.
+    """
+
+    def __init__(self, engine: Engine, connect: _Connect, *, read_only_at_start: bool) -> None:
+        self._url = engine.url
+        self._error: type[Exception] = engine.dialect.loaded_dbapi.Error
+        self._connect = partial(connect, engine.dialect.connect)
+        self._asks_for_start = read_only_at_start
+        self._is_pooled = False
+        self._findings = itertools.count()
+
+    def __call__(self, *arguments: Any, **options: Any) -> Any:
+        connection = self._ask_for_start(arguments, options)
+        if self._is_pooled and "prepare_threshold" not in options and hasattr(connection, "prepare_threshold"):
+            connection.prepare_threshold = None  # what a transaction prepares, the next one's server does not know
+        return connection
+
+    def _ask_for_start(self, arguments: _Arguments, options: _Options) -> Any:
+        asking = _with_start_option(arguments, options) if self._asks_for_start else None
+        if asking is None:
+            return self._connect(arguments, options)
+        try:
+            connection = self._connect(arguments, asking)
+        except self._error as error:
+            if _REFUSED.search(str(error)) is None:
+                raise
+            connection = self._connect(arguments, options)
+            self._asks_for_start = False
+            self._note_pooler("refuses")
+            return connection
+        if hasattr(connection, "riders") and not _starts_read_only(connection):
+            self._note_pooler("does not keep")
+        return connection
+
+    def _note_pooler(self, what: str) -> None:
+        self._is_pooled = True
+        if next(self._findings) == 0:
+            logger.info(
+                "%s: what seems a pooler such as PgBouncer %s the start option default_transaction_read_only. Reads "
+                "say BEGIN READ ONLY there, so that one alone takes a round trip more; psycopg prepares statements if "
+                "connect_args has a prepare_threshold. fix: To keep both, connect to the server itself.",
+                self._url.render_as_string(),
+                what,
+            )
+
+
+def _connect_psycopg2(connect: _Connect, arguments: _Arguments, options: _Options) -> Any:
     from ._psycopg2 import riding_factory
 
-    if options.get("async") or options.get("async_"):
-        return
-    options["connection_factory"] = riding_factory(options.get("connection_factory"))
+    if _is_asynchronous(options):
+        return connect(*arguments, **options)
+    factory = riding_factory(options.get("connection_factory"))
+    return connect(*arguments, **options | {"connection_factory": factory})
 
 
-def _connect_psycopg2_read_only(dialect: Any, record: Any, arguments: list[Any], options: _Arguments) -> None:
-    _start_read_only(options)
-    _connect_psycopg2(dialect, record, arguments, options)
-
-
-def _connect_psycopg(dialect: Any, record: Any, arguments: list[Any], options: _Arguments) -> Any:
+def _connect_psycopg(connect: _Connect, arguments: _Arguments, options: _Options) -> Any:
     from . import _psycopg
 
-    return _psycopg.connect(arguments, options, is_read_only_asked=False) if _psycopg.can_ride() else None
+    return _psycopg.connect(arguments, options) if _psycopg.can_ride() else connect(*arguments, **options)
 
 
-def _connect_psycopg_read_only(dialect: Any, record: Any, arguments: list[Any], options: _Arguments) -> Any:
-    from . import _psycopg
-
-    if not _psycopg.can_ride():
-        return None
-    return _psycopg.connect(arguments, options, is_read_only_asked=_start_read_only(options))
+_CONNECTS: dict[str, Callable[[_Connect, _Arguments, _Options], Any]] = {
+    "psycopg2": _connect_psycopg2,
+    "psycopg": _connect_psycopg,
+}
 
 
-def _start_read_only(options: _Arguments) -> bool:
-    """Add the start option to libpq's, unless the application's own forbid it; return whether it was added."""
+def _with_start_option(arguments: _Arguments, options: _Options) -> _Options | None:
+    """What connects, and asks libpq for the start option; None if the application's own forbids it."""
     own = str(options.get("options") or os.environ.get("PGOPTIONS") or "")
     asked = options.get("target_session_attrs") or os.environ.get("PGTARGETSESSIONATTRS")
-    is_hidden = any(name in options for name in ("service", "dsn")) or "PGSERVICE" in os.environ
-    if asked in _ASKING or is_hidden or "default_transaction_read_only" in own:
-        return False
-    options["options"] = f"{own} {READ_ONLY_AT_START}".strip()
-    return True
+    is_hidden = any(arguments) or any(name in options for name in ("service", "dsn")) or "PGSERVICE" in os.environ
+    if asked in _ASKING or is_hidden or "default_transaction_read_only" in own or _is_asynchronous(options):
+        return None
+    return options | {"options": f"{own} {READ_ONLY_AT_START}".strip()}
 
 
-# For each driver: how it connects, and how it does if the server is to start read-only.
-_CONNECTS: dict[str, tuple[_Connect, _Connect]] = {
-    "psycopg2": (_connect_psycopg2, _connect_psycopg2_read_only),
-    "psycopg": (_connect_psycopg, _connect_psycopg_read_only),
-}
+def _is_asynchronous(options: _Options) -> bool:
+    return bool(options.get("async") or options.get("async_"))
+
+
+def _starts_read_only(connection: Any) -> bool:
+    try:
+        is_read_only: bool = connection.note_read_only_at_start()
+    except BaseException:
+        connection.close()
+        raise
+    return is_read_only

@@ -9,25 +9,25 @@ What is in libpq's hands is either read to its end or the connection is closed: 
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache, partial
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any
 
 import psycopg
 from psycopg import errors, pq, waiting
 from psycopg._pipeline import Pipeline
-from psycopg._preparing import Prepare, PrepareManager
-from psycopg.adapt import Transformer
-from psycopg.generators import execute, fetch_many, send
+from psycopg._preparing import PrepareManager
+from psycopg.generators import fetch_many, send
 
+from ._psycopg_cursors import CURSOR_METHODS, RidingCursor, RidingServerCursor, riding_cursor_class
 from ._riders import FAILING, IDLE, IN_ERROR, Riders
 
 if TYPE_CHECKING:
-    from psycopg._queries import PostgresQuery
-    from psycopg.abc import Params, PQGen, Query, QueryNoTemplate
+    from psycopg.abc import PQGen, QueryNoTemplate
     from psycopg.pq.abc import PGresult
+
+    from ._psycopg_texts import Text
 
 logger = logging.getLogger(__name__)
 
@@ -37,19 +37,6 @@ UNKNOWN = int(pq.TransactionStatus.UNKNOWN)
 FATAL_ERROR = int(pq.ExecStatus.FATAL_ERROR)
 OK = int(pq.ConnStatus.OK)
 
-# What psycopg's cursors must have for their statements to carry riders; a class that has its own gets them sent ahead.
-CURSOR_METHODS = (
-    "_check_results",
-    "_convert_query",
-    "_execute_gen",
-    "_execute_send",
-    "_get_prepared",
-    "_query_cls",
-    "_reset",
-    "_send_prepare",
-    "_send_query_prepared",
-    "_set_results",
-)
 CONNECTION_METHODS = (
     "_check_connection_ok",
     "_check_intrans_gen",
@@ -57,7 +44,6 @@ CONNECTION_METHODS = (
     "_deallocate",
     "_exec_command",
     "_get_tx_start_command",
-    "_pipeline_nolock",
     "_rollback_gen",
     "_start_query",
     "_tpc_begin_gen",
@@ -65,16 +51,10 @@ CONNECTION_METHODS = (
 )
 PREPARED_METHODS = ("clear", "maintain_gen", "maybe_add_to_cache", "validate")
 
-# A statement that goes well with others in one pipeline. COPY does not, and what ends a transaction ends the riders'.
-CARRIER = re.compile(rb"(?i)(?:[\s(]|/\*[^*]*\*/|--[^\n]*\n)*(SELECT|INSERT|UPDATE|DELETE|WITH|VALUES|MERGE)\b")
-CREATING_READ = re.compile(rb"(?i)\bINTO\b")
-HARMLESS = re.compile(rb"(?i)\s*(?:SET|SHOW|LOCK|LISTEN|NOTIFY|UNLISTEN|FETCH|MOVE|CLOSE)\b")
-CONTROL = re.compile(rb"(?i)\s*(?:BEGIN|START|COMMIT|END|ABORT|ROLLBACK|SAVEPOINT|RELEASE|PREPARE|CALL|DO)\b")
-REMEMBERED_TEXTS = 1000
-LONGEST_REMEMBERED_TEXT = 4096
 # A plan that the server cannot run any more; what it was made for is gone, or has come again as another one.
 LOST_PLAN_STATES = frozenset(("XX000", "0A000", "26000"))
 READ_ONLY = b"default_transaction_read_only"
+QUESTION = b"SELECT pg_backend_pid(), current_setting('" + READ_ONLY + b"')"
 # The first server that reports this setting by itself.
 REPORTING_VERSION = 140000
 # What asks whether a connection lives, in autocommit.
@@ -82,22 +62,6 @@ PINGS = frozenset((b";", b"SELECT 1", b"SELECT 1;", b"select 1"))
 WAIT_INTERVAL_S = 0.1
 CANCEL_TIMEOUT_S = 5.0
 ABORTED = "The transaction had failed before it was committed: the server has rolled it back."
-
-
-class _Text(NamedTuple):
-    """What is known of a statement by its text.
-
-    :param is_special: whether it may create something, or has to do with transactions.
-    """
-
-    is_carrier: bool
-    has_several: bool
-    may_create: bool
-    is_control: bool
-    is_special: bool
-
-
-NO_TEXT = _Text(is_carrier=False, has_several=False, may_create=False, is_control=False, is_special=False)
 
 
 class RidingConnection(psycopg.Connection[Any]):
@@ -124,17 +88,21 @@ class RidingConnection(psycopg.Connection[Any]):
         self._leaves_default = False
         self._has_batch = False
 
-    def note_read_only_at_start(self) -> None:
-        """Ask whether ``default_transaction_read_only`` was set by the start options; a pooler may have dropped it."""
-        is_told = self.pgconn.server_version >= REPORTING_VERSION
-        self.is_read_only_at_start = self._is_read_only_by_default = (
-            self.pgconn.parameter_status(READ_ONLY) == b"on" if is_told else self._show_read_only()
-        )
+    def note_read_only_at_start(self) -> bool:
+        """Find out, and return, whether ``default_transaction_read_only`` is on by the start options for certain.
 
-    def _show_read_only(self) -> bool:
+        A pooler may have dropped them, or may give each transaction another server's session; none knows the process
+        number of one when it greets its client.
+        """
+        is_told = self.pgconn.server_version >= REPORTING_VERSION
+        is_on = (not is_told or self.pgconn.parameter_status(READ_ONLY) == b"on") and self._ask_read_only()
+        self.is_read_only_at_start = self._is_read_only_by_default = is_on
+        return is_on
+
+    def _ask_read_only(self) -> bool:
         with self.lock:
-            result = self.wait(super()._exec_command(b"SHOW " + READ_ONLY))
-        return bool(result.get_value(0, 0) == b"on")
+            result = self.wait(super()._exec_command(QUESTION))
+        return (result.get_value(0, 0), result.get_value(0, 1)) == (b"%d" % self.pgconn.backend_pid, b"on")
 
     @property
     def transaction_status(self) -> int:
@@ -286,8 +254,15 @@ class RidingConnection(psycopg.Connection[Any]):
             yield from self._exec_command(b"COMMIT")
 
     def _commit_riders_gen(self, riders: list[bytes]) -> PQGen[None]:
-        (results,) = yield from self._ride_gen(riders, [partial(self.pgconn.send_query_params, b"COMMIT", None)])
-        self._check_answer(results)
+        try:
+            (results,) = yield from self._ride_gen(riders, [partial(self.pgconn.send_query_params, b"COMMIT", None)])
+            self._check_answer(results)
+        except errors.Error:
+            # As after any other COMMIT, no transaction is open.
+            if self.pgconn.transaction_status == IN_ERROR:
+                yield from self._exec_command(b"ROLLBACK")
+                self._forget_prepared()
+            raise
         self._read_tag(results[0])
 
     def _rollback_gen(self) -> PQGen[None]:
@@ -329,6 +304,8 @@ class RidingConnection(psycopg.Connection[Any]):
 
     @contextmanager
     def _pipeline_nolock(self) -> Iterator[Pipeline]:
+        if self.riders.is_doomed:
+            self.wait(self._fail_gen())
         self._has_batch = True
         try:
             with self._closed_by_interrupts(), super()._pipeline_nolock() as pipeline:
@@ -376,6 +353,9 @@ class RidingConnection(psycopg.Connection[Any]):
 
     def _defers(self, text: str) -> bool:
         """Take a statement that may wait."""
+        # What follows would be written in the encoding of before.
+        if "client_encoding" in text.lower():
+            return False
         if not self.riders.defer(text, self.transaction_status):
             return False
         if self._may_have_created and text.lstrip()[:8].upper() == "ROLLBACK":
@@ -392,14 +372,15 @@ class RidingConnection(psycopg.Connection[Any]):
             and self._isolation_level in (None, psycopg.IsolationLevel.READ_COMMITTED)
         )
 
-    def _consume_freedom(self, query: bytes) -> bool:
-        """Whether the statement that is to be sent may go without BEGIN; asked once for each."""
-        is_harmless = self.needs_no_transaction
-        self.needs_no_transaction = False
+    def _is_free(self, query: bytes, is_harmless: bool) -> bool:
+        """Whether a statement goes without BEGIN.
+
+        :param is_harmless: whether the caller has said that it is a harmless read.
+        """
         self._leaves_default = self._autocommit and (is_harmless or query in PINGS)
         return is_harmless and self._may_go_without()
 
-    def _note_text(self, text: _Text) -> None:
+    def _note_text(self, text: Text) -> None:
         """Keep in mind what a statement is about to do."""
         if text.may_create:
             self._may_have_created = True
@@ -424,9 +405,9 @@ class RidingConnection(psycopg.Connection[Any]):
             or (self.is_read_only_at_start and self._has_wrong_default())
         )
 
-    def _note_error(self, error: psycopg.Error, *, is_free: bool, was_prepared: bool) -> None:
+    def _note_error(self, error: psycopg.Error, *, was_free: bool, was_prepared: bool) -> None:
         """Keep in mind what a server's refusal of a statement means."""
-        if is_free and error.sqlstate is not None:
+        if was_free and error.sqlstate is not None:
             self.riders.is_doomed = True
         if was_prepared and error.sqlstate in LOST_PLAN_STATES:
             self._forget_all_prepared()
@@ -563,170 +544,14 @@ class _CountedPipeline(Pipeline):
         super()._enqueue_sync()
 
 
-class CountedCursor(psycopg.Cursor[Any]):
-    """A cursor that counts what it sends in psycopg's own way."""
-
-    __slots__ = ()
-
-    def _execute_send(self, *arguments: Any, **options: Any) -> None:
-        super()._execute_send(*arguments, **options)
-        self._count()
-
-    def _send_prepare(self, *arguments: Any, **options: Any) -> None:
-        super()._send_prepare(*arguments, **options)
-        self._count()
-
-    def _send_query_prepared(self, *arguments: Any, **options: Any) -> None:
-        super()._send_query_prepared(*arguments, **options)
-        self._count()
-
-    def _count(self) -> None:
-        connection = self._conn
-        if isinstance(connection, RidingConnection) and connection._pipeline is None:
-            connection.trips += 1
-
-
-class RidingCursor(CountedCursor):
-    """A cursor whose statements carry what waits."""
-
-    __slots__ = ()
-
-    def _execute_gen(
-        self, query: Query, params: Params | None = None, *, prepare: bool | None = None, binary: bool | None = None
-    ) -> PQGen[None]:
-        connection = self._conn
-        if not isinstance(connection, RidingConnection) or connection._pipeline is not None:
-            yield from super()._execute_gen(query, params, prepare=prepare, binary=binary)
-            return
-        self._start(query)
-        connection._begin()
-        if not params and isinstance(query, str) and connection._defers(query):
-            return
-        pgq = self._convert_query(query, params)
-        is_free = connection.is_read_only_at_start and connection._consume_freedom(pgq.query)
-        text = read_text(pgq.query)
-        is_carrier = text.is_carrier and (params or not text.has_several) and not connection.riders.is_doomed
-        if not is_carrier:
-            yield from connection._send_ahead_gen()
-        if text.is_special:
-            connection._note_text(text)
-        prep, name = self._get_prepared(pgq, prepare)
-        try:
-            if is_carrier and (prep is Prepare.SHOULD or connection._has_riders(is_free)):
-                results = yield from self._carry_gen(connection, pgq, prep, name, binary, is_free)
-            else:
-                results = yield from self._run_gen(connection, pgq, prep, name, binary)
-            self._read_results(connection, pgq, prep, name, results)
-        except errors.Error as error:
-            connection._note_error(error, is_free=is_free, was_prepared=prep is Prepare.YES)
-            raise
-        self._last_query = query
-        if connection._prepared._to_flush:
-            yield from connection._prepared.maintain_gen(connection)
-
-    def _start(self, query: Query) -> None:
-        """Do as psycopg's own ``_start_query``, but for the BEGIN."""
-        if self._closed:
-            raise errors.InterfaceError("the cursor is closed")
-        self._reset()
-        if not self._last_query or self._last_query is not query:
-            self._last_query = None
-            self._tx = Transformer(self)
-
-    def _start_query(self, query: Query | None = None) -> PQGen[None]:
-        """Do as psycopg does for a stream or a batch."""
-        connection = self._conn
-        if not isinstance(connection, RidingConnection):
-            yield from super()._start_query(query)
-            return
-        had_created = connection._may_have_created
-        yield from super()._start_query(query)
-        if isinstance(query, str):
-            connection._may_have_created = had_created or read_text(query.encode()).may_create
-
-    def _carry_gen(
-        self,
-        connection: RidingConnection,
-        pgq: PostgresQuery,
-        prep: Prepare,
-        name: bytes,
-        binary: bool | None,
-        is_free: bool,
-    ) -> Generator[Any, Any, list[PGresult]]:
-        """Send a statement with all that waits for one."""
-        riders = [] if is_free else connection._encode(connection.riders.waiting)
-        sends: list[Callable[[], object]]
-        if prep is Prepare.NO:
-            sends = [partial(psycopg.Cursor._execute_send, self, pgq, force_extended=True, binary=binary)]
-        else:
-            sends = [partial(psycopg.Cursor._send_query_prepared, self, name, pgq, binary=binary)]
-        if prep is Prepare.SHOULD:
-            sends.insert(0, partial(psycopg.Cursor._send_prepare, self, name, pgq))
-        answers = yield from connection._ride_gen(riders, sends)
-        if prep is Prepare.SHOULD:
-            connection._check_answer(answers[0])
-        return answers[-1]
-
-    def _run_gen(
-        self, connection: RidingConnection, pgq: PostgresQuery, prep: Prepare, name: bytes, binary: bool | None
-    ) -> Generator[Any, Any, list[PGresult]]:
-        """Send a statement by itself, as psycopg does."""
-        if prep is Prepare.NO:
-            psycopg.Cursor._execute_send(self, pgq, binary=binary)
-        else:
-            if prep is Prepare.SHOULD:
-                self._send_prepare(name, pgq)
-                self._check_results((yield from execute(self._pgconn)))
-            psycopg.Cursor._send_query_prepared(self, name, pgq, binary=binary)
-        connection.trips += 1
-        results: list[PGresult] = yield from execute(self._pgconn)
-        return results
-
-    def _read_results(
-        self, connection: RidingConnection, pgq: PostgresQuery, prep: Prepare, name: bytes, results: list[PGresult]
-    ) -> None:
-        prepared = connection._prepared
-        key = prepared.maybe_add_to_cache(pgq, prep, name)
-        if key is not None:
-            prepared.validate(key, prep, name, results)
-        self._check_results(results)
-        self._set_results(results)
-
-
-class RidingServerCursor(CountedCursor, psycopg.ServerCursor[Any]):
-    """A named cursor that is closed behind what waits: a transaction that had failed may live again by it."""
-
-    __slots__ = ()
-
-    def _start_query(self, query: Query | None = None) -> PQGen[None]:
-        had_created = getattr(self._conn, "_may_have_created", False)
-        yield from super()._start_query(query)
-        if isinstance(self._conn, RidingConnection):
-            self._conn._may_have_created = had_created
-
-    def _describe_gen(self) -> PQGen[None]:
-        self._count()
-        yield from super()._describe_gen()
-
-    def _close_gen(self) -> PQGen[None]:
-        connection = self._conn
-        if isinstance(connection, RidingConnection) and connection.pgconn.transaction_status == IN_ERROR:
-            yield from connection._send_ahead_gen()
-        yield from super()._close_gen()
-
-
-def connect(arguments: Sequence[Any], options: dict[str, Any], *, is_read_only_asked: bool) -> RidingConnection:
+def connect(arguments: Sequence[Any], options: dict[str, Any]) -> RidingConnection:
     """Connect.
 
     :param arguments: as psycopg takes them.
     :param options: as psycopg takes them.
-    :param is_read_only_asked: whether the start options ask for ``default_transaction_read_only``, which transactions
-        that may write then undo.
     """
     connection = RidingConnection.connect(*arguments, **options)
     connection.cursor_factory = riding_cursor_class(connection.cursor_factory)
-    if is_read_only_asked:
-        connection.note_read_only_at_start()
     return connection
 
 
@@ -736,23 +561,6 @@ def _interrupt_behind(error: BaseException) -> BaseException | None:
     while isinstance(behind, Exception):
         behind = behind.__context__
     return behind
-
-
-def riding_cursor_class(cursor_class: type[psycopg.Cursor[Any]]) -> type[psycopg.Cursor[Any]]:
-    """Return a class whose statements carry what waits.
-
-    Those of a class that sends them in a way of its own are only counted, and get what waits sent ahead.
-    """
-    if issubclass(cursor_class, CountedCursor):
-        return cursor_class
-    if any(getattr(cursor_class, name) is not getattr(psycopg.Cursor, name) for name in CURSOR_METHODS):
-        return _put_in_front(CountedCursor, cast("Any", cursor_class))
-    return _put_in_front(RidingCursor, cast("Any", cursor_class))
-
-
-@lru_cache(100)
-def _put_in_front(front: type[Any], cursor_class: type[Any]) -> type[psycopg.Cursor[Any]]:
-    return type(cursor_class.__name__, (front, cursor_class), {"__module__": cursor_class.__module__})
 
 
 @lru_cache(1)
@@ -773,33 +581,3 @@ def can_ride() -> bool:
             ", ".join(missing),
         )
     return not missing
-
-
-def read_text(query: bytes) -> _Text:
-    """Return what is known of a statement by its text."""
-    try:
-        return _remember_text(query) if len(query) <= LONGEST_REMEMBERED_TEXT else _read_text(query)
-    except TypeError:
-        # It is no text, as psycopg will say.
-        return NO_TEXT
-
-
-def _read_text(query: bytes) -> _Text:
-    carrier = CARRIER.match(query)
-    has_several = b";" in query.rstrip(b" \t\r\n;")
-    if carrier is None:
-        may_create = HARMLESS.match(query) is None
-        is_control = CONTROL.match(query) is not None
-    else:
-        may_create = carrier[1].upper() in (b"SELECT", b"WITH") and CREATING_READ.search(query) is not None
-        is_control = False
-    return _Text(
-        is_carrier=carrier is not None,
-        has_several=has_several,
-        may_create=may_create or has_several,
-        is_control=is_control or has_several,
-        is_special=may_create or is_control or has_several,
-    )
-
-
-_remember_text = lru_cache(REMEMBERED_TEXTS)(_read_text)

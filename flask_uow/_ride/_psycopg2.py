@@ -88,8 +88,18 @@ class RidingConnection(plain_connection):
         _real_cursor_factory.__set__(self, RidingCursor)
         # In another encoding a server may refuse a whole string for one of its characters.
         self._is_utf8 = self.get_parameter_status("server_encoding") == "UTF8"
-        if f"{READ_ONLY}=on" in (extensions.ConnectionInfo(self).options or ""):
-            self.is_read_only_at_start = self._ask_setting() == "on"
+
+    def note_read_only_at_start(self) -> bool:
+        """Find out, and return, whether ``default_transaction_read_only`` is on by the start options for certain.
+
+        A pooler may have dropped them, or may give each transaction another server's session; none knows the process
+        number of one when it greets its client.
+        """
+        if self.server_version < _REPORTING_VERSION or self.get_parameter_status(READ_ONLY) == "on":
+            cursor = plain_cursor(self)
+            cursor.execute(f"SELECT pg_backend_pid(), current_setting('{READ_ONLY}')")
+            self.is_read_only_at_start = cursor.fetchone() == (self.get_backend_pid(), "on")
+        return self.is_read_only_at_start
 
     # ---- transactions
 
@@ -134,13 +144,14 @@ class RidingConnection(plain_connection):
 
     def rollback(self) -> None:
         """Roll back; where the server knows of no transaction, nothing is sent."""
-        self._count_native_end()
         is_begun = self.riders.is_begun
         if is_begun and not self._is_native:
             with self._lock:
                 if _server_status(self) != IDLE:
                     self._run("ROLLBACK")
                 self._ended()
+        elif self._is_native:
+            self.trips += self._is_begun_natively()
         self.riders.along = ()
         super().rollback()
         if self._is_native:
@@ -251,7 +262,7 @@ class RidingConnection(plain_connection):
         if self.closed or self.async_:
             return super().set_isolation_level(level)
         if self._is_native:
-            self._count_native_end()
+            self.trips += self._is_begun_natively()
             super().set_isolation_level(level)
             self._leave_native()
         elif isinstance(level, int) and not 0 <= level < len(LEVELS):
@@ -526,14 +537,11 @@ class RidingConnection(plain_connection):
 
     def _commit_natively(self) -> None:
         has_failed = _server_status(self) == IN_ERROR and _real_status.__get__(self) == extensions.STATUS_BEGIN
-        self._count_native_end()
+        self.trips += self._is_begun_natively()
         super().commit()
         self._leave_native()
         if has_failed:
             _raise_failed()
-
-    def _count_native_end(self) -> None:
-        self.trips += self._is_begun_natively()
 
     def _is_begun_natively(self) -> bool:
         return self._is_native and bool(_real_status.__get__(self) == extensions.STATUS_BEGIN)
@@ -578,14 +586,6 @@ class RidingConnection(plain_connection):
         _real_isolation_level.__set__(self, level)
         _real_readonly.__set__(self, is_read_only)
         _real_deferrable.__set__(self, is_deferrable)
-
-    def _ask_setting(self) -> str | None:
-        if self.server_version >= _REPORTING_VERSION:
-            return self.get_parameter_status(READ_ONLY)  # None behind a pooler, which may use any of its connections
-        cursor = plain_cursor(self)
-        cursor.execute(f"SHOW {READ_ONLY}")
-        row = cursor.fetchone()
-        return row[0] if row else None
 
     def _check_between_transactions(self) -> None:
         if self.closed or self.async_ or self._is_native:

@@ -1,12 +1,7 @@
 """What a board says while an answer of the server is on its way, and what can be said through a pooler."""
 
-import contextlib
-import getpass
 import os
-import shutil
-import subprocess
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -17,12 +12,11 @@ from flask_uow import stats, transactional
 from flask_uow.stats import State
 from tests.boards import live_until
 from tests.database.conftest import MakeBench
-from tests.databases import Database, Server
+from tests.databases import Database
 from tests.faults.proxy import Proxy
-from tests.throwaway_server import find_free_port
+from tests.pgbouncer import run_pgbouncer
 
 DEADLINE_S = 30.0
-PGBOUNCER = shutil.which("pgbouncer") or shutil.which("pgbouncer", path="/usr/sbin")
 on_postgresql = pytest.mark.parametrize("database", ["psycopg2", "psycopg"], indirect=True)
 pytestmark = on_postgresql
 
@@ -91,61 +85,20 @@ def test_numbers_that_a_pooler_has_made_up_make_no_orphans(
     assert not [trouble for trouble in snapshot.troubles if trouble.kind == "orphan"]
 
 
-@pytest.fixture
-def pgbouncer(postgresql_server: Server, database: Database, tmp_path: Path) -> Iterator[int]:
-    """A PgBouncer before the database that lends its connections for a transaction each, and its port."""
-    if PGBOUNCER is None:
-        pytest.skip("PgBouncer is not installed")
-    url, port = sa.make_url(database.url), find_free_port()
-    settings = [
-        "[databases]",
-        f"{url.database} = host={url.host} port={url.port} user={url.username} password={url.password}",
-        "[pgbouncer]",
-        f"listen_addr = 127.0.0.1\nlisten_port = {port}\nunix_socket_dir =",
-        "auth_type = any\npool_mode = transaction\nserver_reset_query =",
-        "ignore_startup_parameters = extra_float_digits,options",
-    ]
-    (tmp_path / "pgbouncer.ini").write_text("\n".join(settings))
-    options = ["-q"]
-    if getpass.getuser() == "root":  # it refuses to run as root, and must read its settings as another
-        options += ["-u", "nobody"]
-        for folder in (tmp_path, *tmp_path.parents[:3]):
-            folder.chmod(folder.stat().st_mode | 0o011)
-        (tmp_path / "pgbouncer.ini").chmod(0o644)
-    with subprocess.Popen([PGBOUNCER, *options, str(tmp_path / "pgbouncer.ini")], stderr=subprocess.PIPE) as process:
-        try:
-            wait_until_it_answers(database, port)
-            yield port
-        finally:
-            process.terminate()
-
-
-def wait_until_it_answers(database: Database, port: int) -> None:
-    """Connect through it."""
-    url = sa.make_url(database.url).set(host="127.0.0.1", port=port, drivername="postgresql+psycopg2")
-    engine = sa.create_engine(url, poolclass=sa.NullPool)
-    end = time.monotonic() + DEADLINE_S
-    while True:
-        with contextlib.suppress(sa.exc.OperationalError), engine.connect() as connection:
-            connection.execute(sa.text("SELECT 1"))
-            return
-        assert time.monotonic() < end
-        time.sleep(0.02)
-
-
 def test_through_a_real_pooler_no_more_is_said_than_is_known(
-    make_bench: MakeBench, database: Database, pgbouncer: int, tmp_path: Path
+    make_bench: MakeBench, database: Database, tmp_path: Path
 ) -> None:
     """PgBouncer in transaction mode: units, states and statements as ever; sessions by worker, and none an orphan."""
-    url = sa.make_url(database.url).set(host="127.0.0.1", port=pgbouncer).render_as_string(hide_password=False)
-    bench = make_bench(SQLALCHEMY_DATABASE_URI=url, UOW_STATS_DIR=str(tmp_path / "boards"))
-    with bench.app.app_context():
-        with transactional(label="before"):
-            bench.add("before")
-        with transactional(label="work") as unit:
-            bench.add("row")
-            real_pid = unit.session.scalar(sa.text("SELECT pg_backend_pid()"))
-            snapshot = stats.snapshot(bench.app)
+    with run_pgbouncer(database.url, tmp_path) as served:
+        url = served.render_as_string(hide_password=False)
+        bench = make_bench(SQLALCHEMY_DATABASE_URI=url, UOW_STATS_DIR=str(tmp_path / "boards"))
+        with bench.app.app_context():
+            with transactional(label="before"):
+                bench.add("before")
+            with transactional(label="work") as unit:
+                bench.add("row")
+                real_pid = unit.session.scalar(sa.text("SELECT pg_backend_pid()"))
+                snapshot = stats.snapshot(bench.app)
 
     (shown,) = snapshot.databases
     assert shown.error is None

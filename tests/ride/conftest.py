@@ -38,7 +38,9 @@ def connect(postgres: PostgreSQLDatabase, proxy: Proxy) -> Iterator[MakeConnecti
 
     def connect(factory: Any = RidingConnection, **options: Any) -> Any:
         url = postgres.driverless_url
-        connection = psycopg2.connect(url, host=LISTEN, port=proxy.port, connection_factory=factory, **options)
+        connection: Any = psycopg2.connect(url, host=LISTEN, port=proxy.port, connection_factory=factory, **options)
+        if "default_transaction_read_only" in options.get("options", ""):
+            assert connection.note_read_only_at_start()
         made.append(connection)
         proxy.requests()
         return connection

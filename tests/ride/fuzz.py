@@ -11,10 +11,20 @@ What may differ, and why:
   caller believes that the work was kept.
 * The error of a ``SET LOCAL`` that waits comes with the next statement that is sent, COMMIT included, or never, where
   the transaction or its savepoint is rolled back before that: then it has had no effect. In between the transaction
-  counts as sound. What gets that error is not run, even if it is a
-  COMMIT or ROLLBACK sent as text; such a sequence is not followed any further.
+  counts as sound. What gets that error is not run, even if it is a COMMIT or ROLLBACK sent as text; such a sequence is
+  not followed any further.
 * What the server warns of where it is told a COMMIT or ROLLBACK out of a transaction, after transaction control sent as
-  text: nothing is sent then, so nothing is warned of.
+  text: nothing is sent then, so nothing is warned of. Warnings are not compared.
+
+What is left out, because the plain driver itself is then in a state that it does not know of, or because it differs:
+
+* Large objects where the server is not in the transaction that psycopg2 believes in: the error's class is another one.
+* Transaction control as text, and ``set_isolation_level``, in a two-phase transaction: psycopg2 goes on
+  believing in that.
+* Settings of a connection in autocommit in a transaction begun as text: psycopg2 sends SET at once, where it may fail
+  or be rolled back; riding it is sent with the next statement.
+* With connections that start read-only, ``COMMIT; BEGIN`` in one string: after a failed transaction the new one is
+  read-only, and a write in it is an error, because nothing can be told the server in between.
 """
 
 from __future__ import annotations
@@ -227,7 +237,11 @@ class Psycopg2(Side):
 
     def connect(self) -> Any:
         factory = RidingConnection if self.is_riding else None
-        return psycopg2.connect(self.database.driverless_url, connection_factory=factory, options=self.options)
+        connection: Any = psycopg2.connect(
+            self.database.driverless_url, connection_factory=factory, options=self.options
+        )
+        assert not self.options or connection.note_read_only_at_start()
+        return connection
 
     def pid(self) -> int:
         return int(self.connection.get_backend_pid())
@@ -320,10 +334,13 @@ class Psycopg(Side):
 
     def connect(self) -> Any:
         self.blocks: list[Any] = []
-        url, options = self.database.driverless_url, {"options": self.options, "prepare_threshold": 2}
+        url = self.database.driverless_url
+        options: dict[str, Any] = {"options": self.options, "prepare_threshold": 2}
         if not self.is_riding:
             return psycopg.connect(url, **options)
-        return _psycopg.connect([url], options, is_read_only_asked=bool(self.options))
+        connection = _psycopg.connect([url], options)
+        assert not self.options or connection.note_read_only_at_start()
+        return connection
 
     def pid(self) -> int:
         return 0 if self.connection.closed else int(self.connection.info.backend_pid)

@@ -61,7 +61,8 @@ def riding(url: str, *, is_reader: bool = False, **options: Any) -> Iterator[Tol
     """
     if is_reader:
         options["options"] = READ_ONLY_AT_START
-    with contextlib.closing(connect([url], options, is_read_only_asked=is_reader)) as connection:
+    with contextlib.closing(connect([url], options)) as connection:
+        assert not is_reader or connection.note_read_only_at_start()
         yield Told(connection)
 
 

@@ -40,13 +40,15 @@ def options(request: pytest.FixtureRequest) -> str:
 def old(url: str, options: str) -> Iterator[RidingConnection]:
     """One of psycopg2's."""
     with contextlib.closing(psycopg2.connect(url, options=options, connection_factory=riding_factory(None))) as riding:
+        assert not options or riding.note_read_only_at_start()
         yield riding
 
 
 @pytest.fixture
 def new(url: str, options: str) -> Iterator[Any]:
     """One of psycopg's."""
-    with contextlib.closing(connect([url], {"options": options}, is_read_only_asked=bool(options))) as riding:
+    with contextlib.closing(connect([url], {"options": options})) as riding:
+        assert not options or riding.note_read_only_at_start()
         yield riding
 
 
@@ -310,6 +312,6 @@ def test_psycopg(new: Any, proxy: Proxy, work: Work) -> None:
 def test_cursors_that_merge_parameters_themselves(url: str, proxy: Proxy, work: Work) -> None:
     """What waits is sent ahead of them."""
     arguments = {"cursor_factory": psycopg.ClientCursor}
-    with contextlib.closing(connect([url], arguments, is_read_only_asked=False)) as riding:
+    with contextlib.closing(connect([url], arguments)) as riding:
         check(riding, proxy, work)
         assert isinstance(riding.cursor(), psycopg.ClientCursor)

@@ -13,7 +13,7 @@ import pytest
 from psycopg import ClientCursor, RawCursor, errors
 from psycopg.rows import dict_row
 
-from flask_uow._ride._psycopg import RidingCursor
+from flask_uow._ride._psycopg_cursors import RidingCursor
 from tests.databases import SERVER_VARIABLE, PostgreSQLDatabase
 from tests.ride.psycopg_bench import COMMIT, ROLLBACK, TABLE, Step, Told, plain, riding, riding_connection
 
@@ -66,6 +66,8 @@ PROGRAMS: dict[str, list[Step]] = {
     "DDL": ["CREATE TABLE other ()", SAVEPOINT, "DROP TABLE other", BACK, "SELECT * FROM other", COMMIT],
     "a table made of a read": [("SELECT %s::int AS x INTO other", (1,)), "SELECT * FROM other", ROLLBACK],
     "LISTEN": ["LISTEN x", COMMIT],
+    "an encoding": [ONE, SAVEPOINT, "SET client_encoding TO latin1", BACK, ("SELECT %s", ("ä",)), COMMIT],
+    "an encoding of the transaction": ["SET LOCAL client_encoding = 'latin1'", ("SELECT %s", ("ä",)), COMMIT],
     "an empty transaction": [COMMIT, ROLLBACK, SAVEPOINT, COMMIT, SAVEPOINT, ROLLBACK, ALL],
     "BEGIN as text": ["BEGIN", ONE, COMMIT, ALL],
     "a chain": [ONE, SAVEPOINT, TWO, "COMMIT AND CHAIN", BACK, ROLLBACK, ALL],
@@ -132,7 +134,7 @@ def test_a_setting_that_is_refused(told: Told) -> None:
 
     assert answers(told.tell(bad, ONE, COMMIT)) == [-1, "InvalidParameterValue", "InFailedSqlTransaction"]
     assert answers(told.tell(ONE, bad, COMMIT, ROLLBACK, ALL)) == [1, -1, "InvalidParameterValue", None, []]
-    assert answers(told.tell(bad, COMMIT, ROLLBACK)) == [-1, "InvalidParameterValue", None]
+    assert answers(told.tell(bad, COMMIT, ALL)) == [-1, "InvalidParameterValue", []]
 
 
 def test_a_failed_read_without_a_transaction(reader: Told) -> None:
@@ -150,6 +152,15 @@ def test_a_failed_read_without_a_transaction(reader: Told) -> None:
         (1, "INTRANS"),
         (None, "IDLE"),
     ]
+
+
+def test_a_batch_behind_a_failed_read_without_a_transaction(reader: Told) -> None:
+    """It fails as well."""
+    riding_connection(reader).needs_no_transaction = True
+    reader.tell(FAILS)
+
+    with pytest.raises(errors.InFailedSqlTransaction):
+        reader.cursor.executemany("INSERT INTO item VALUES (%s)", [(1,)])
 
 
 def test_commit_of_a_failed_read_without_a_transaction(reader: Told) -> None:
@@ -315,6 +326,7 @@ def test_a_closed_cursor_and_a_closed_connection(told: Told) -> None:
         told.connection.commit()
 
 
+@pytest.mark.timeout(600)
 @pytest.mark.skipif(psycopg.pq.__impl__ == "python", reason="This is it.")
 def test_the_other_implementation(database: PostgreSQLDatabase) -> None:
     """All of it holds with psycopg's Python implementation, on the system's libpq."""

@@ -199,6 +199,10 @@ def test_a_read_where_the_server_is_not_read_only(told: Told, proxy: Proxy) -> N
 def test_the_flag_is_for_one_statement(reader: Told, proxy: Proxy) -> None:
     """The next statement is in a transaction, whatever became of the first."""
     riding_connection(reader).needs_no_transaction = True
+    reader.tell(("SELECT %s", (object(),)), COMMIT)
+    reader.tell(SELECT, COMMIT)
+    assert proxy.requests() == ["BEGIN READ WRITE; SELECT $1", "COMMIT"]
+    riding_connection(reader).needs_no_transaction = True
     reader.tell("SHOW timezone", COMMIT)
     proxy.requests()
     reader.tell(SELECT, COMMIT)

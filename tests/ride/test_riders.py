@@ -147,7 +147,7 @@ def test_commit_of_nothing_takes_nothing_along() -> None:
 def test_label_goes_along_with_a_begin_alone() -> None:
     """The label costs no trip, and a read without a transaction none either."""
     riders = Riders()
-    riders.along = "SET LOCAL application_name = 'view'"
+    riders.add(["SET LOCAL application_name = 'view'"])
     riders.begin("BEGIN")
 
     assert riders.waiting == ["BEGIN", "SET LOCAL application_name = 'view'"]

@@ -52,6 +52,8 @@ def main() -> int:
         found = {way: wait_for(run) for way, run in runs.items()}
     plain = found.pop("plain")
     sys.stdout.write(f"plain: {dict(Counter(plain.values()))}\n")
+    for test in sorted(test for test, outcome in plain.items() if outcome in ("failure", "error")):
+        sys.stdout.write(f"  fails: {test}\n")
     is_equal = bool(plain)
     for way, outcomes in found.items():
         sys.stdout.write(f"{way}: {dict(Counter(outcomes.values()))}\n")

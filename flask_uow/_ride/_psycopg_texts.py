@@ -1,0 +1,68 @@
+"""What psycopg 3 may send of a statement together with others, and what it may do, read from its text.
+
+How many texts are remembered is bounded.
+"""
+
+from __future__ import annotations
+
+import re
+from functools import lru_cache
+from typing import NamedTuple
+
+# A statement that goes well with others in one pipeline. COPY does not, and what ends a transaction ends the riders'.
+CARRIER = re.compile(rb"(?i)(?:[\s(]|/\*[^*]*\*/|--[^\n]*\n)*(SELECT|INSERT|UPDATE|DELETE|WITH|VALUES|MERGE)\b")
+CREATING_READ = re.compile(rb"(?i)\bINTO\b")
+HARMLESS = re.compile(rb"(?i)\s*(?:SET|SHOW|LOCK|LISTEN|NOTIFY|UNLISTEN|FETCH|MOVE|CLOSE)\b")
+# What a ROLLBACK TO may undo that the client has to know at once is kept from riding as well: the encoding.
+CONTROL = re.compile(
+    rb"(?i)\s*(?:BEGIN|START|COMMIT|END|ABORT|ROLLBACK|SAVEPOINT|RELEASE|PREPARE|CALL|DO"
+    rb"|SET\s+(?:SESSION\s+|LOCAL\s+)?(?:NAMES|CLIENT_ENCODING))\b"
+)
+REMEMBERED_TEXTS = 1000
+LONGEST_REMEMBERED_TEXT = 4096
+
+
+class Text(NamedTuple):
+    """What is known of a statement by its text.
+
+    :param is_special: whether it may create something, or has to do with transactions.
+    """
+
+    is_carrier: bool
+    has_several: bool
+    may_create: bool
+    is_control: bool
+    is_special: bool
+
+
+NO_TEXT = Text(is_carrier=False, has_several=False, may_create=False, is_control=False, is_special=False)
+
+
+def read_text(query: bytes) -> Text:
+    """Return what is known of a statement by its text."""
+    try:
+        return _remember_text(query) if len(query) <= LONGEST_REMEMBERED_TEXT else _read_text(query)
+    except TypeError:
+        # It is no text, as psycopg will say.
+        return NO_TEXT
+
+
+def _read_text(query: bytes) -> Text:
+    carrier = CARRIER.match(query)
+    has_several = b";" in query.rstrip(b" \t\r\n;")
+    if carrier is None:
+        may_create = HARMLESS.match(query) is None
+        is_control = CONTROL.match(query) is not None
+    else:
+        may_create = carrier[1].upper() in (b"SELECT", b"WITH") and CREATING_READ.search(query) is not None
+        is_control = False
+    return Text(
+        is_carrier=carrier is not None,
+        has_several=has_several,
+        may_create=may_create or has_several,
+        is_control=is_control or has_several,
+        is_special=may_create or is_control or has_several,
+    )
+
+
+_remember_text = lru_cache(REMEMBERED_TEXTS)(_read_text)

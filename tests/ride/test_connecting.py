@@ -1,0 +1,108 @@
+"""How connections come to ride: behind all that the application has to say, and read-only at start if that is sure."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+
+from flask_uow._ride import ride
+from tests.databases import PostgreSQLDatabase, Server
+from tests.faults.proxy import LISTEN, Proxy
+
+READ_ONLY = "default_transaction_read_only"
+
+
+@pytest.fixture(params=["psycopg2", "psycopg"])
+def database(request: pytest.FixtureRequest, postgresql_server: Server) -> PostgreSQLDatabase:
+    """An empty database, for each driver."""
+    return postgresql_server.database(request.param)
+
+
+@pytest.fixture
+def engine(database: PostgreSQLDatabase, proxy: Proxy) -> Iterator[sa.Engine]:
+    """An engine that rides, through the proxy."""
+    url = sa.make_url(database.url).set(host=LISTEN, port=proxy.port)
+    engine = ride(sa.create_engine(url), read_only_at_start=True)
+    yield engine
+    engine.dispose()
+
+
+def driver_of(connection: sa.Connection) -> Any:
+    """The driver's connection."""
+    return connection.connection.dbapi_connection
+
+
+def test_every_connection_starts_read_only(engine: sa.Engine) -> None:
+    """The next ones as the first, and what may write says so."""
+    with engine.connect() as first, engine.connect() as second:
+        for connection in (first, second):
+            assert driver_of(connection).is_read_only_at_start
+            connection.execute(sa.text("CREATE TEMPORARY TABLE mine (id int)"))
+
+
+def test_the_question_is_one_round_trip(engine: sa.Engine, proxy: Proxy) -> None:
+    """For each new connection, none for one that is pooled."""
+    engine.connect().close()
+    with engine.connect():
+        proxy.requests()
+        with engine.connect():
+            asked = [request for request in proxy.requests() if "pg_backend_pid" in request]
+    engine.connect().close()
+
+    assert len(asked) == 1
+    assert proxy.requests() == []
+
+
+def test_a_session_of_another_number_is_not_believed(engine: sa.Engine, proxy: Proxy) -> None:
+    """What a pooler reports is true of one of its sessions, and its number for it is made up."""
+    proxy.disguise()
+    with engine.connect() as connection:
+        driver = driver_of(connection)
+        assert driver.info.parameter_status(READ_ONLY) == "on"
+        assert not driver.is_read_only_at_start
+
+
+def test_listeners_to_do_connect_have_the_last_word(engine: sa.Engine) -> None:
+    """A password of the moment, or a name, that comes after riding was asked for."""
+
+    @sa.event.listens_for(engine, "do_connect")
+    def name(dialect: object, record: object, arguments: list[Any], options: dict[str, Any]) -> None:
+        options["application_name"] = "named late"
+
+    with engine.connect() as connection:
+        assert connection.scalar(sa.text("SHOW application_name")) == "named late"
+        assert driver_of(connection).riders.is_begun
+        assert driver_of(connection).is_read_only_at_start
+
+
+def test_connection_that_a_listener_makes_is_its_own(engine: sa.Engine) -> None:
+    """Nothing of it rides."""
+
+    @sa.event.listens_for(engine, "do_connect")
+    def connect(dialect: Any, record: object, arguments: list[Any], options: dict[str, Any]) -> Any:
+        return dialect.loaded_dbapi.connect(*arguments, **options)
+
+    with engine.connect() as connection:
+        assert connection.scalar(sa.text(f"SHOW {READ_ONLY}")) == "off"
+        assert not hasattr(driver_of(connection), "riders")
+
+
+def test_applications_own_read_only_start_stays(database: PostgreSQLDatabase) -> None:
+    """Whoever starts the server read-only means it."""
+    options = {"options": f"-c {READ_ONLY}=on"}
+    engine = ride(sa.create_engine(database.url, connect_args=options), read_only_at_start=True)
+    with engine.connect() as connection:
+        assert not driver_of(connection).is_read_only_at_start
+        with pytest.raises(sa.exc.DBAPIError, match="read-only transaction"):
+            connection.execute(sa.text("CREATE TABLE mine (id int)"))
+    engine.dispose()
+
+
+def test_another_refusal_is_the_callers(database: PostgreSQLDatabase) -> None:
+    """A wrong option of the application's own is not tried again, and says what it is."""
+    options = {"options": "-c no_such_setting=1"}
+    engine = ride(sa.create_engine(database.url, connect_args=options), read_only_at_start=True)
+    with pytest.raises(sa.exc.OperationalError, match="no_such_setting"):
+        engine.connect()
+    engine.dispose()
