@@ -240,12 +240,22 @@ class Readers:
         (link,) = state.links
         info = link.connection.info
         if info.get(_REPLAYED, 0) < written:
-            with closing(link.dbapi_connection.cursor()) as cursor:
-                cursor.execute(_REPLAYED_UP_TO)
-                (info[_REPLAYED],) = cursor.fetchone()
+            info[_REPLAYED] = _ask_how_far(link)
             unit.renew_snapshot(link)
         is_far_enough: bool = info[_REPLAYED] >= written
         return is_far_enough
+
+
+def _ask_how_far(link: Link) -> int:
+    """How far the server behind a connection has come; where statements ride, no transaction is begun for that."""
+    position: int
+    if link.riders is not None:
+        position = run_alone(link.dbapi_connection, _REPLAYED_UP_TO, is_question=True)
+    else:
+        with closing(link.dbapi_connection.cursor()) as cursor:
+            cursor.execute(_REPLAYED_UP_TO)
+            (position,) = cursor.fetchone()
+    return position
 
 
 def _browser_session() -> SessionMixin | None:

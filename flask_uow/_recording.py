@@ -5,8 +5,10 @@ as they were; if so, the dialects of the app's engines are watched, for they alo
 when it was answered, and the pools, the units and the templates are listened to. The timeline lies with its request:
 whatever works for that, in whichever thread, finds it there.
 
-What passes SQLAlchemy by is not seen: the fetches of a server-side cursor, what ``UOW_TWO_PHASE`` adds, and the
-position that ``UOW_READ_YOUR_WRITES`` asks for after COMMIT.
+A connection whose statements ride counts its round trips itself: what a call took is the difference, and what passed
+SQLAlchemy by is seen between two calls. Of others the round trips are told by what is known of their drivers, and what
+passes SQLAlchemy by is not seen: the fetches of a server-side cursor, what ``UOW_TWO_PHASE`` adds, and the position
+that ``UOW_READ_YOUR_WRITES`` asks for after COMMIT.
 """
 
 from __future__ import annotations
@@ -41,6 +43,9 @@ TIMELINE_KEY = "flask_uow.timeline"
 
 _WATCHED = "_uow_watched"
 """What a dialect has that is watched for timelines."""
+
+PAST = "past SQLAlchemy"
+"""What is said of statements that nobody here has seen."""
 
 _OF_SAVEPOINTS = ("SAVEPOINT ", "RELEASE ", "ROLLBACK TO ")
 _IN_TRANSACTION = (TransactionStatus.ACTIVE, TransactionStatus.IN_TRANSACTION, TransactionStatus.IN_ERROR)
@@ -118,6 +123,8 @@ class Recorder:
         timeline = find_timeline()
         if timeline is None:
             return response
+        for lane in timeline.lanes:
+            _note_rest(lane)
         timeline.close()
         for observer in self._observers or ():
             try:
@@ -285,10 +292,12 @@ class _Watched:
             if timeline is None:
                 return ping(dbapi_connection)
             lane, start = timeline.lane(dbapi_connection, self._bind), clock()
+            lane.count_trips()
             try:
                 return ping(dbapi_connection)
             finally:
-                lane.spans.append(Span(Sent.PING, start, clock(), "Is it alive?"))
+                trips = lane.count_trips()
+                lane.spans.append(Span(Sent.PING, start, clock(), "Is it alive?", trips=1 if trips is None else trips))
 
         return do_ping
 
@@ -312,12 +321,17 @@ class _Watched:
     def checked_out(self, dbapi_connection: Any, record: Any, proxy: Any) -> None:
         timeline = find_timeline()
         if timeline is not None:
-            timeline.lane(dbapi_connection, self._bind).hold(clock())
+            lane = timeline.lane(dbapi_connection, self._bind)
+            if lane.seen_trips is None:  # somebody else may have had it since
+                lane.count_trips()
+            lane.hold(clock())
 
     def given_back(self, dbapi_connection: Any, record: Any, *exception: Any) -> None:
         timeline = find_timeline()
         if timeline is not None and dbapi_connection is not None:
-            timeline.lane(dbapi_connection, self._bind).give_back(clock())
+            lane = timeline.lane(dbapi_connection, self._bind)
+            _note_rest(lane)
+            lane.give_back(clock())
 
     # ---- what the driver knows
 
@@ -344,11 +358,18 @@ class _Watched:
         return len(parameters)
 
 
+def _note_rest(lane: Lane) -> None:
+    """Note what was sent past SQLAlchemy since its last statement, by who counts."""
+    trips, now = lane.count_trips(), clock()
+    if trips:
+        lane.spans.append(Span(Sent.STATEMENT, now, now, PAST, trips=trips, is_in_transaction=lane.is_in_transaction))
+
+
 class _Call:
     """A call of a dialect's method that sends something.
 
     :param connection: the pool's, or what SQLAlchemy has in its place.
-    :ivar trips: how many round trips it takes, but for what the driver sends ahead of it.
+    :ivar trips: how many round trips it takes, but for what the driver sends ahead of it, where nobody counts.
     :ivar counts_prepared: whether a statement that psycopg 3 prepares takes one more.
     :ivar says_begin: whether the statement itself is a BEGIN.
     """
@@ -389,16 +410,24 @@ class _Call:
         lane, now = self._lane, clock()
         is_in = self._watched.is_in_transaction(lane)
         was_begun = bool(is_in) and not lane.is_in_transaction
-        told = self._trips_of_limit() if is_in else 0
         since = now if lane.begun_at is None else lane.begun_at
+        counted = lane.count_trips()
+        if counted is None:
+            self._note_uncounted(since, now, is_in=bool(is_in), was_begun=was_begun)
+        elif counted:
+            details = {"trips": counted, "begins": was_begun, "is_in_transaction": bool(is_in)}
+            self._add(Sent.STATEMENT, since, now, PAST, **details)
+        lane.begun_at = None
+        lane.is_in_transaction = lane.is_in_transaction if is_in is None else is_in
+
+    def _note_uncounted(self, since: float, now: float, *, is_in: bool, was_begun: bool) -> None:
+        told = self._trips_of_limit() if is_in else 0
         if was_begun and not self._watched.is_libpq:
             self._add(Sent.BEGIN, since, now, "BEGIN", is_in_transaction=True)
         elif was_begun or told:
-            kind, text = (Sent.DEADLINE, "the unit's deadline") if told else (Sent.STATEMENT, "past SQLAlchemy")
+            kind, text = (Sent.DEADLINE, "the unit's deadline") if told else (Sent.STATEMENT, PAST)
             trips = (told or 1) + was_begun
-            self._add(kind, since, now, text, trips=trips, begins=was_begun, is_in_transaction=bool(is_in))
-        lane.begun_at = None
-        lane.is_in_transaction = lane.is_in_transaction if is_in is None else is_in
+            self._add(kind, since, now, text, trips=trips, begins=was_begun, is_in_transaction=is_in)
 
     def _trips_of_limit(self) -> int:
         """How many statements it took to tell the server of a unit's deadline, since this was asked last."""
@@ -414,14 +443,17 @@ class _Call:
         is_end = self._kind in (Sent.COMMIT, Sent.ROLLBACK)
         is_in = self._watched.is_in_transaction(lane)
         lane.is_in_transaction = is_in = not is_end if is_in is None else is_in
-        if is_end and not was_in:
+        counted = lane.count_trips()
+        if is_end and not was_in and not counted:
             return  # there was nothing to end, or it was noted within
         if isinstance(error, UnitOfWorkError):
             if is_end and not is_in:  # refused, and rolled back in its place
-                self._add(Sent.ROLLBACK, start, clock(), "ROLLBACK", error=type(error).__name__)
+                trips = 1 if counted is None else counted
+                self._add(Sent.ROLLBACK, start, clock(), "ROLLBACK", trips=trips, error=type(error).__name__)
             return
         begins = is_in and not was_in and not self.says_begin  # the driver has sent BEGIN ahead of it
-        trips = begins + (self.trips + self._trips_of_limit() if self._watched.was_sent(error) else 0)
+        if counted is None:
+            counted = begins + (self.trips + self._trips_of_limit() if self._watched.was_sent(error) else 0)
         if not is_in:
             lane.limit_s = None  # it went with the transaction
         self._add(
@@ -429,7 +461,7 @@ class _Call:
             start,
             clock(),
             self._text,
-            trips=trips,
+            trips=counted,
             begins=begins,
             is_in_transaction=is_in,
             error=None if error is None else type(error).__name__,

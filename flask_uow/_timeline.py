@@ -42,8 +42,9 @@ class Span:
     :param end: when the answer was there.
     :param text: the statement, without its parameters.
     :param unit: the label of the innermost unit of the session that sent it, None outside of units.
-    :param trips: how many round trips it took.
-    :param begins: whether the driver sent BEGIN ahead of it; its time is in the span.
+    :param trips: how many round trips it took; none where it waited for the next statement, or was never sent.
+    :param begins: whether the driver sent BEGIN ahead of it, in a trip of its own or in the same one; its time is in
+        the span.
     :param is_in_transaction: whether the connection was in a transaction after it.
     :param error: the class of the exception that it ended in, None if it was answered well.
     """
@@ -70,6 +71,8 @@ class Lane:
     :ivar is_in_transaction: whether it was when it was seen last.
     :ivar begun_at: when SQLAlchemy began a transaction on it, None if something was sent since.
     :ivar limit_s: what its server was told of a unit's deadline when it was seen last.
+    :ivar seen_trips: how many round trips it had counted itself when it was seen last; None where it does not, or was
+        given back.
     """
 
     bind: str
@@ -79,6 +82,15 @@ class Lane:
     is_in_transaction: bool = False
     begun_at: float | None = None
     limit_s: float | None = None
+    seen_trips: int | None = None
+
+    def count_trips(self) -> int | None:
+        """The round trips since this was asked last, by the connection's own count; None where it does not count."""
+        now: int | None = getattr(self.dbapi_connection, "trips", None)
+        before, self.seen_trips = self.seen_trips, now
+        if now is None:
+            return None
+        return 0 if before is None else now - before
 
     def hold(self, now: float) -> None:
         """The connection leaves the pool."""
@@ -87,7 +99,7 @@ class Lane:
 
     def give_back(self, now: float) -> None:
         """The connection is back in the pool, or lost."""
-        self.is_in_transaction, self.begun_at = False, None
+        self.is_in_transaction, self.begun_at, self.seen_trips = False, None, None
         if self.holds and self.holds[-1][1] > now:
             self.holds[-1] = (self.holds[-1][0], now)
 
@@ -190,6 +202,7 @@ class Timeline:
             if lane.dbapi_connection is dbapi_connection:
                 return lane
         lane = Lane(bind, dbapi_connection)
+        lane.count_trips()
         self.lanes.append(lane)
         return lane
 

@@ -72,6 +72,8 @@ class RidingConnection(psycopg.Connection[Any]):
 
     needs_no_transaction = False
     is_read_only_at_start = False
+    # How many round trips it has made.
+    trips = 0
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
@@ -187,6 +189,7 @@ class RidingConnection(psycopg.Connection[Any]):
     def _queue_riders(self, pipeline: Pipeline) -> None:
         """Let a batch begin with what waits."""
         if self._has_wrong_default():
+            self.trips += 1
             for command in (self._send_set_default, self.pgconn.pipeline_sync):
                 pipeline.command_queue.append(command)
                 pipeline.result_queue.append(None)
@@ -201,6 +204,7 @@ class RidingConnection(psycopg.Connection[Any]):
     def _exec_command(self, command: QueryNoTemplate, *arguments: Any, **options: Any) -> PQGen[PGresult | None]:
         if self._pipeline is None and self.riders.waiting:
             yield from self._send_ahead_gen()
+        self.trips += self._pipeline is None and self.pgconn.status == OK
         result = yield from super()._exec_command(command, *arguments, **options)
         if command == b"COMMIT" and result is not None:
             self._read_tag(result)
@@ -295,6 +299,7 @@ class RidingConnection(psycopg.Connection[Any]):
         self._send_ahead()
         self._may_have_created = True
         with self._closed_by_interrupts(), super().pipeline() as pipeline:
+            pipeline.__class__ = _CountedPipeline
             yield pipeline
 
     @contextmanager
@@ -304,6 +309,7 @@ class RidingConnection(psycopg.Connection[Any]):
         self._has_batch = True
         try:
             with self._closed_by_interrupts(), super()._pipeline_nolock() as pipeline:
+                pipeline.__class__ = _CountedPipeline
                 yield pipeline
         finally:
             self._has_batch = False
@@ -456,6 +462,7 @@ class RidingConnection(psycopg.Connection[Any]):
             except Exception as error:  # noqa: BLE001  # it is raised when the riders' results are read
                 refusal = error
             pgconn.pipeline_sync()
+            self.trips += 2 if leading else 1
             answers = yield from self._read_gen(count)
             if riders:
                 self.riders.sent()
@@ -525,6 +532,16 @@ class _RidingInfo(psycopg.ConnectionInfo):
     @property
     def transaction_status(self) -> pq.TransactionStatus:
         return pq.TransactionStatus(self._connection.transaction_status)
+
+
+class _CountedPipeline(Pipeline):
+    """psycopg's pipeline: each Sync is a round trip."""
+
+    def _enqueue_sync(self) -> None:
+        connection = self._conn
+        if isinstance(connection, RidingConnection):
+            connection.trips += 1
+        super()._enqueue_sync()
 
 
 def connect(arguments: Sequence[Any], options: dict[str, Any]) -> RidingConnection:

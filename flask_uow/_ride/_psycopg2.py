@@ -27,7 +27,7 @@ from ._characteristics import (
     on_or_off,
     session_texts,
 )
-from ._psycopg2_cursors import PREFIX_END, RidingCursor, RidingNamedCursor, riding_cursor_class
+from ._psycopg2_cursors import PREFIX_END, RidingCursor, RidingNamedCursor, Trip, riding_cursor_class
 from ._riders import FAILING, IDLE, IN_ERROR, SEPARATOR, Riders
 from ._texts import Carrying
 
@@ -61,6 +61,8 @@ class RidingConnection(plain_connection):
     def _set_up(self) -> None:
         #: What it was told and has not sent.
         self.riders = Riders()
+        #: How many round trips it has made, but for what psycopg2's large objects say.
+        self.trips = 0
         #: Set to True before one statement that is known to be a harmless read: it may go without a BEGIN.
         self.needs_no_transaction = False
         #: Whether the server has taken the start option by which all is read-only that does not say otherwise.
@@ -148,6 +150,8 @@ class RidingConnection(plain_connection):
                 if _server_status(self) != IDLE:
                     self._run("ROLLBACK")
                 self._ended()
+        elif self._is_native:
+            self.trips += self._is_begun_natively()
         self.riders.along = ()
         super().rollback()
         if self._is_native:
@@ -174,6 +178,7 @@ class RidingConnection(plain_connection):
         """Forget everything that the session was told."""
         if not self.closed and not self.async_ and self.riders.is_begun and not self._is_native:
             self.rollback()
+        self.trips += 1 + self._is_begun_natively()
         super().reset()
         self._is_native = False
         self._ended()
@@ -186,6 +191,7 @@ class RidingConnection(plain_connection):
         is_other = _clean(encoding) != self.encoding
         if is_other and self.riders.is_begun and not self._is_native and not self.closed:
             self.rollback()
+        self.trips += is_other
         super().set_client_encoding(encoding)
 
     # ---- what the next BEGIN says
@@ -256,6 +262,7 @@ class RidingConnection(plain_connection):
         if self.closed or self.async_:
             return super().set_isolation_level(level)
         if self._is_native:
+            self.trips += self._is_begun_natively()
             super().set_isolation_level(level)
             self._leave_native()
         elif isinstance(level, int) and not 0 <= level < len(LEVELS):
@@ -329,31 +336,40 @@ class RidingConnection(plain_connection):
         _real_autocommit.__set__(self, False)
         try:
             self._give_characteristics()
-            super().tpc_begin(xid)
+            with Trip(self):
+                super().tpc_begin(xid)
         except BaseException:
             self._leave_native()
             raise
         self._is_native = True
         return self.riders.begun()
 
+    def tpc_prepare(self) -> None:
+        """Prepare a two-phase transaction."""
+        with Trip(self):
+            super().tpc_prepare()
+
     def tpc_commit(self, *xid: Any) -> None:
         """Commit a two-phase transaction."""
         self._check_recovery(xid)
-        super().tpc_commit(*xid)
+        with Trip(self):
+            super().tpc_commit(*xid)
         if not xid:
             self._leave_native()
 
     def tpc_rollback(self, *xid: Any) -> None:
         """Roll a two-phase transaction back."""
         self._check_recovery(xid)
-        super().tpc_rollback(*xid)
+        with Trip(self):
+            super().tpc_rollback(*xid)
         if not xid:
             self._leave_native()
 
     def tpc_recover(self) -> list[Any]:
         """Return the two-phase transactions that are prepared."""
         was_begun = self.riders.is_begun
-        found = super().tpc_recover()
+        with Trip(self):
+            found = super().tpc_recover()
         if not was_begun and self.riders.is_begun:
             self.rollback()
         return found
@@ -491,6 +507,7 @@ class RidingConnection(plain_connection):
     def _run(self, text: str) -> str | None:
         """Send a text of our own; return the server's tag of its last statement."""
         cursor = plain_cursor(self)
+        self.trips += 1
         cursor.execute(text)
         return cursor.statusmessage
 
@@ -520,10 +537,14 @@ class RidingConnection(plain_connection):
 
     def _commit_natively(self) -> None:
         has_failed = _server_status(self) == IN_ERROR and _real_status.__get__(self) == extensions.STATUS_BEGIN
+        self.trips += self._is_begun_natively()
         super().commit()
         self._leave_native()
         if has_failed:
             _raise_failed()
+
+    def _is_begun_natively(self) -> bool:
+        return self._is_native and bool(_real_status.__get__(self) == extensions.STATUS_BEGIN)
 
     def _hand_over(self) -> None:
         """Let psycopg2 drive a transaction that may be open, and say its BEGIN if that waits."""

@@ -6,7 +6,8 @@ that a ``cursor_factory`` names, so that nothing of its own gets past them.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
 
 import psycopg2
@@ -15,7 +16,7 @@ from psycopg2.extensions import connection as plain_connection
 from psycopg2.extensions import cursor as plain_cursor
 
 from ._positions import shift_back
-from ._riders import IN_ERROR, is_rider
+from ._riders import IDLE, IN_ERROR, IN_TRANSACTION, is_rider
 from ._texts import Carrying, are_plain, carrying_of, remember
 
 if TYPE_CHECKING:
@@ -31,7 +32,32 @@ _last_tag = _members.statusmessage
 # The riding class in front of each class that a program has named, for named cursors or not.
 _CLASSES: dict[tuple[type[Any], bool], type[RidingCursor]] = {}
 _connection_members: Any = plain_connection
+# Those without a code after which something was sent: a connection that was lost, the end of a named cursor's rows.
+_ERRORS_OF_THE_WIRE = (psycopg2.OperationalError, psycopg2.DatabaseError, StopIteration)
 _real_autocommit = _connection_members.autocommit
+
+
+class Trip:
+    """What is sent inside of it is one round trip, unless psycopg2 refuses it by itself."""
+
+    __slots__ = ("_connection",)
+
+    def __init__(self, connection: RidingConnection) -> None:
+        self._connection = connection
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._connection.trips += error is None or was_sent(error)
+
+
+def was_sent(error: BaseException) -> bool:
+    """Whether the server was asked before an error; psycopg2 has no code for those of its own."""
+    is_own = isinstance(error, Exception) and getattr(error, "pgcode", None) is None
+    return not is_own or type(error) in _ERRORS_OF_THE_WIRE
 
 
 class RidingCursor(plain_cursor):
@@ -58,13 +84,19 @@ class RidingCursor(plain_cursor):
             and connection._texts.get(query) is PROVEN
             and not connection.needs_no_transaction
         ):
-            return super().execute(query, vars)
+            try:
+                super().execute(query, vars)
+            except BaseException as error:
+                connection.trips += was_sent(error)
+                raise
+            connection.trips += 1
+            return None
         if self._is_odd:
             self._be_even()
         is_harmless, connection.needs_no_transaction = connection.needs_no_transaction, False
         if connection._is_passive() or self.closed:
             connection._prepare_session(query, is_harmless=is_harmless)
-            return super().execute(query, vars)
+            return self._send(query, vars)
         if isinstance(query, sql.Composable):
             query = query.as_string(connection)
         if not query or not isinstance(query, (str, bytes)):
@@ -79,7 +111,7 @@ class RidingCursor(plain_cursor):
         connection.needs_no_transaction = False
         if connection._is_passive() or self.closed:
             connection._prepare_session(query, is_harmless=False)
-            return super().executemany(query, vars_list)
+            return self._send_many(query, vars_list)
         text = query.as_string(connection) if isinstance(query, sql.Composable) else query
         if not text or not isinstance(text, (str, bytes)):
             return super().executemany(query, vars_list)  # psycopg2 refuses
@@ -90,12 +122,12 @@ class RidingCursor(plain_cursor):
             # Of many parameters any may be odd: what a savepoint needs is not looked for here.
             if not riders.waiting or riders.is_doomed or riders.needs_sound_text or carrying < Carrying.NO_SAVEPOINT:
                 connection._send_waiting()
-                return super().executemany(query, vars_list)
+                return self._send_many(query, vars_list)
             prefix = connection._prefix()
             first = _FirstWith(prefix, text)
             before = _last_query.__get__(self)
             try:
-                super().executemany(first, vars_list)
+                self._send_many(first, vars_list)
             except BaseException as error:
                 if first.is_first or not first.is_used:
                     self._settle_failure(error, prefix, before, was_begun)
@@ -112,22 +144,26 @@ class RidingCursor(plain_cursor):
     def callproc(self, procname: Any, parameters: Any = None, /) -> Any:
         """Call a function; what waits is sent ahead."""
         self._send_ahead()
-        return super().callproc(procname) if parameters is None else super().callproc(procname, parameters)
+        with Trip(self.connection):
+            return super().callproc(procname) if parameters is None else super().callproc(procname, parameters)
 
     def copy_from(self, *args: Any, **kwargs: Any) -> None:
         """Copy a file into a table; what waits is sent ahead."""
         self._send_ahead()
-        super().copy_from(*args, **kwargs)
+        with Trip(self.connection):
+            super().copy_from(*args, **kwargs)
 
     def copy_to(self, *args: Any, **kwargs: Any) -> None:
         """Copy a table into a file; what waits is sent ahead."""
         self._send_ahead()
-        super().copy_to(*args, **kwargs)
+        with Trip(self.connection):
+            super().copy_to(*args, **kwargs)
 
     def copy_expert(self, sql: Any, file: Any, *args: Any, **kwargs: Any) -> None:
         """Run a COPY statement; what waits is sent ahead."""
         self._send_ahead()
-        super().copy_expert(sql, file, *args, **kwargs)
+        with Trip(self.connection):
+            super().copy_expert(sql, file, *args, **kwargs)
 
     @property
     def query(self) -> bytes | None:
@@ -164,7 +200,7 @@ class RidingCursor(plain_cursor):
         if riders.waiting:
             self._execute_with_riders(query, parameters, carrying, was_begun)
         else:
-            super().execute(query, parameters)
+            self._send(query, parameters)
         if carrying is Carrying.NO_SAVEPOINT and type(query) is str and not is_rider(query):
             remember(texts, query, PROVEN)
         elif carrying is Carrying.NOTHING_AND_ENDS:
@@ -178,13 +214,13 @@ class RidingCursor(plain_cursor):
         )
         if carrying < Carrying.NO_SAVEPOINT or is_unsound or riders.is_doomed:
             connection._send_waiting()
-            super().execute(query, parameters)
+            self._send(query, parameters)
             return
         prefix = connection._prefix()
         before = _last_query.__get__(self)
         self._shift_by(prefix)
         try:
-            super().execute(prefix + query if isinstance(query, str) else prefix.encode() + query, parameters)
+            self._send(prefix + query if isinstance(query, str) else prefix.encode() + query, parameters)
         except BaseException as error:
             self._settle_failure(error, prefix, before, was_begun)
             raise
@@ -195,13 +231,35 @@ class RidingCursor(plain_cursor):
         connection = self.connection
         was_begun = connection._begin()
         try:
-            super().execute(query, parameters)
+            self._send(query, parameters)
         except psycopg2.Error as error:
             if error.pgcode is not None:
                 connection.riders.is_doomed = True
             elif not was_begun:
                 connection.riders.take_back_begin()
             raise
+
+    def _send(self, query: Any, parameters: Any) -> None:
+        """Let psycopg2 run a statement, and count it."""
+        try:
+            super().execute(query, parameters)
+        except BaseException as error:
+            self.connection.trips += was_sent(error)
+            raise
+        self.connection.trips += 1
+
+    def _send_many(self, query: Any, parameters: Iterable[Any]) -> None:
+        """Let psycopg2 run a statement for each of many parameters, and count them."""
+        try:
+            super().executemany(query, self._counted(parameters))
+        except BaseException as error:
+            self.connection.trips += was_sent(error)
+            raise
+
+    def _counted(self, parameters: Iterable[Any]) -> Iterator[Any]:
+        for each in parameters:
+            yield each
+            self.connection.trips += 1
 
     def _defer(self, text: str, parameters: Any) -> bool:
         """Let a statement wait, and return whether it does; a used cursor would still show its last result."""
@@ -271,42 +329,49 @@ class RidingNamedCursor(RidingCursor):
         self._check()
         is_refused = self.closed or _last_query.__get__(self) is not None
         if is_refused or connection._is_passive() or (connection.autocommit and not self.withhold):
-            return super(RidingCursor, self).execute(query, vars)
+            return self._declare(query, vars)
         with connection._lock:
             connection._begin()
             connection._send_waiting()
             if self.withhold:
-                return super(RidingCursor, self).execute(query, vars)
+                return self._declare(query, vars)
             # psycopg2 refuses in autocommit, and says BEGIN out of it: it is out of it for the time between the two.
             _real_autocommit.__set__(connection, False)
             try:
-                return super(RidingCursor, self).execute(_InAutocommit(query), vars)
+                return self._declare(_InAutocommit(query), vars)
             finally:
                 _real_autocommit.__set__(connection, True)
 
     def fetchone(self) -> Any:
         """Fetch a row."""
         self._send_before_use()
-        return super().fetchone()
+        with Trip(self.connection):
+            return super().fetchone()
 
     def fetchmany(self, size: int | None = None) -> list[Any]:
         """Fetch some rows."""
         self._send_before_use()
-        return super().fetchmany(size)
+        with Trip(self.connection):
+            return super().fetchmany(size)
 
     def fetchall(self) -> list[Any]:
         """Fetch all rows that are left."""
         self._send_before_use()
-        return super().fetchall()
+        with Trip(self.connection):
+            return super().fetchall()
 
     def __next__(self) -> Any:
         self._send_before_use()
-        return super().__next__()
+        if self.rownumber < self.rowcount:  # it has been fetched
+            return super().__next__()
+        with Trip(self.connection):
+            return super().__next__()
 
     def scroll(self, value: int, mode: Literal["absolute", "relative"] = "relative") -> None:
         """Move the cursor."""
         self._send_before_use()
-        super().scroll(value, mode)
+        with Trip(self.connection):
+            super().scroll(value, mode)
 
     def close(self) -> None:
         """Close the cursor on the server."""
@@ -315,7 +380,17 @@ class RidingNamedCursor(RidingCursor):
             connection._send_waiting()
         elif not self.closed:
             self._send_before_use()
-        super().close()
+        if self.closed or connection.transaction_status not in (IDLE, IN_TRANSACTION):
+            return super().close()
+        is_sought = _last_query.__get__(self) is None  # psycopg2 asks whether somebody else has made it
+        with Trip(connection):
+            super().close()
+        connection.trips += is_sought and str(_last_tag.__get__(self)).startswith("CLOSE")
+        return None
+
+    def _declare(self, query: Any, parameters: Any) -> None:
+        with Trip(self.connection):
+            super(RidingCursor, self).execute(query, parameters)
 
     def _check(self) -> None:
         if self._endings != self.connection._endings and not self.withhold and not self.closed:

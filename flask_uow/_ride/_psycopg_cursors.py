@@ -42,7 +42,30 @@ def is_riding(connection: object) -> TypeGuard[RidingConnection]:
     return hasattr(connection, "riders")
 
 
-class RidingCursor(psycopg.Cursor[Any]):
+class CountedCursor(psycopg.Cursor[Any]):
+    """A cursor that counts what it sends in psycopg's own way."""
+
+    __slots__ = ()
+
+    def _execute_send(self, *arguments: Any, **options: Any) -> None:
+        super()._execute_send(*arguments, **options)
+        self._count()
+
+    def _send_prepare(self, *arguments: Any, **options: Any) -> None:
+        super()._send_prepare(*arguments, **options)
+        self._count()
+
+    def _send_query_prepared(self, *arguments: Any, **options: Any) -> None:
+        super()._send_query_prepared(*arguments, **options)
+        self._count()
+
+    def _count(self) -> None:
+        connection = self._conn
+        if is_riding(connection) and connection._pipeline is None:
+            connection.trips += 1
+
+
+class RidingCursor(CountedCursor):
     """A cursor whose statements carry what waits."""
 
     __slots__ = ()
@@ -73,7 +96,7 @@ class RidingCursor(psycopg.Cursor[Any]):
             if is_carrier and (prep is Prepare.SHOULD or connection._has_riders(is_free)):
                 results = yield from self._carry_gen(connection, pgq, prep, name, binary, is_free)
             else:
-                results = yield from self._run_gen(pgq, prep, name, binary)
+                results = yield from self._run_gen(connection, pgq, prep, name, binary)
             self._read_results(connection, pgq, prep, name, results)
         except errors.Error as error:
             connection._note_error(error, was_free=is_free and is_carrier, was_prepared=prep is Prepare.YES)
@@ -115,27 +138,28 @@ class RidingCursor(psycopg.Cursor[Any]):
         riders = [] if is_free else connection._encode(connection.riders.waiting)
         sends: list[Callable[[], object]]
         if prep is Prepare.NO:
-            sends = [partial(self._execute_send, pgq, force_extended=True, binary=binary)]
+            sends = [partial(psycopg.Cursor._execute_send, self, pgq, force_extended=True, binary=binary)]
         else:
-            sends = [partial(self._send_query_prepared, name, pgq, binary=binary)]
+            sends = [partial(psycopg.Cursor._send_query_prepared, self, name, pgq, binary=binary)]
         if prep is Prepare.SHOULD:
-            sends.insert(0, partial(self._send_prepare, name, pgq))
+            sends.insert(0, partial(psycopg.Cursor._send_prepare, self, name, pgq))
         answers = yield from connection._ride_gen(riders, sends)
         if prep is Prepare.SHOULD:
             connection._check_answer(answers[0])
         return answers[-1]
 
     def _run_gen(
-        self, pgq: PostgresQuery, prep: Prepare, name: bytes, binary: bool | None
+        self, connection: RidingConnection, pgq: PostgresQuery, prep: Prepare, name: bytes, binary: bool | None
     ) -> Generator[Any, Any, list[PGresult]]:
         """Send a statement by itself, as psycopg does."""
         if prep is Prepare.NO:
-            self._execute_send(pgq, binary=binary)
+            psycopg.Cursor._execute_send(self, pgq, binary=binary)
         else:
             if prep is Prepare.SHOULD:
                 self._send_prepare(name, pgq)
                 self._check_results((yield from execute(self._pgconn)))
-            self._send_query_prepared(name, pgq, binary=binary)
+            psycopg.Cursor._send_query_prepared(self, name, pgq, binary=binary)
+        connection.trips += 1
         results: list[PGresult] = yield from execute(self._pgconn)
         return results
 
@@ -150,7 +174,7 @@ class RidingCursor(psycopg.Cursor[Any]):
         self._set_results(results)
 
 
-class RidingServerCursor(psycopg.ServerCursor[Any]):
+class RidingServerCursor(CountedCursor, psycopg.ServerCursor[Any]):
     """A named cursor that is closed behind what waits: a transaction that had failed may live again by it."""
 
     __slots__ = ()
@@ -160,6 +184,10 @@ class RidingServerCursor(psycopg.ServerCursor[Any]):
         yield from super()._start_query(query)
         if is_riding(self._conn):
             self._conn._may_have_created = had_created
+
+    def _describe_gen(self) -> PQGen[None]:
+        self._count()
+        yield from super()._describe_gen()
 
     def _close_gen(self) -> PQGen[None]:
         connection = self._conn
@@ -171,15 +199,15 @@ class RidingServerCursor(psycopg.ServerCursor[Any]):
 def riding_cursor_class(cursor_class: type[psycopg.Cursor[Any]]) -> type[psycopg.Cursor[Any]]:
     """Return a class whose statements carry what waits.
 
-    A class that sends statements in a way of its own is returned as it is, and gets what waits sent ahead.
+    Those of a class that sends them in a way of its own are only counted, and get what waits sent ahead.
     """
-    if issubclass(cursor_class, RidingCursor):
+    if issubclass(cursor_class, CountedCursor):
         return cursor_class
     if any(getattr(cursor_class, name) is not getattr(psycopg.Cursor, name) for name in CURSOR_METHODS):
-        return cursor_class
-    return _make_riding_cursor_class(cast("Any", cursor_class))
+        return _put_in_front(CountedCursor, cast("Any", cursor_class))
+    return _put_in_front(RidingCursor, cast("Any", cursor_class))
 
 
 @lru_cache(100)
-def _make_riding_cursor_class(cursor_class: type[Any]) -> type[psycopg.Cursor[Any]]:
-    return type(cursor_class.__name__, (RidingCursor, cursor_class), {"__module__": cursor_class.__module__})
+def _put_in_front(front: type[Any], cursor_class: type[Any]) -> type[psycopg.Cursor[Any]]:
+    return type(cursor_class.__name__, (front, cursor_class), {"__module__": cursor_class.__module__})

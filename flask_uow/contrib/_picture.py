@@ -428,7 +428,9 @@ def span_title(span: Span) -> str:
     """What is said of something that was sent, without its values."""
     lines = [statement_line(span.text), f"{milliseconds(span.end - span.start)}"]
     if span.begins and span.kind is not Sent.BEGIN:
-        lines.append("BEGIN went ahead of it")
+        lines.append("BEGIN went ahead of it" if span.trips > 1 else "BEGIN rode in front of it")
+    if not span.trips and span.kind is Sent.SAVEPOINT:
+        lines.append("it took no round trip of its own")
     if span.unit:
         lines.append(f"in {span.unit}")
     if span.error:

@@ -12,6 +12,7 @@ from flask_debugtoolbar import DebugToolbarExtension
 
 from flask_uow import UnitOfWork, transactional
 from flask_uow._timeline import Breach, Lane, Sent, Span, Timeline, UnitSpan
+from flask_uow.contrib._listing import rows
 from flask_uow.contrib._picture import in_rows, picture, savepoints, ticks
 from flask_uow.contrib._words import milliseconds, short_statement, statement_line
 from flask_uow.exceptions import RuleViolationError, RuleWarning
@@ -257,6 +258,27 @@ def test_a_picture_of_its_own() -> None:
     assert root.get("viewBox") == f"0 0 {root.get('width')} {root.get('height')}"
     assert "prefers-color-scheme:dark" in svg
     assert not re.search(r"https?://(?!www\.w3\.org/2000/svg)", svg)
+
+
+@pytest.mark.parametrize(("trips", "words_of_it"), [(1, "BEGIN rode in front of it"), (2, "BEGIN went ahead of it")])
+def test_how_a_transaction_began(trips: int, words_of_it: str) -> None:
+    """BEGIN is a part of its statement, whether it took a round trip of its own or not."""
+    timeline = a_timeline()
+    timeline.lanes[0].spans[0].trips = trips
+
+    (title,) = [each for each in words(ElementTree.fromstring(picture(timeline))) if each.startswith("SELECT")]
+    assert words_of_it in title
+    assert [row.trips for row in rows(timeline) if row.text == "BEGIN; SELECT '?'"] == [trips]
+
+
+def test_a_savepoint_that_waits_for_the_next_statement() -> None:
+    """It is drawn as any other."""
+    timeline = a_timeline()
+    timeline.lanes[0].spans[1].trips = 0
+
+    said = words(ElementTree.fromstring(picture(timeline)))
+    assert any("SAVEPOINT a" in title and "it took no round trip of its own" in title for title in said)
+    assert [row.trips for row in rows(timeline) if row.text == "SAVEPOINT a"] == [0]
 
 
 def test_what_is_short_can_be_seen() -> None:

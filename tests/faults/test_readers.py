@@ -18,7 +18,7 @@ from flask_uow._state import Link
 from flask_uow.exceptions import ConfigurationError, RuleViolationError, UnitOptionsError
 from tests.databases import PostgreSQLDatabase, SQLiteDatabase
 from tests.faults.proxy import LISTEN, Cut, Proxy, run_proxy
-from tests.models import Item, make_app, names
+from tests.models import RIDES, Item, make_app, names
 from tests.replicas import Replicated, await_that, replicated, run_replicated
 from tests.throwaway_server import find_free_port, throwaway_server
 
@@ -235,13 +235,18 @@ def test_writes_are_refused(bench: Bench) -> None:
         assert not bench.is_on_standby()
 
 
-def test_what_a_reader_costs(bench: Bench) -> None:
+@pytest.mark.parametrize("rides", [True, False])
+def test_what_a_reader_costs(make_bench: MakeBench, rides: bool) -> None:
     """What a unit costs anywhere; the primary is asked nothing."""
+    bench = make_bench(UOW_RIDE=rides)
     bench.warm_up()
     with bench.app.app_context():
-        assert bench.read()
+        with transactional(read_only=True):
+            assert bench.uow.session.scalars(sa.select(Item)).all() == []
+        assert bench.sent() == ([], ["SELECT"] if rides else ["BEGIN", "SELECT", "COMMIT"])
 
-    assert bench.sent() == ([], ["BEGIN", "SELECT", "COMMIT"])
+        assert bench.read()
+        assert bench.sent() == ([], ["BEGIN", "COMMIT"] if rides else ["BEGIN", "SELECT", "COMMIT"])
 
 
 @pytest.mark.parametrize("is_bound", [False, True])
@@ -322,23 +327,42 @@ def test_lsn_reads_from_the_primary_until_the_reader_has_come(make_bench: MakeBe
     assert look(writer) == (["new"], True)
 
 
-def test_what_lsn_costs(make_bench: MakeBench) -> None:
+@pytest.mark.parametrize("rides", [True, False])
+def test_what_lsn_costs(make_bench: MakeBench, rides: bool) -> None:
     """One question after the COMMIT, one to each connection that has not come as far, and then none."""
-    bench = make_bench(UOW_READ_YOUR_WRITES="lsn")
+    bench = make_bench(UOW_READ_YOUR_WRITES="lsn", UOW_RIDE=rides)
     bench.warm_up()
     client = bench.app.test_client()
+    # The names need no transaction; of the other statement that is not known.
+    reading = ["SELECT", "BEGIN", "COMMIT"] if rides else ["BEGIN", "SELECT", "SELECT", "COMMIT"]
 
     look(client)
-    assert bench.sent() == ([], ["BEGIN", "SELECT", "SELECT", "COMMIT"])
+    assert bench.sent() == ([], reading)
 
     client.post("/items/new")
-    assert bench.sent() == (["BEGIN", "INSERT", "COMMIT", "SELECT"], [])
+    assert bench.sent() == (["BEGIN", *([] if rides else ["INSERT"]), "COMMIT", "SELECT"], [])
 
     bench.both.catch_up()
     look(client)
-    assert bench.sent() == ([], ["BEGIN", "SELECT", "SELECT", "SELECT", "COMMIT"])
+    assert bench.sent() == ([], ["SELECT", *reading] if rides else ["BEGIN", "SELECT", "SELECT", "SELECT", "COMMIT"])
     look(client)
-    assert bench.sent() == ([], ["BEGIN", "SELECT", "SELECT", "COMMIT"])
+    assert bench.sent() == ([], reading)
+
+
+@pytest.mark.parametrize(("rides", "count"), [(True, 3), (False, 6)])
+def test_what_lsn_costs_a_snapshot(make_bench: MakeBench, rides: bool, count: int) -> None:
+    """It is taken after the question; a driver that has begun for that begins again."""
+    bench = make_bench(UOW_READ_YOUR_WRITES="lsn", UOW_RIDE=rides)
+    bench.warm_up()
+    with bench.app.app_context():
+        bench.add("new")
+        bench.both.catch_up()
+        bench.sent()
+        assert bench.read(isolation="REPEATABLE READ")
+
+    primary, standby = bench.sent()
+    assert primary == []
+    assert len(standby) == count
 
 
 def test_the_same_server_again(make_bench: MakeBench, both: Replicated) -> None:
@@ -351,27 +375,33 @@ def test_the_same_server_again(make_bench: MakeBench, both: Replicated) -> None:
             assert bench.uow.session.scalars(sa.select(Item.name)).all() == ["new"]
 
 
-def test_what_an_isolated_write_costs(make_bench: MakeBench) -> None:
-    """The question comes on the same connection; psycopg2 takes its level back with a statement."""
-    bench = make_bench(UOW_READ_YOUR_WRITES="lsn")
+@pytest.mark.parametrize("rides", [True, False])
+def test_what_an_isolated_write_costs(make_bench: MakeBench, rides: bool) -> None:
+    """The question comes on the same connection; where nothing rides, psycopg2 takes its level back by a statement."""
+    bench = make_bench(UOW_READ_YOUR_WRITES="lsn", UOW_RIDE=rides)
     bench.warm_up()
     with bench.app.app_context(), transactional(isolation="SERIALIZABLE"):
         bench.uow.session.add(Item(name="new"))
 
-    taken_back = ["SET"] if bench.both.primary.backend == "psycopg2" else []
-    assert bench.sent() == (["BEGIN", "INSERT", "COMMIT", "SELECT", *taken_back], [])
+    if rides:
+        assert bench.sent() == (["BEGIN", "COMMIT", "SELECT"], [])
+    else:
+        taken_back = ["SET"] if bench.both.primary.backend == "psycopg2" else []
+        assert bench.sent() == (["BEGIN", "INSERT", "COMMIT", "SELECT", *taken_back], [])
 
 
-def test_what_server_timing_counts(make_bench: MakeBench) -> None:
-    """The question to a reader, but not the one after COMMIT, which SQLAlchemy does not see."""
-    bench = make_bench(UOW_READ_YOUR_WRITES="lsn", UOW_SERVER_TIMING=True)
+@pytest.mark.parametrize(("rides", "counts"), [(True, [3, 4, 3]), (False, [3, 5, 4])])
+def test_what_server_timing_counts(make_bench: MakeBench, rides: bool, counts: list[int]) -> None:
+    """The question to a reader; the one after COMMIT, which SQLAlchemy does not see, only where statements ride."""
+    bench = make_bench(UOW_READ_YOUR_WRITES="lsn", UOW_SERVER_TIMING=True, UOW_RIDE=rides)
     bench.warm_up()
     client = bench.app.test_client()
 
-    assert '"3 round trips"' in client.post("/items/new").headers["Server-Timing"]
+    told = [client.post("/items/new").headers["Server-Timing"]]
     bench.both.catch_up()
-    assert '"5 round trips"' in client.get("/items").headers["Server-Timing"]
-    assert '"4 round trips"' in client.get("/items").headers["Server-Timing"]
+    told += [client.get("/items").headers["Server-Timing"] for _ in range(2)]
+
+    assert [int(each.partition('desc="')[2].split()[0]) for each in told] == counts
 
 
 def test_a_unit_that_wrote_nothing_asks_nothing(make_bench: MakeBench) -> None:
@@ -500,7 +530,7 @@ def test_time_reads_from_the_primary_for_a_time(make_bench: MakeBench) -> None:
     bench.sent()
 
     client.post("/items/new")
-    assert bench.sent() == (["BEGIN", "INSERT", "COMMIT"], [])
+    assert bench.sent() == (["BEGIN", "COMMIT"] if RIDES else ["BEGIN", "INSERT", "COMMIT"], [])
     bench.both.catch_up()
     assert look(client) == (["new"], False)
 
@@ -546,7 +576,7 @@ def test_readers_take_turns(make_bench: MakeBench, both: Replicated, servers: Se
                 assert bench.read()
         asked.append(len(servers.before_standby.words()))
 
-    assert asked == [6, 0, 6, 0]
+    assert asked == ([4, 0, 4, 0] if RIDES else [6, 0, 6, 0])
 
 
 def test_one_reader_is_down(make_bench: MakeBench, both: Replicated, caplog: pytest.LogCaptureFixture) -> None:
@@ -644,7 +674,7 @@ def test_several_are_lost_at_the_first_statement(
 def test_whatever_reads_first(bench: Bench, read: Callable[[orm.Session], object]) -> None:
     """All ways of a session to read lead the same way."""
     bench.warm_up()
-    bench.servers.before_standby.cut(Cut.BEFORE, statement="BEGIN")
+    bench.servers.before_standby.cut(Cut.BEFORE, statement="BEGIN|SELECT")
     with bench.app.app_context(), transactional(read_only=True):
         read(bench.uow.session())
         assert not bench.is_on_standby()

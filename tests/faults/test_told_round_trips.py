@@ -14,7 +14,10 @@ from tests.database.conftest import Bench, MakeBench
 from tests.faults.proxy import Proxy
 from tests.models import Item
 
-pytestmark = pytest.mark.parametrize("database", ["psycopg2", "psycopg"], indirect=True)
+pytestmark = [
+    pytest.mark.parametrize("database", ["psycopg2", "psycopg"], indirect=True),
+    pytest.mark.parametrize("rides", [True, False], ids=["riding", "plain"]),
+]
 
 Body = Callable[[Bench], None]
 
@@ -188,33 +191,123 @@ def a_value_that_the_driver_refuses_at_once(bench: Bench) -> None:
     ],
 )
 @pytest.mark.filterwarnings("ignore::flask_uow.exceptions.RuleWarning")
-def test_the_header_tells_what_was_counted(make_proxied_bench: MakeBench, proxy: Proxy, body: Body) -> None:
+def test_the_header_tells_what_was_counted(
+    make_proxied_bench: MakeBench, proxy: Proxy, body: Body, rides: bool
+) -> None:
     """Whatever a request does, and however it ends."""
-    bench = make_proxied_bench(UOW_SERVER_TIMING=True)
+    bench = make_proxied_bench(UOW_SERVER_TIMING=True, UOW_RIDE=rides)
     _warm_up(bench, proxy)
 
     assert _told(bench.app, lambda: body(bench)) == len(proxy.requests())
 
 
-def test_the_whole_request(make_proxied_bench: MakeBench, proxy: Proxy) -> None:
+def rows_from_a_cursor_on_the_server(bench: Bench) -> None:
+    many_rows(bench)
+    with transactional(read_only=True):
+        rows = bench.session.execute(sa.select(Item).execution_options(yield_per=3))
+        assert len(rows.all()) == 7
+
+
+def a_cursor_on_the_server_that_is_left(bench: Bench) -> None:
+    many_rows(bench)
+    with transactional():
+        rows = bench.session.execute(sa.text("SELECT * FROM item").execution_options(stream_results=True))
+        rows.fetchone()
+        rows.close()
+
+
+def what_the_app_sends_itself(bench: Bench) -> None:
+    with transactional():
+        bench.add("item")
+        driver = bench.session.connection().connection.dbapi_connection
+        assert driver is not None
+        cursor = driver.cursor()
+        cursor.execute("SELECT 1")
+        cursor.execute("SELECT 2")
+        bench.run_sql("SELECT 3")
+        cursor.execute("SELECT 4")
+
+
+def what_is_never_sqlalchemys(bench: Bench) -> None:
+    for _ in range(2):
+        connection = bench.uow.engine.raw_connection()
+        connection.cursor().execute("SELECT 1")
+        connection.cursor().execute("SELECT 2")
+        connection.close()
+
+
+def what_is_sent_at_last(bench: Bench) -> None:
+    driver = bench.session.connection().connection.dbapi_connection
+    assert driver is not None
+    for _ in range(2):
+        driver.cursor().execute("SELECT 1")
+    driver.commit()
+
+
+def a_write_in_autocommit(bench: Bench) -> None:
+    with bench.uow.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        connection.exec_driver_sql("INSERT INTO item (name) VALUES ('one')")
+        connection.exec_driver_sql("INSERT INTO item (name) VALUES ('two')")
+    one_insert(bench)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        rows_from_a_cursor_on_the_server,
+        a_cursor_on_the_server_that_is_left,
+        what_the_app_sends_itself,
+        what_is_never_sqlalchemys,
+        what_is_sent_at_last,
+        a_write_in_autocommit,
+    ],
+)
+@pytest.mark.filterwarnings("ignore::flask_uow.exceptions.RuleWarning")
+def test_what_passes_sqlalchemy_by(make_proxied_bench: MakeBench, proxy: Proxy, body: Body, rides: bool) -> None:
+    """A connection on which statements ride counts by itself; of another the rest is told."""
+    bench = make_proxied_bench(UOW_SERVER_TIMING=True, UOW_RIDE=rides)
+    _warm_up(bench, proxy)
+
+    told = _told(bench.app, lambda: body(bench))
+
+    requests = proxy.requests()
+    assert told == len(requests) or (not rides and told < len(requests))
+
+
+def test_the_position_of_a_commit(make_proxied_bench: MakeBench, proxy: Proxy, rides: bool) -> None:
+    """It is asked for after COMMIT, when SQLAlchemy has nothing more to say."""
+    bench = make_proxied_bench(
+        UOW_SERVER_TIMING=True,
+        UOW_RIDE=rides,
+        UOW_READER_URI="postgresql:///nowhere",
+        UOW_READ_YOUR_WRITES="lsn",
+        SECRET_KEY="a secret",
+    )
+
+    assert _told(bench.app, lambda: one_insert(bench)) == 3
+    assert len(proxy.requests()) == (3 if rides else 4)
+
+
+def test_the_whole_request(make_proxied_bench: MakeBench, proxy: Proxy, rides: bool) -> None:
     """With atomic requests, COMMIT comes after Flask's own last function."""
-    bench = make_proxied_bench(UOW_SERVER_TIMING=True, UOW_ATOMIC_REQUESTS=True)
+    bench = make_proxied_bench(UOW_SERVER_TIMING=True, UOW_ATOMIC_REQUESTS=True, UOW_RIDE=rides)
 
-    assert _told(bench.app, lambda: bench.add("item")) == len(proxy.words()) == 3
-
-
-def test_a_liveness_check(make_proxied_bench: MakeBench, proxy: Proxy) -> None:
-    """SQLAlchemy's own is a round trip."""
-    bench = make_proxied_bench(UOW_SERVER_TIMING=True, SQLALCHEMY_ENGINE_OPTIONS={"pool_pre_ping": True})
-
-    assert _told(bench.app, lambda: one_insert(bench)) == len(proxy.requests()) == 4
+    assert _told(bench.app, lambda: bench.add("item")) == len(proxy.words()) == (2 if rides else 3)
 
 
-def test_batches(database: object, make_proxied_bench: MakeBench, proxy: Proxy) -> None:
+def test_a_liveness_check(make_proxied_bench: MakeBench, proxy: Proxy, rides: bool) -> None:
+    """SQLAlchemy's own is a round trip, and no other statement goes along with it."""
+    options = {"pool_pre_ping": True}
+    bench = make_proxied_bench(UOW_SERVER_TIMING=True, UOW_RIDE=rides, SQLALCHEMY_ENGINE_OPTIONS=options)
+
+    assert _told(bench.app, lambda: one_insert(bench)) == len(proxy.requests()) == (3 if rides else 4)
+
+
+def test_batches(database: object, make_proxied_bench: MakeBench, proxy: Proxy, rides: bool) -> None:
     """psycopg2 can be told to send several sets of parameters at once; psycopg always does."""
     modes = {"executemany_mode": "values_plus_batch", "executemany_batch_page_size": 2}
     options = modes if "psycopg2" in repr(database) else {}
-    bench = make_proxied_bench(UOW_SERVER_TIMING=True, SQLALCHEMY_ENGINE_OPTIONS=options)
+    bench = make_proxied_bench(UOW_SERVER_TIMING=True, UOW_RIDE=rides, SQLALCHEMY_ENGINE_OPTIONS=options)
 
     assert _told(bench.app, lambda: many_updates(bench)) == len(proxy.requests())
 
