@@ -45,7 +45,7 @@ from ._notices import (
     notice_merge,
 )
 from ._rules import report_now, violation
-from ._state import RIDES, STATUS_PROBE, Begins, Link, SessionState, link_of, outermost_of
+from ._state import STATUS_PROBE, Begins, Link, SessionState, link_of, outermost_of
 from ._statements import Kind, kind_of
 from ._two_phase import commit_by_two_phases
 from ._units import state_that_holds
@@ -313,8 +313,6 @@ def know_connection(state: SessionState, connection: sa.Connection) -> Link:
         watch_pool(connection.engine, state.app)
     link = Link(state, connection)
     state.links.append(link)
-    if link.riders is not None and not hasattr(connection.dialect, RIDES):
-        setattr(connection.dialect, RIDES, True)
     if state.board is not None:
         hold(link, state)
     return link

@@ -108,9 +108,6 @@ get_innermost, set_innermost = innermost.get, innermost.set
 STATUS_PROBE = "_uow_probe"
 """Where a dialect that is watched has the function that reads its driver's transaction status."""
 
-RIDES = "_uow_rides"
-"""What a dialect has whose connections were seen to let statements ride."""
-
 
 def state_of_app(app: Flask, sessions: Sessions | None = None) -> AppState:
     """What the extension keeps for an app.

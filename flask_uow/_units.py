@@ -40,8 +40,8 @@ from ._limits import limit_time
 from ._notices import has_written_unseen, note_committed, notice_idle, notice_length
 from ._options import ISOLATION_LEVELS, Relation, UnitOptions
 from ._outcome import Outcome
+from ._ride import RIDES
 from ._state import (
-    RIDES,
     Begins,
     Link,
     SessionState,
@@ -600,7 +600,8 @@ class Unit:
             modes.append("READ ONLY")
         if options.deferrable and not given.get("postgresql_deferrable"):
             modes.append("DEFERRABLE")
-        return f"SET TRANSACTION {', '.join(modes)}" if modes else None
+        # LOCAL, or the server takes the modes for settings of the session that are not at their default.
+        return f"SET LOCAL TRANSACTION {', '.join(modes)}" if modes else None
 
     def enlist(self, savepoint: SessionTransaction, connection: sa.Connection) -> None:
         """Note that a savepoint was sent on a connection, if it is the unit's."""

@@ -21,6 +21,8 @@ from sqlalchemy import Engine
 
 logger = logging.getLogger(__name__)
 
+RIDES = "_uow_rides"
+"""What a dialect has whose connections let statements ride, if they were made after that."""
 READ_ONLY_AT_START = "-c default_transaction_read_only=on"
 # With these, libpq asks a server whether it is read-only, and is told so of a primary.
 _ASKING = frozenset(("read-write", "read-only"))
@@ -51,6 +53,7 @@ def ride(engine: Engine, *, read_only_at_start: bool = False) -> Engine:
     connect = _CONNECTS.get(dialect.driver)
     if connect is not None and _can_ride(dialect.driver):
         dialect.connect = _Connecting(engine, connect, read_only_at_start=read_only_at_start)
+        setattr(dialect, RIDES, True)
     return engine
 
 
