@@ -105,7 +105,7 @@ class Proxy:
 
     def words(self) -> list[str]:
         """Return the first word of each request since the last call."""
-        return [request.split()[0].upper() for request in self.requests()]
+        return [request.split()[0].upper().rstrip(";") for request in self.requests()]
 
     def reset(self) -> None:
         """Forget every order and every request."""

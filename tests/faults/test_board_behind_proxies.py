@@ -14,6 +14,7 @@ from tests.boards import live_until
 from tests.database.conftest import MakeBench
 from tests.databases import Database
 from tests.faults.proxy import Proxy
+from tests.models import RIDES
 from tests.pgbouncer import run_pgbouncer
 
 DEADLINE_S = 30.0
@@ -79,7 +80,8 @@ def test_numbers_that_a_pooler_has_made_up_make_no_orphans(
     (note,) = (note for note in database.notes if "pooler" in note)
     assert str(os.getpid()) in note
     (session,) = (session for session in database.sessions if session.pid == real_pid)
-    assert (session.is_orphan, session.unit, session.worker_pid) == (False, None, os.getpid())
+    assert (session.is_orphan, session.worker_pid) == (False, os.getpid())
+    assert (session.unit, session.where) == ("work" if RIDES else None, None), "the server was told the label"
     (live,) = snapshot.workers[0].live
     assert (live.label, live.state, live.server_state) == ("work", State.IDLE, None)
     assert not [trouble for trouble in snapshot.troubles if trouble.kind == "orphan"]
@@ -108,7 +110,7 @@ def test_through_a_real_pooler_no_more_is_said_than_is_known(
     assert not [trouble for trouble in snapshot.troubles if trouble.kind == "orphan"]
     session = next(session for session in shown.sessions if session.pid == real_pid)
     assert session.worker_pid == os.getpid()
-    assert session.unit is None
+    assert (session.unit, session.where) == ("work" if RIDES else None, None), "the server was told the label"
     assert any("pooler such as PgBouncer" in note for note in shown.notes)
     assert snapshot.totals.units == stats.UnitCounts(begun=2, committed=1)
     assert bench.committed() == ["before", "row"]
