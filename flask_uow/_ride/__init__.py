@@ -46,7 +46,10 @@ def ride(engine: Engine, *, read_only_at_start: bool = False) -> Engine:
         need none; those that may write say so in their BEGIN. It is a start option, and one question for each new
         connection; options of the application's own stay, and forbid it where they speak of the same thing. A pooler
         may refuse or drop it: the connections then do without, and the log says so.
+    :raises TypeError: if it is no engine.
     """
+    if not isinstance(engine, Engine):
+        raise TypeError(f"ride() takes an Engine of SQLAlchemy's, not {engine!r}. Flask-SQLAlchemy's is db.engine.")
     dialect: Any = engine.dialect
     if dialect.name != "postgresql" or dialect.is_async or isinstance(dialect.connect, _Connecting):
         return engine

@@ -106,3 +106,9 @@ def test_another_refusal_is_the_callers(database: PostgreSQLDatabase) -> None:
     with pytest.raises(sa.exc.OperationalError, match="no_such_setting"):
         engine.connect()
     engine.dispose()
+
+
+def test_what_is_no_engine() -> None:
+    """It is told apart at once, with what to give instead."""
+    with pytest.raises(TypeError, match=r"takes an Engine.*not 'db'.*db\.engine"):
+        ride("db")  # type: ignore[arg-type]
