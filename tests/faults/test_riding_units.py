@@ -18,6 +18,12 @@ pytestmark = pytest.mark.parametrize("database", ["psycopg2", "psycopg"], indire
 Body = Callable[[Bench], object]
 
 
+@pytest.fixture
+def bench(make_bench: MakeBench) -> Bench:
+    """A bench on which statements ride, in a run without as well."""
+    return make_bench(UOW_RIDE=True)
+
+
 def one_select(bench: Bench) -> None:
     with transactional(read_only=True):
         bench.session.scalars(sa.select(Item)).all()
@@ -250,7 +256,7 @@ def test_the_server_knows_the_outermost_unit(bench: Bench) -> None:
 )
 def test_a_name_that_stays(make_bench: MakeBench, config: dict[str, object]) -> None:
     """Where it is not wanted, and where the app has given its connections a name."""
-    bench = make_bench(**config)
+    bench = make_bench(UOW_RIDE=True, **config)
     with bench.app.app_context(), transactional():
         bench.add("item")
         (inside,) = bench.database.sessions()
