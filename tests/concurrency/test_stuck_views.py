@@ -206,7 +206,7 @@ def test_a_worker_that_is_killed_leaves_an_orphan_and_its_numbers(
     assert not [path for path in folder.iterdir() if f"-{victim}-" in path.name]
     (orphan,) = (session for session in after.databases[0].sessions if session.pid == held.pid)
     assert orphan.is_orphan
-    assert orphan.unit is None
+    assert (orphan.unit, orphan.where, orphan.is_told_by_server) == ("POST /statements", None, True)
     assert orphan.worker_pid == victim
     assert not any(session.is_orphan for session in after.databases[0].sessions if session.worker_pid != victim)
     database.kill(held.pid)
