@@ -202,7 +202,9 @@ def _live(image: Image, worker_pid: int, connections: list[_Connection]) -> list
     """The live units, each outermost one before what is inside it."""
     now_s = time.monotonic()
     slots = {
-        index: _slot(image, at, index, worker_pid, now_s) for index, at in enumerate(image.slots()) if image.words[at]
+        index: _slot(image, at, index, worker_pid, now_s)
+        for index, at in enumerate(image.slots())
+        if image.words[at] and _is_told(image, at)
     }
     inner = {slot.parent: slot for slot in reversed(slots.values())}
     found: list[_Slot] = []
@@ -242,6 +244,12 @@ def _told(told: float, before: float, age_s: float, now_s: float) -> tuple[str, 
     state = _STATES[int(told % board.STATEMENT // board.CLOCK)]
     since_s = told % board.CLOCK
     return state, _rounded(max(0.0, now_s - since_s)) if since_s else age_s, max(0, statements)
+
+
+def _is_told(image: Image, at: int) -> bool:
+    """Whether a slot's label was written before the board was read; else its unit began meanwhile."""
+    row = image.words[at + board.LIVE_FIELDS.index("label")]
+    return row < image.words[board.AT_LABELS] or row >= board.MAX_LABELS - 2
 
 
 def _slot(image: Image, at: int, index: int, worker_pid: int, now_s: float) -> _Slot:
