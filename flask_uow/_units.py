@@ -333,12 +333,13 @@ class Unit:
         """Take the connection with the unit's options: from a reader that will do, else from the primary."""
         readers = self._state.readers
         self._asked_before = self._state.told
-        for reader in readers.candidates(self) if readers is not None else ():
-            if readers is None or is_used_up(reader.engine.pool):
-                continue
-            self.was_on_reader = readers.serve(reader, self, lambda: _connect(self.session, self._options))
-            if self.was_on_reader:
-                return
+        if readers is not None:
+            for reader in readers.candidates(self):
+                if is_used_up(reader.engine.pool):
+                    continue
+                self.was_on_reader = readers.serve(reader, self, lambda: _connect(self.session, self._options))
+                if self.was_on_reader:
+                    return
         _connect(self.session, self._options)
 
     def start_elsewhere(self) -> None:
@@ -591,7 +592,7 @@ class Unit:
         return options.read_only and options.timeout is None and _isolation_of(self.session, self) == "READ COMMITTED"
 
     def late_options(self, connection: sa.Connection) -> str | None:
-        """What gives the unit's options to a second bind's PostgreSQL connection, which began without them."""
+        """What gives the unit's options to a PostgreSQL connection taken without them: they ride, or it is late."""
         options, given = outermost_of(self)._options, connection.get_execution_options()
         modes = []
         if options.isolation and given.get("isolation_level") != options.isolation:

@@ -27,6 +27,7 @@ from tests.databases import (
     SQLiteDatabase,
     run_server,
 )
+from tests.faults.proxy import Proxy, run_proxy
 from tests.models import make_app
 from tests.throwaway_server import ServerError
 
@@ -205,3 +206,19 @@ def _forget(leak: Pool | Session, pools: "weakref.WeakSet[Pool]") -> None:
         return
     with suppress(SQLAlchemyError):
         leak.invalidate()
+
+
+@pytest.fixture(scope="session")
+def proxy_process(postgresql_server: Server) -> Iterator[Proxy]:
+    """The run's one proxy."""
+    host, port = postgresql_server.url.host or "localhost", postgresql_server.url.port or 5432
+    with run_proxy(host, port) as proxy:
+        yield proxy
+
+
+@pytest.fixture
+def proxy(proxy_process: Proxy) -> Iterator[Proxy]:
+    """The proxy without orders."""
+    proxy_process.reset()
+    yield proxy_process
+    proxy_process.reset()

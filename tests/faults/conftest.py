@@ -1,31 +1,13 @@
 """What stands between an app and its server, and the bench behind it."""
 
-from collections.abc import Iterator
-
 import pytest
 import sqlalchemy as sa
 
 from flask_uow import UnitOfWork
 from tests.database.conftest import Bench, MakeBench
-from tests.databases import Database, Server
-from tests.faults.proxy import LISTEN, Proxy, run_proxy
+from tests.databases import Database
+from tests.faults.proxy import LISTEN, Proxy
 from tests.models import make_app
-
-
-@pytest.fixture(scope="session")
-def proxy_process(postgresql_server: Server) -> Iterator[Proxy]:
-    """The run's one proxy."""
-    host, port = postgresql_server.url.host or "localhost", postgresql_server.url.port or 5432
-    with run_proxy(host, port) as proxy:
-        yield proxy
-
-
-@pytest.fixture
-def proxy(proxy_process: Proxy) -> Iterator[Proxy]:
-    """The proxy without orders."""
-    proxy_process.reset()
-    yield proxy_process
-    proxy_process.reset()
 
 
 @pytest.fixture

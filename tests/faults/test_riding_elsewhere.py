@@ -8,11 +8,11 @@ import sqlalchemy as sa
 from flask import Flask
 from sqlalchemy import orm
 
-from flask_uow import UnitOfWork, ride, transactional
+from flask_uow import UnitOfWork, ride
 from tests.database.conftest import Bench
 from tests.databases import Database
 from tests.faults.proxy import LISTEN, Proxy
-from tests.faults.test_riding_units import TRIPS, Body, nested_inserts, one_select, rendering
+from tests.faults.test_riding_units import TRIPS, Body, assert_trips, nested_inserts, one_select, rendering
 from tests.models import create_tables, make_app
 
 pytestmark = pytest.mark.parametrize("database", ["psycopg2", "psycopg"], indirect=True)
@@ -77,16 +77,3 @@ def test_the_first_call_decides(engine: sa.Engine, proxy: Proxy) -> None:
     with engine.connect() as connection:
         assert connection.scalar(sa.text("SHOW default_transaction_read_only")) == "on"
         assert connection.scalar(sa.text("SHOW transaction_read_only")) == "off"
-
-
-def assert_trips(bench: Bench, proxy: Proxy, body: Body, trips: int) -> None:
-    """Compare the round trips of each time but the first."""
-    with bench.app.app_context(), transactional():
-        bench.add(*(f"item-{number}" for number in range(20)))
-    for number in range(7):  # psycopg 3 prepares what it meets for the sixth time
-        with bench.app.test_request_context("/"):
-            body(bench)
-        sent = proxy.requests()
-        if number:
-            assert len(sent) == trips, sent
-        bench.database.execute("DELETE FROM item WHERE name NOT LIKE 'item-%'")

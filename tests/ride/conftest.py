@@ -8,26 +8,10 @@ import psycopg2
 import pytest
 
 from flask_uow._ride._psycopg2 import RidingConnection
-from tests.databases import PostgreSQLDatabase, Server
-from tests.faults.proxy import LISTEN, Proxy, run_proxy
+from tests.databases import PostgreSQLDatabase
+from tests.faults.proxy import LISTEN, Proxy
 
 MakeConnection = Callable[..., Any]
-
-
-@pytest.fixture(scope="session")
-def proxy_process(postgresql_server: Server) -> Iterator[Proxy]:
-    """The run's one proxy."""
-    host, port = postgresql_server.url.host or "localhost", postgresql_server.url.port or 5432
-    with run_proxy(host, port) as proxy:
-        yield proxy
-
-
-@pytest.fixture
-def proxy(proxy_process: Proxy) -> Iterator[Proxy]:
-    """The proxy without orders."""
-    proxy_process.reset()
-    yield proxy_process
-    proxy_process.reset()
 
 
 @pytest.fixture

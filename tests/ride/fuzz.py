@@ -35,6 +35,7 @@ import random
 import sys
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
@@ -68,7 +69,7 @@ Operation = tuple[str, tuple[Any, ...]]
 Outcome = tuple[Any, ...]
 
 
-class Side:
+class Side(ABC):
     """A connection to a database of its own, and what can be done with it; the names are those of operations.
 
     :param database: an empty one.
@@ -89,27 +90,33 @@ class Side:
 
     # ---- what each driver does in its own way
 
+    @abstractmethod
     def connect(self) -> Any:
-        raise NotImplementedError
+        """Connect, riding or not."""
 
+    @abstractmethod
     def pid(self) -> int:
-        raise NotImplementedError
+        """Return the server's process, 0 of a closed connection."""
 
+    @abstractmethod
     def status(self) -> int:
-        raise NotImplementedError
+        """Return libpq's status of the transaction."""
 
+    @abstractmethod
     def settings(self) -> tuple[Any, ...]:
-        raise NotImplementedError
+        """Return what the connection says of its transactions."""
 
+    @abstractmethod
     def forget_texts(self) -> None:
-        raise NotImplementedError
+        """Forget which texts have run."""
 
+    @abstractmethod
     def recognise(self, error: Exception) -> Outcome:
-        raise NotImplementedError
+        """Return what an error says."""
 
+    @abstractmethod
     def forget_all(self) -> None:
         """Be as if newly connected."""
-        raise NotImplementedError
 
     # ---- operations
 
