@@ -30,7 +30,7 @@ from ._callsite import application_site
 from ._checkouts import hold, meet_by_hand, watch_pool
 from ._commit import COMMIT, commit_in_order, in_order, learn_marks, run_locked, send_commit
 from ._drivers import TransactionStatus, sqlstate, status_probe
-from ._engines import NAME, begin_before_write, begin_sqlite, begins_by_statement, refuse_writes
+from ._engines import NAME, begin_before_write, begin_sqlite, begins_by_statement
 from ._gevent import warn_of_what_blocks
 from ._harmless import is_harmless_read
 from ._limits import limit_again, limit_time
@@ -46,7 +46,7 @@ from ._notices import (
 )
 from ._rules import report_now, violation
 from ._state import STATUS_PROBE, Begins, Link, SessionState, link_of, outermost_of
-from ._statements import Kind, kind_of
+from ._statements import Kind, is_select, kind_of
 from ._two_phase import commit_by_two_phases
 from ._units import state_that_holds
 from .exceptions import RuleViolationError, UnitFailedError, UnitOptionsError
@@ -325,9 +325,7 @@ def _begin_on_sqlite(link: Link) -> None:
         link.is_lent = True  # a transaction of its lender's; an engine's own recipe for BEGIN leaves no isolation level
     elif unit is not None:
         begin_sqlite(driver, for_writing=not unit.read_only)
-        if unit.read_only:
-            refuse_writes(link.connection, refuse=True)
-            link.refuses_writes = True
+        link.is_to_refuse_writes = unit.read_only  # to be told so costs SQLite its prepared statements
     elif driver.isolation_level is not None:  # else the session's owner wants no transaction
         link.begins = Begins.BEFORE_WRITE
     link.was_begun = driver.in_transaction
@@ -509,6 +507,8 @@ def _note_statement(statement: str, context: Any) -> Link | None:
         _begin_late(link, kind)
     if state.unit is not None:
         _check_statement(link, state.unit, kind, statement)
+        if link.is_to_refuse_writes and not is_select(statement):
+            link.refuse_writes()
     _begin_statement(link, state, may_raise=True)
     if kind is Kind.WRITE:
         _note_write(state)

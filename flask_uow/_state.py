@@ -345,6 +345,7 @@ class Link:
     :ivar was_committed: whether its server has committed.
     :ivar is_lent: whether the session was given the connection, which is not its own to close.
     :ivar refuses_writes: whether SQLite was told to refuse writes on it.
+    :ivar is_to_refuse_writes: whether it is to be told so before the first statement that may write.
     :ivar begins: when SQLite's transaction is still to be begun.
     :ivar changes_before: how many rows it had changed in its life when the transaction began; SQLite counts them.
     :ivar limit_s: what its server was told last of how long the transaction may still last, in seconds.
@@ -363,6 +364,7 @@ class Link:
         "connection",
         "has_past",
         "idle_since",
+        "is_to_refuse_writes",
         "limit_s",
         "is_lent",
         "pooled",
@@ -378,7 +380,7 @@ class Link:
     def __init__(self, state: SessionState, connection: sa.Connection) -> None:
         self.state = state
         self.connection = connection
-        self.has_past = self.is_lent = self.refuses_writes = False
+        self.has_past = self.is_lent = self.refuses_writes = self.is_to_refuse_writes = False
         self.was_begun = self.was_committed = self.was_lost = False
         self.begins = Begins.NEVER
         self.changes_before = 0
@@ -407,6 +409,11 @@ class Link:
         """Close what its session has lost sight of; its driver may refuse, and the pool replaces it."""
         with contextlib.suppress(Exception):
             self.connection.close()
+
+    def refuse_writes(self) -> None:
+        """Let SQLite itself refuse whatever writes."""
+        self.is_to_refuse_writes, self.refuses_writes = False, True
+        refuse_writes(self.connection, refuse=True)
 
     def accept_writes(self) -> None:
         """Let SQLite take writes again."""

@@ -61,6 +61,11 @@ def kind_of(statement: str, context: Any) -> Kind:
     return _kept_kind_of_text(statement) if len(statement) <= _LONGEST_KEPT else _kind_of_text(statement)
 
 
+def is_select(statement: str) -> bool:
+    """Whether a statement of SQLite's, which takes one at a time, begins with the word by which it cannot write."""
+    return statement.lstrip()[:6].upper() == "SELECT"
+
+
 def _kind_of_text(text: str) -> Kind:
     """The gravest kind of the statements in ``text``."""
     if ";" not in text:

@@ -855,6 +855,7 @@ class Unit:
         """
         state = self._state
         if self.read_only:
+            _refuse_unseen_writes(state)
             _lift_read_only(state)
         state.confirms = self._options.confirm_commit
         state.committing = self
@@ -1001,6 +1002,15 @@ def _execution_options(dialect: sa.Dialect, options: UnitOptions) -> dict[str, o
         if options.deferrable:
             wanted["postgresql_deferrable"] = True
     return wanted
+
+
+def _refuse_unseen_writes(state: SessionState) -> None:
+    """Look, before its COMMIT, whether a read-only unit has written on SQLite past SQLAlchemy, which counts the rows.
+
+    :raises RuleViolationError: UOW111, then.
+    """
+    if any(link.is_to_refuse_writes and has_written_unseen(link) for link in state.links):
+        raise state.refusal("UOW111", statement="a statement of the driver's own connection")
 
 
 def _lift_read_only(state: SessionState) -> None:

@@ -6,7 +6,9 @@ driver that this package does not know answers None, and SQLAlchemy's own checks
 
 from __future__ import annotations
 
+import ctypes
 import select
+import sys
 from collections.abc import Callable
 from contextlib import closing
 from enum import IntEnum
@@ -141,8 +143,27 @@ _LAST_WORDS_MS = 100
 """How long the end may take that follows a server's last words; libpq hands these on as a notice like any other."""
 
 
+def _systems_poll() -> Callable[[Any, int, int], int] | None:
+    """The system's ``poll``, called without a release of the interpreter's lock.
+
+    To get that back can take a busy process of many threads milliseconds, and a question that waits for nothing would
+    pay them at every checkout. None where the system has no such function.
+    """
+    try:
+        return ctypes.PyDLL(None).poll if sys.byteorder == "little" else None
+    except (AttributeError, OSError, TypeError):
+        return None
+
+
+_poll = _systems_poll()
+_POLL_FOR_INPUT = select.POLLIN << 32 if hasattr(select, "POLLIN") else 0
+"""With a file descriptor in its lower half, the ``struct pollfd`` that asks whether that has something to read."""
+
+
 def _is_readable(file_descriptor: int, wait_ms: int) -> bool:
     """Whether a socket has something to read, an end or an error included."""
+    if not wait_ms and _poll is not None:
+        return _poll(ctypes.byref(ctypes.c_uint64(file_descriptor | _POLL_FOR_INPUT)), 1, 0) > 0
     if not hasattr(select, "poll"):
         return bool(select.select([file_descriptor], [], [], wait_ms / 1000)[0])
     poll = select.poll() if wait_ms else poll_at_once()

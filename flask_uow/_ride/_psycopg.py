@@ -265,6 +265,14 @@ class RidingConnection(psycopg.Connection[Any]):
             raise
         self._read_tag(results[0])
 
+    def rollback(self) -> None:
+        """Roll back; where the server knows of no transaction, nothing is waited for."""
+        if self.pgconn.transaction_status == IDLE and not self._is_driven_by_psycopg():
+            self.riders.end()
+            self.needs_no_transaction = False
+        else:
+            super().rollback()
+
     def _rollback_gen(self) -> PQGen[None]:
         if self._is_driven_by_psycopg():
             yield from super()._rollback_gen()

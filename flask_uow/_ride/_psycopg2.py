@@ -140,7 +140,9 @@ class RidingConnection(plain_connection):
             with self._lock:
                 self._commit_begun()
         riders.along = ()
-        return super().commit()  # sends nothing, but may refuse
+        if not self._is_at_rest():
+            super().commit()  # which refuses
+        return None
 
     def rollback(self) -> None:
         """Roll back; where the server knows of no transaction, nothing is sent."""
@@ -153,7 +155,8 @@ class RidingConnection(plain_connection):
         elif self._is_native:
             self.trips += self._is_begun_natively()
         self.riders.along = ()
-        super().rollback()
+        if not self._is_at_rest():
+            super().rollback()  # or refuses
         if self._is_native:
             self._leave_native()
 
@@ -392,6 +395,12 @@ class RidingConnection(plain_connection):
     def _is_passive(self) -> bool:
         """Whether statements are psycopg2's own affair: in autocommit, or where it drives the transaction."""
         return self._is_native or (self._autocommit and not self._is_entered)
+
+    def _is_at_rest(self) -> bool:
+        """Whether psycopg2 has nothing to end and nothing to refuse; to be told so takes it the interpreter's lock."""
+        return not (self.closed or self.async_ or self._is_native) and bool(
+            _real_status.__get__(self) == extensions.STATUS_READY
+        )
 
     def _begin(self) -> bool:
         """Let a BEGIN wait if no transaction is believed open; return whether one was."""
