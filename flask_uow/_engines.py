@@ -23,6 +23,8 @@ KEEPALIVES = {"keepalives": 1, "keepalives_idle": 30, "keepalives_interval": 10,
 USER_TIMEOUT_MS = 30_000
 NAME = "uow_name"
 """Where a riding connection has the name that the app gave it, behind which the server is told a unit's label."""
+_GENERATION = "uow_generation"
+"""Where a pooled connection's ``info`` has how many forks came before it."""
 _LIBPQ_WITH_USER_TIMEOUT = 12_00_00
 _POOL_OPTIONS = ("pool_size", "max_overflow", "pool_timeout", "pool_recycle", "pool_use_lifo")
 
@@ -57,9 +59,7 @@ def _prepare(app: Flask, engine: sa.Engine, user_options: dict[str, Any]) -> Non
     if engine.dialect.driver in LIBPQ_DRIVERS:
         event.listen(engine, "do_connect", _NameEachConnection(app.name))
         event.listen(engine, "connect", _remember_process)
-        event.listen(engine, "checkout", _refuse_other_process)
-        if not user_options.get("pool_pre_ping"):
-            event.listen(engine, "checkout", _replace_dead)
+        event.listen(engine, "checkout", _refuse_parents if user_options.get("pool_pre_ping") else _refuse_dead)
     if _needs_begin(engine, user_options):
         setattr(engine.dialect, _BEGINS, True)
     _fork.dispose_in_children(engine)
@@ -130,23 +130,24 @@ class _NameEachConnection:
         cparams.setdefault("application_name", application_name(self.app_name, os.getpid()))
 
 
-def _replace_dead(dbapi_connection: Any, record: Any, proxy: Any) -> None:
-    if has_ended(dbapi_connection):
-        raise sa.exc.DisconnectionError("The server has closed this pooled connection.")
-
-
 def _remember_process(dbapi_connection: Any, record: Any) -> None:
-    record.info["uow_pid"] = os.getpid()
+    record.info[_GENERATION] = _fork.generation
     if hasattr(dbapi_connection, "riders"):
         name = parameter_status(dbapi_connection, "application_name") or ""
         setattr(dbapi_connection, NAME, name if is_own_name(name) else None)
     _fork.detach_in_children(record)
 
 
-def _refuse_other_process(dbapi_connection: Any, record: Any, proxy: Any) -> None:
-    if record.info["uow_pid"] != os.getpid():
+def _refuse_parents(dbapi_connection: Any, record: Any, proxy: Any) -> None:
+    if record.info[_GENERATION] != _fork.generation:
         record.dbapi_connection = proxy.dbapi_connection = None
         raise sa.exc.DisconnectionError("This pooled connection belongs to the parent process.")
+
+
+def _refuse_dead(dbapi_connection: Any, record: Any, proxy: Any) -> None:
+    _refuse_parents(dbapi_connection, record, proxy)
+    if has_ended(dbapi_connection):
+        raise sa.exc.DisconnectionError("The server has closed this pooled connection.")
 
 
 # ---- SQLite

@@ -507,8 +507,6 @@ def _note_statement(statement: str, context: Any) -> Link | None:
         _begin_late(link, kind)
     if state.unit is not None:
         _check_statement(link, state.unit, kind, statement)
-        if link.is_to_refuse_writes and not is_select(statement):
-            link.refuse_writes()
     _begin_statement(link, state, may_raise=True)
     if kind is Kind.WRITE:
         _note_write(state)
@@ -605,6 +603,8 @@ def _check_statement(link: Link, unit: Unit, kind: Kind, statement: str) -> None
         unit.protect(link.connection)
     if kind is not Kind.READ and (kind is not Kind.WRITE or unit.read_only):
         raise _refused_statement(link.state, kind, statement)
+    if link.is_to_refuse_writes and not is_select(statement):
+        link.refuse_writes()
 
 
 def _refused_statement(state: SessionState, kind: Kind, statement: str) -> RuleViolationError:

@@ -6,6 +6,7 @@ from functools import lru_cache
 from typing import Any
 
 READ_ONLY = "default_transaction_read_only"
+QUESTION = f"SELECT pg_backend_pid(), current_setting('{READ_ONLY}'), pg_is_in_recovery()"
 LEVELS = (None, "READ COMMITTED", "REPEATABLE READ", "SERIALIZABLE", "READ UNCOMMITTED")  # by psycopg2's numbers
 
 # psycopg2's number of the level, whether it is read-only, whether it is deferrable; None leaves it to the server.

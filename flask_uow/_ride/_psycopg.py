@@ -20,6 +20,7 @@ from psycopg._pipeline import Pipeline
 from psycopg._preparing import PrepareManager
 from psycopg.generators import fetch_many, send
 
+from ._characteristics import QUESTION
 from ._psycopg_cursors import CURSOR_METHODS, RidingCursor, RidingServerCursor, riding_cursor_class
 from ._riders import FAILING, IDLE, IN_ERROR, Riders
 
@@ -54,7 +55,6 @@ PREPARED_METHODS = ("clear", "maintain_gen", "maybe_add_to_cache", "validate")
 # A plan that the server cannot run any more; what it was made for is gone, or has come again as another one.
 LOST_PLAN_STATES = frozenset(("XX000", "0A000", "26000"))
 READ_ONLY = b"default_transaction_read_only"
-QUESTION = b"SELECT pg_backend_pid(), current_setting('" + READ_ONLY + b"')"
 # The first server that reports this setting by itself.
 REPORTING_VERSION = 140000
 # What asks whether a connection lives, in autocommit.
@@ -72,6 +72,7 @@ class RidingConnection(psycopg.Connection[Any]):
 
     needs_no_transaction = False
     is_read_only_at_start = False
+    _may_be_standby = False
     # How many round trips it has made.
     trips = 0
 
@@ -92,17 +93,25 @@ class RidingConnection(psycopg.Connection[Any]):
         """Find out, and return, whether ``default_transaction_read_only`` is on by the start options for certain.
 
         A pooler may have dropped them, or may give each transaction another server's session; none knows the process
-        number of one when it greets its client.
+        number of one when it greets its client. A standby refuses to say READ WRITE, and an old one does not report
+        what it is: it goes on without the option, which a promotion would leave behind.
         """
         is_told = self.pgconn.server_version >= REPORTING_VERSION
-        is_on = (not is_told or self.pgconn.parameter_status(READ_ONLY) == b"on") and self._ask_read_only()
+        is_on = (not is_told or self.pgconn.parameter_status(READ_ONLY) == b"on") and self._ask_read_only(is_told)
         self.is_read_only_at_start = self._is_read_only_by_default = is_on
+        # A primary does not become a standby while it is connected to.
+        self._may_be_standby = self.pgconn.parameter_status(b"in_hot_standby") == b"on"
         return is_on
 
-    def _ask_read_only(self) -> bool:
+    def _ask_read_only(self, is_told: bool) -> bool:
         with self.lock:
-            result = self.wait(super()._exec_command(QUESTION))
-        return (result.get_value(0, 0), result.get_value(0, 1)) == (b"%d" % self.pgconn.backend_pid, b"on")
+            result = self.wait(super()._exec_command(QUESTION.encode()))
+            pid, setting, is_standby = (result.get_value(0, column) for column in range(3))
+            is_on: bool = (pid, setting) == (b"%d" % self.pgconn.backend_pid, b"on")
+            if is_on and is_standby == b"t" and not is_told:
+                self.wait(super()._exec_command(b"SET " + READ_ONLY + b" TO off"))
+                return False
+        return is_on
 
     @property
     def transaction_status(self) -> int:
@@ -148,8 +157,7 @@ class RidingConnection(psycopg.Connection[Any]):
         begin = super()._get_tx_start_command()
         if not self.is_read_only_at_start or self._read_only is not None:
             return begin
-        # A standby refuses to say READ WRITE.
-        is_standby = self.pgconn.parameter_status(b"in_hot_standby") == b"on"
+        is_standby = self._may_be_standby and self.pgconn.parameter_status(b"in_hot_standby") == b"on"
         return begin if is_standby else begin + b" READ WRITE"
 
     def _begin(self) -> None:

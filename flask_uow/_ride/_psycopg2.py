@@ -20,6 +20,7 @@ from psycopg2.extensions import cursor as plain_cursor
 from ._characteristics import (
     AS_THE_SERVER,
     LEVELS,
+    QUESTION,
     READ_ONLY,
     Characteristics,
     begin_text,
@@ -67,6 +68,7 @@ class RidingConnection(plain_connection):
         self.needs_no_transaction = False
         #: Whether the server has taken the start option by which all is read-only that does not say otherwise.
         self.is_read_only_at_start = False
+        self._may_be_standby = False
         # One thread at a time sends what waits.
         self._lock = threading.RLock()
         # Grows with each transaction's end, which named cursors do not survive.
@@ -93,12 +95,20 @@ class RidingConnection(plain_connection):
         """Find out, and return, whether ``default_transaction_read_only`` is on by the start options for certain.
 
         A pooler may have dropped them, or may give each transaction another server's session; none knows the process
-        number of one when it greets its client.
+        number of one when it greets its client. A standby refuses to say READ WRITE, and an old one does not report
+        what it is: it goes on without the option, which a promotion would leave behind.
         """
-        if self.server_version < _REPORTING_VERSION or self.get_parameter_status(READ_ONLY) == "on":
+        is_told = self.server_version >= _REPORTING_VERSION
+        if not is_told or self.get_parameter_status(READ_ONLY) == "on":
             cursor = plain_cursor(self)
-            cursor.execute(f"SELECT pg_backend_pid(), current_setting('{READ_ONLY}')")
-            self.is_read_only_at_start = cursor.fetchone() == (self.get_backend_pid(), "on")
+            cursor.execute(QUESTION)
+            *answer, is_standby = cursor.fetchone() or (None, None, None)
+            is_on = answer == [self.get_backend_pid(), "on"]
+            self.is_read_only_at_start = is_on and (is_told or not is_standby)
+            if is_on and not self.is_read_only_at_start:
+                cursor.execute(f"SET {READ_ONLY} TO off")
+        # A primary does not become a standby while it is connected to.
+        self._may_be_standby = self.get_parameter_status("in_hot_standby") == "on"
         return self.is_read_only_at_start
 
     # ---- transactions
@@ -397,9 +407,14 @@ class RidingConnection(plain_connection):
         return self._is_native or (self._autocommit and not self._is_entered)
 
     def _is_at_rest(self) -> bool:
-        """Whether psycopg2 has nothing to end and nothing to refuse; to be told so takes it the interpreter's lock."""
-        return not (self.closed or self.async_ or self._is_native) and bool(
-            _real_status.__get__(self) == extensions.STATUS_READY
+        """Whether psycopg2 has nothing to end or to refuse, and no class of the program's hears of it.
+
+        To be told so it would give the interpreter's lock away.
+        """
+        return (
+            type(self) is RidingConnection
+            and not (self.closed or self.async_ or self._is_native)
+            and bool(_real_status.__get__(self) == extensions.STATUS_READY)
         )
 
     def _begin(self) -> bool:
@@ -418,8 +433,8 @@ class RidingConnection(plain_connection):
             return "BEGIN"
         level, is_read_only, is_deferrable = characteristics
         if is_read_only is None and self.is_read_only_at_start:
-            # A standby refuses to say READ WRITE.
-            is_read_only = None if self.get_parameter_status("in_hot_standby") == "on" else False
+            is_standby = self._may_be_standby and self.get_parameter_status("in_hot_standby") == "on"
+            is_read_only = None if is_standby else False
         return begin_text(level, is_read_only, is_deferrable)
 
     def _prefix(self) -> str:

@@ -36,6 +36,36 @@ on_postgresql = pytest.mark.parametrize("database", ["psycopg2", "psycopg"], ind
 # ---- by the driver
 
 
+@pytest.mark.parametrize("database", ["sqlite"], indirect=True)
+@pytest.mark.parametrize("before", ["", "SELECT 1", "EXPLAIN SELECT 1"])
+def test_a_read_only_unit_on_sqlite_refuses_what_the_driver_writes(bench: Bench, before: str) -> None:
+    """By SQLite itself, once it was told so; by the rows that its driver has counted else."""
+    with bench.app.app_context():
+        with pytest.raises(Exception, match=r"UOW111|readonly"), transactional(read_only=True):
+            if before:
+                bench.session.execute(sa.text(before))
+            raw_cursor(bench).execute("INSERT INTO item (name) VALUES ('lost')")
+        with transactional():
+            bench.add("kept")
+
+    assert bench.committed() == ["kept"]
+
+
+@pytest.mark.parametrize("database", ["sqlite"], indirect=True)
+def test_sqlite_is_told_to_refuse_writes_before_what_is_no_select(bench: Bench) -> None:
+    """Each time that it is told, it prepares its statements anew."""
+    told: list[str] = []
+    with bench.app.app_context():
+        for statement in ("SELECT 1", " select 2", "VALUES (3)"):
+            with transactional(read_only=True):
+                driver(bench).set_trace_callback(told.append)
+                bench.session.execute(sa.text(statement))
+
+    pragmas = ["PRAGMA query_only = 1", "VALUES (3)", "PRAGMA query_only = 0"]
+    ends = ["COMMIT", "BEGIN"]
+    assert [text.strip() for text in told] == ["SELECT 1", *ends, "select 2", *ends, *pragmas, "COMMIT"]
+
+
 @on_postgresql
 def test_a_rollback_by_the_driver_is_noticed_by_the_next_statement(bench: Bench) -> None:
     """What was written before it is lost, so what comes after it is refused."""

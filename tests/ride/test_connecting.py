@@ -6,11 +6,13 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from flask_uow._ride import ride
+from flask_uow._ride import _psycopg, _psycopg2, ride
 from tests.databases import PostgreSQLDatabase, Server
 from tests.faults.proxy import LISTEN, Proxy
+from tests.throwaway_server import throwaway_server
 
 READ_ONLY = "default_transaction_read_only"
+NEVER = 10**9
 
 
 @pytest.fixture(params=["psycopg2", "psycopg"])
@@ -112,3 +114,27 @@ def test_what_is_no_engine() -> None:
     """It is told apart at once, with what to give instead."""
     with pytest.raises(TypeError, match=r"takes an Engine.*not 'db'.*db\.engine"):
         ride("db")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("is_old", [False, True], ids=["", "before 14"])
+@pytest.mark.parametrize("driver", ["psycopg2", "psycopg"])
+def test_a_standby_that_is_promoted_takes_writes(driver: str, is_old: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a connection from before: an old server does not report what it is, and is not told READ WRITE either."""
+    if is_old:
+        monkeypatch.setattr(_psycopg2, "_REPORTING_VERSION", NEVER)
+        monkeypatch.setattr(_psycopg, "REPORTING_VERSION", NEVER)
+    with throwaway_server() as primary, throwaway_server(standby_of=primary) as standby:
+        url = sa.make_url(standby).set(drivername=f"postgresql+{driver}")
+        engine = ride(sa.create_engine(url), read_only_at_start=True)
+        with engine.connect() as connection:
+            assert driver_of(connection).is_read_only_at_start is not is_old
+            assert connection.scalar(sa.text("SELECT pg_is_in_recovery()"))
+            connection.rollback()
+            PostgreSQLDatabase(sa.make_url(standby), driver).execute("SELECT pg_promote()")
+            assert not connection.scalar(sa.text("SELECT pg_is_in_recovery()"))  # with which the server tells
+            connection.rollback()
+
+            connection.execute(sa.text("CREATE TABLE made (id int)"))
+            connection.commit()
+            assert connection.scalar(sa.text("SELECT count(*) FROM made")) == 0
+        engine.dispose()
