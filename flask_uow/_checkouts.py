@@ -84,6 +84,10 @@ def _watched_class(base: Any) -> type[sa.Pool]:
                         return connect(self)  # at once, for the unit's session, which is about to tell
                 except ValueError:
                     pass  # nobody is that far away
+                except sa.exc.TimeoutError:  # another thread was faster
+                    if self._uow_watch is not None:
+                        self._uow_watch.note_timeout()
+                    raise
             watch = self._uow_watch
             return connect(self) if watch is None else watch.connect(self, connect)
 
@@ -160,7 +164,12 @@ class Watch:
         try:
             connection = connect(pool)
         except BaseException as error:
-            self._give_up(board, live, before, error, is_own=kind != _UNIT)
+            live.wait_for(-1)
+            live.reals[live.at] = before
+            if kind != _UNIT:
+                live.free()
+            if isinstance(error, sa.exc.TimeoutError):
+                self.note_timeout()
             self._note_wait(board, time.monotonic() - began_s if is_full else 0.0)
             raise
         now_s = time.monotonic()
@@ -188,14 +197,12 @@ class Watch:
         kind = _OF_SESSION if is_of_session else _BY_HAND
         return board.occupy(kind, row, time.monotonic()), kind
 
-    def _give_up(self, board: Board, live: Live, before: float, error: BaseException, *, is_own: bool) -> None:
-        live.wait_for(-1)
-        live.reals[live.at] = before
-        if is_own:
-            live.free()
-        at = self._at(POOL_TIMEOUTS)
-        if isinstance(error, sa.exc.TimeoutError) and at:
+    def note_timeout(self) -> None:
+        """Somebody has waited for a connection in vain."""
+        board, at = self.board, self._at(POOL_TIMEOUTS)
+        if board is not None and at:
             board.count(at)
+        self._app_state.note_full(self._bind)
 
     def _note_wait(self, board: Board, waited_s: float) -> None:
         at = self._at(POOL_LONGEST_S)

@@ -10,6 +10,7 @@ from flask import Flask
 
 from ._checkouts import watch_pool
 from ._engines import make_engines
+from ._full_pool import answer_for_full_pools
 from ._guard import guarded_class, watch_engine
 from ._reader import Readers
 from ._recording import OBSERVERS_KEY, record_requests
@@ -125,6 +126,7 @@ class UnitOfWork:
         self._take_back_sessions(app)
         if settings.atomic_requests:
             serve_whole_requests(app, app_state)
+        answer_for_full_pools(app, app_state)
         app.extensions.setdefault(OBSERVERS_KEY, []).append(ServerTiming(settings.server_timing))
         record_requests(app, app_state)
         app.cli.add_command(db_session_stats)

@@ -53,6 +53,7 @@ class AppState:
     :param dispatches: what serves a whole request as a unit; empty where requests are none.
     :param watched_pools: what the pools of other libraries' engines are called.
     :param board: where this process says what it does; None before there is something to say.
+    :param note_full: is told the name of a pool that has had no connection for as long as somebody was to wait.
     :param view_labels: the label of each function that was called as a unit in a request, by endpoint, rule and method.
     :ivar binds: the engines without the readers'.
     """
@@ -66,6 +67,7 @@ class AppState:
     dispatches: tuple[Callable[..., Any], ...] = ()
     board: Board | None = None
     watched_pools: list[str] = field(default_factory=list)
+    note_full: Callable[[str], None] = lambda bind: None
     board_lock: Any = field(default_factory=threading.Lock)
     view_labels: weakref.WeakKeyDictionary[Any, dict[tuple[str, str, str], str | None]] = field(
         default_factory=weakref.WeakKeyDictionary

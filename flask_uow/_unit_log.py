@@ -1,4 +1,4 @@
-"""One line on logger ``flask_uow`` for each outermost unit that has failed, was slow, or is tried again.
+"""Lines on logger ``flask_uow``: one for each outermost unit that has failed, was slow, or is tried again.
 
 The line is written as ``name=value`` pairs in an order that stays; the same values are attributes of the record, for
 formatters that write JSON. No error's text is among them, because it may hold the parameters of a statement, and no
@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import re
-from typing import Literal
+from typing import Any, Literal
 
 from werkzeug.exceptions import HTTPException
 
@@ -63,10 +63,18 @@ def log_unit(
         "sqlstate": _code(error),
         "where": where,
     }
-    told = {name: _shown(name, value) for name, value in values.items() if value is not None}
+    write_line(level, f"unit {event}", {"event": event, **values})
+
+
+def write_line(level: int, title: str, values: dict[str, Any]) -> None:
+    """Write a line on logger ``flask_uow``.
+
+    :param title: what it is about; constant, for formatters that group by the message.
+    :param values: those but ``event``, which the title tells, follow as pairs; all are attributes of the record.
+    """
+    told = {name: _shown(name, value) for name, value in values.items() if value is not None and name != "event"}
     pairs = " ".join(f"{name}=%s" for name in told)
-    fields = {f"uow_{name}": value for name, value in {"event": event, **values}.items()}
-    _logger.log(level, f"unit {event} {pairs}", *told.values(), extra=fields)
+    _logger.log(level, f"{title} {pairs}", *told.values(), extra={f"uow_{name}": each for name, each in values.items()})
 
 
 def is_client_error(error: BaseException | None) -> bool:
@@ -99,7 +107,7 @@ def _code(error: BaseException | None) -> str | None:
 def _shown(name: str, value: object) -> str:
     if isinstance(value, float):
         return f"{value:.3f}"
-    text = str(value)
+    text = "; ".join(value) if isinstance(value, tuple) else str(value)
     return text if name not in ("label", "where") and _PLAIN.fullmatch(text) else _quoted(text)
 
 

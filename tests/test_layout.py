@@ -52,6 +52,7 @@ LAYERS = (
     "_recording",
     "_server_timing",
     "stats",
+    "_full_pool",
     "_tables",
     "_watch",
     "_cli",

@@ -137,7 +137,10 @@ class Riders:
         if match["release"]:
             return self._release(_fold(match["released"]), statement)
         if match["savepoint"]:
-            self._savepoints.append((_fold(match["made"]), len(self.waiting)))
+            name = _fold(match["made"])
+            if self._is_told and self._find(name) is not None:
+                return False  # if what waits fails, the server knows the outer one of two alike alone
+            self._savepoints.append((name, len(self.waiting)))
         else:
             self._is_told = True
         self.waiting.append(statement.strip())

@@ -75,7 +75,7 @@ def _read(app: Flask, app_state: AppState) -> Boards:
         notes.append(str(error))
     own = app_state.board
     if own is not None and not own.is_published:
-        workers.append(worker_of(_copy_of_own(own)))
+        workers.append(worker_of(copy_of_own(own)))
     return Boards(tuple(sorted(workers, key=lambda worker: worker.started_at)), ended, tuple(notes))
 
 
@@ -132,7 +132,8 @@ def _copy(found: FoundBoard) -> Image:
     return image
 
 
-def _copy_of_own(own: board.Board) -> Image:
+def copy_of_own(own: board.Board) -> Image:
+    """A copy of this process's board."""
     image = Image(bytes(own.memory))
     _mend(image, lambda offset, size: bytes(own.memory[offset : offset + size]))
     return image

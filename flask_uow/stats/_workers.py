@@ -166,6 +166,19 @@ def _rounded(seconds: float) -> float:
 # ---- live units and connections
 
 
+def holders_of(image: Image, bind: str) -> list[LiveUnit]:
+    """What holds the connections of a worker's pool, who has had one for longest first.
+
+    :raises ValueError: if there is something in the copy that no worker writes.
+    """
+    connections = _connections(image)
+    live = _live(image, _counted(image.words[board.AT_PID]), connections)
+    pools = [image.text(at, board.POOL_NAME_WORDS) for at in _pool_rows(image)]
+    own = [each for each in connections if each.pool <= len(pools) and pools[each.pool - 1] == bind]
+    found = [slot.shown for slot in live if any(each.is_held_by(slot) for each in own)]
+    return sorted(found, key=lambda unit: -unit.seconds)
+
+
 @dataclasses.dataclass
 class _Slot:
     """What is in a live slot."""
@@ -300,12 +313,16 @@ def _connections(image: Image) -> list[_Connection]:
     ]
 
 
+def _pool_rows(image: Image) -> Iterator[int]:
+    for index in range(min(max(image.words[board.AT_POOLS], 0), board.MAX_POOLS)):
+        yield board.AT_POOL_ROWS + board.POOL_WORDS * index
+
+
 def _pools(image: Image, pid: int, live: list[_Slot], connections: list[_Connection]) -> Iterator[PoolSnapshot]:
     words = image.words
     held = {each.number for each in connections for slot in live if each.is_held_by(slot)}
     waits = Counter(-slot.connection for slot in live if slot.shown.state == State.WAITING)
-    for index in range(min(max(words[board.AT_POOLS], 0), board.MAX_POOLS)):
-        at = board.AT_POOL_ROWS + board.POOL_WORDS * index
+    for index, at in enumerate(_pool_rows(image)):
         opened = [each.number for each in connections if each.pool == index + 1]
         busy = sum(number in held for number in opened)
         size, timeout_ms = words[at + board.POOL_SIZE], words[at + board.POOL_TIMEOUT_MS]

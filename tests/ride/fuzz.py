@@ -31,6 +31,7 @@ from __future__ import annotations
 
 import argparse
 import io
+import logging
 import random
 import sys
 import threading
@@ -67,6 +68,8 @@ NAMES = ("a", "b", "B", '"a b"')
 
 Operation = tuple[str, tuple[Any, ...]]
 Outcome = tuple[Any, ...]
+
+LAST: Operation = ("execute", ("SELECT 1", None, "new"))
 
 
 class Side(ABC):
@@ -720,12 +723,16 @@ class Comparison:
             self.riding.forget_texts()
         late: Outcome | None = None
         is_equal = True
-        for operation in difference.sequence:
+        for operation in (*difference.sequence, LAST):
+            if operation is LAST and late is None:
+                break  # else the error is told now, whatever ends the transaction
             self.operations += 1
             expected, found = self.plain.run(operation), self.riding.run(operation)
+            was_late = late is not None
             is_equal, late = self._compare(operation, expected, found, late)
             difference.log.append(f"  {operation}\n      plain  {expected}\n      riding {found}")
-            if not is_equal or (found[0] == "error" and expected[0] == "ok"):
+            is_undeclared = was_late and late is None and operation[0] == "declare"
+            if not is_equal or is_undeclared or (found[0] == "error" and expected[0] == "ok"):
                 break
         return self._end(difference, is_equal)
 
@@ -811,6 +818,7 @@ def main() -> int:
     arguments = parser.parse_args()
     seeds = range(arguments.seed, arguments.seed + arguments.sequences)
     began = time.monotonic()
+    logging.getLogger("psycopg").setLevel(logging.ERROR)  # it warns of errors that are asked for here
     with run_server() as server:
         databases = server.database(arguments.driver, 0), server.database(arguments.driver, 1)
         operations, differences = compare(arguments.driver, *databases, seeds, read_only=arguments.read_only)

@@ -156,3 +156,15 @@ def test_label_goes_along_with_a_begin_alone() -> None:
     riders.end()
     riders.begin("BEGIN")
     assert riders.waiting == ["BEGIN"]
+
+
+def test_savepoint_of_a_known_name_does_not_wait_behind_a_setting() -> None:
+    """If that fails, it is the outer one of the two to which a ROLLBACK TO goes back."""
+    riders = Riders()
+    riders.begin("BEGIN")
+    assert riders.defer("SAVEPOINT a")
+    assert riders.defer("SAVEPOINT A")
+    assert riders.defer("SET LOCAL my.setting = 'value'")
+
+    assert not riders.defer("SAVEPOINT a")
+    assert riders.defer("SAVEPOINT b")
