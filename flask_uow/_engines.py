@@ -14,6 +14,7 @@ from sqlalchemy import event, pool
 from . import _fork
 from ._application_name import application_name, is_own_name
 from ._drivers import LIBPQ_DRIVERS, has_ended, libpq_version, parameter_status
+from ._pool import FairQueuePool
 from ._ride import ride
 from ._settings import Bind, Settings, is_in_memory, wrong
 
@@ -74,8 +75,10 @@ def _defaults(url: sa.URL, user_options: dict[str, Any]) -> dict[str, Any]:
     if is_in_memory(url):
         # One connection holds the database. A pool of one makes threads wait for each other's transactions;
         # SQLAlchemy's StaticPool would let them share one.
-        return {"poolclass": pool.QueuePool, "pool_size": 1, "max_overflow": 0, "pool_timeout": 5}
-    defaults = dict(zip(_POOL_OPTIONS, (5, 10, 5, 1800, True), strict=True))
+        return {"poolclass": FairQueuePool, "pool_size": 1, "max_overflow": 0, "pool_timeout": 5}
+    defaults: dict[str, Any] = dict(zip(_POOL_OPTIONS, (5, 10, 5, 1800, True), strict=True))
+    if user_options.get("poolclass") is None:
+        defaults["poolclass"] = FairQueuePool
     if url.get_dialect().driver in (*LIBPQ_DRIVERS, "pysqlite"):
         return defaults
     return defaults | {"pool_pre_ping": True}

@@ -28,6 +28,7 @@ LAYERS = (
     "_options",
     "_settings",
     "_drivers",
+    "_pool",
     "_ride",
     "_retry",
     "_unit_log",

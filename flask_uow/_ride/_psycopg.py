@@ -512,7 +512,10 @@ class RidingConnection(psycopg.Connection[Any]):
             for _ in range(count):
                 answer = yield from fetch_many(pgconn)
                 answers.append(answer)
-            yield from fetch_many(pgconn)
+            ending = yield from fetch_many(pgconn)
+            if ending[0].status == FATAL_ERROR:  # of what has no BEGIN, the COMMIT: a deferred constraint says no
+                answers[-1] += ending
+                yield from fetch_many(pgconn)
         except errors.DatabaseError:
             # A server that ends the connection says why before.
             self._check_riders(answers)

@@ -508,6 +508,8 @@ class RidingConnection(plain_connection):
 
     def _prepare_session(self, query: Any, *, is_harmless: bool) -> None:
         """Before a statement in autocommit: let the session's defaults be what they should."""
+        if self._is_native and self.is_read_only_at_start and _server_status(self) == IDLE:
+            self._let_psycopg2_write()
         if self._is_native or not self._autocommit or self.closed or self.async_:
             if self._session is not AS_THE_SERVER and not self.closed and not self._is_native:
                 self._set_session(AS_THE_SERVER)
@@ -519,6 +521,13 @@ class RidingConnection(plain_connection):
             wanted = (wanted[0], False, wanted[2])
         if wanted != self._session:
             self._set_session(wanted)
+
+    def _let_psycopg2_write(self) -> None:
+        """Where psycopg2 drives a transaction that has ended unknown to it, or is about to begin another one."""
+        if _real_status.__get__(self) != extensions.STATUS_BEGIN:
+            self._give_characteristics()
+        elif self._session[1] is not False:
+            self._allow_writes()
 
     def _set_session(self, wanted: Characteristics) -> None:
         changes = session_texts(self._session, wanted)

@@ -462,9 +462,10 @@ class Psycopg(Side):
         return super().end_sequence()
 
     def tpc(self, method: str) -> Outcome:
+        was_failed = method == "tpc_commit" and self.status() == 3
         values = (self.connection.xid(1, f"fuzz{self.pid()}", "branch"),) if method == "tpc_begin" else ()
         getattr(self.connection, method)(*values)
-        return ()
+        return ("error", "InFailedSqlTransaction", FAILED) if was_failed else ()
 
 
 SIDES: dict[str, type[Side]] = {"psycopg2": Psycopg2, "psycopg": Psycopg}

@@ -145,3 +145,18 @@ def test_without_preparing(postgres: PostgreSQLDatabase) -> None:
         with pytest.raises(errors.SyntaxError):
             told.cursor.execute("SELEC", prepare=True)
         assert told.connection.info.transaction_status == psycopg.pq.TransactionStatus.INERROR
+
+
+def test_a_constraint_that_is_looked_at_when_autocommit_commits(told: Told) -> None:
+    """The statement itself was fine, and the error comes after it: the connection is as usable as before."""
+    connection = told.connection
+    connection.execute("CREATE TABLE late (id int UNIQUE DEFERRABLE INITIALLY DEFERRED)")
+    connection.commit()
+    connection.autocommit = True
+    connection.execute("INSERT INTO late VALUES (%s)", (1,))
+    for _ in range(3):
+        with pytest.raises(errors.UniqueViolation):
+            connection.execute("INSERT INTO late VALUES (%s)", (1,))
+
+    connection.execute("INSERT INTO late VALUES (%s)", (2,))
+    assert connection.execute("SELECT id FROM late ORDER BY id").fetchall() == [(1,), (2,)]
