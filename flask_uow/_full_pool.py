@@ -11,12 +11,14 @@ import logging
 import math
 import threading
 import time
+from inspect import signature
 from typing import Any
 
 import sqlalchemy as sa
 from flask import Flask, Response
 from werkzeug.exceptions import ServiceUnavailable
 
+from ._scopes import find_context
 from ._state import AppState
 from ._unit_log import write_line
 
@@ -58,10 +60,15 @@ class FullPools:
         pools = [engine.pool for engine in self._app_state.engines.values()]
         waits_s = [pool.timeout() for pool in pools if isinstance(pool, sa.QueuePool)]
         refusal = ServiceUnavailable("Too many requests are at work. Please try again.")
-        answered: Any = self._app.handle_http_exception(refusal)  # the app may have a page for it
-        response = self._app.make_response(answered)
+        response = self._app.make_response(self._shown(refusal))
         response.headers.setdefault("Retry-After", str(max(1, math.ceil(min(waits_s, default=1)))))
         return response
+
+    def _shown(self, refusal: ServiceUnavailable) -> Any:
+        """The refusal as the app shows it, which may have a page for that."""
+        handle: Any = self._app.handle_http_exception
+        has_context = len(signature(handle).parameters) > 1  # before the error, in Flasks to come
+        return handle(find_context(), refusal) if has_context else handle(refusal)
 
     def note(self, bind: str) -> None:
         """Log who has the connections of a pool, unless that was done just now.
