@@ -83,18 +83,6 @@ def test_a_wait_ends_in_time() -> None:
     assert queue.get(False) == "kept"
 
 
-def test_who_is_called_may_look_for_another_way() -> None:
-    """The first one alone."""
-    queue = FairQueue(1)
-    with ThreadPoolExecutor(2) as threads:
-        first, second = waiting(queue, threads, 2)
-        queue.call_one()
-        with pytest.raises(Empty):
-            first.result(DEADLINE_S)
-        queue.put("kept", False)
-        assert second.result(DEADLINE_S) == "kept"
-
-
 def test_what_was_meant_for_one_who_was_interrupted_is_another_ones() -> None:
     """The main thread is interrupted while it waits; what comes then is not handed to it."""
     queue = FairQueue(1)
@@ -152,10 +140,12 @@ def test_who_waits_tries_again_where_a_connection_could_not_be_made() -> None:
         first = threads.submit(pool._do_get)
         assert has_begun.wait(DEADLINE_S)
         second = threads.submit(pool._do_get)
-        await_that(lambda: len(pool._pool._waiters) == 1)  # type: ignore[attr-defined]
+        await_that(lambda: pool._pool.has_waiter)
         may_fail.set()
         with pytest.raises(sa.exc.InterfaceError):
             first.result(DEADLINE_S)
-        pool._do_return_conn(second.result(DEADLINE_S))
+        record: Any = second.result(DEADLINE_S)
+        assert isinstance(record.get_connection(), sqlite3.Connection)
+        pool._do_return_conn(record)
     assert pool.checkedout() == 0
     pool.dispose()

@@ -10,10 +10,10 @@ from markupsafe import Markup
 from tests.benchmarks.peers.measuring import Cell, Results, wire_of
 from tests.benchmarks.peers.stacks import NOT_RIDING, OURS
 
-WIDTH = 960
+WIDTH = 990
 MARGIN = 16
 TOP = 58
-LABELS = 300
+LABELS = 330
 COLUMN = (WIDTH - LABELS - MARGIN) // 2
 NUMBERS = 112
 """What is left for the numbers behind the longest bar, in pixels."""
