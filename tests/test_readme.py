@@ -348,7 +348,7 @@ def test_the_pools_defaults_are_the_codes(database: SQLiteDatabase, monkeypatch:
     monkeypatch.setattr(sa, "create_engine", note)
     make_app(database)
 
-    named = dict(re.findall(r"``(pool_\w+|max_overflow)=(\w+)``", README))
+    named = dict(re.findall(r"``(pool_\w+|max_overflow)=(\w+)``", README + IN_DEPTH))
     assert len(named) == 5
     assert {name: ast.literal_eval(value) for name, value in named.items()} == {name: given[name] for name in named}
 
