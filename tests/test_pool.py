@@ -1,10 +1,10 @@
 """The queue of a pool: who waits is served in the order of coming, and nothing that comes back is lost."""
 
-import _thread
+import signal
 import sqlite3
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -83,19 +83,36 @@ def test_a_wait_ends_in_time() -> None:
     assert queue.get(False) == "kept"
 
 
-def test_what_was_meant_for_one_who_was_interrupted_is_another_ones() -> None:
+class InterruptedWaitError(BaseException):
+    """What a signal raises wherever the main thread is."""
+
+
+@pytest.fixture
+def interrupt() -> Iterator[Callable[[], None]]:
+    """Interrupts the main thread."""
+
+    def raise_it(number: int, frame: object) -> None:
+        raise InterruptedWaitError
+
+    before = signal.signal(signal.SIGUSR1, raise_it)
+    yield lambda: signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR1)
+    signal.signal(signal.SIGUSR1, before)
+
+
+def test_what_was_meant_for_one_who_was_interrupted_is_another_ones(interrupt: Callable[[], None]) -> None:
     """The main thread is interrupted while it waits; what comes then is not handed to it."""
     queue = FairQueue(1)
 
-    def interrupt() -> None:
-        await_that(lambda: len(queue._waiters) == 1)
-        _thread.interrupt_main()
+    def interrupt_it() -> None:
+        await_that(lambda: queue.has_waiter)
+        interrupt()
 
     with ThreadPoolExecutor(1) as threads:
-        threads.submit(interrupt)
-        with pytest.raises(KeyboardInterrupt):
+        threads.submit(interrupt_it)
+        with pytest.raises(InterruptedWaitError):
             queue.get(True, DEADLINE_S)
 
+    assert not queue.has_waiter
     queue.put("kept", False)
     assert queue.get(False) == "kept"
 
