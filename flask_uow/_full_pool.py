@@ -19,6 +19,7 @@ from flask import Flask, Response
 from werkzeug.exceptions import ServiceUnavailable
 
 from ._scopes import find_context
+from ._settings import DEFAULT_BIND
 from ._state import AppState
 from ._unit_log import write_line
 
@@ -56,7 +57,7 @@ class FullPools:
         if error.code != _OF_A_POOL:
             raise error
         if not self._app_state.settings.stats:
-            self.note("default")  # where nobody watches, nobody knows which
+            self.note(DEFAULT_BIND)  # where nobody watches, nobody knows which
         pools = [engine.pool for engine in self._app_state.engines.values()]
         waits_s = [pool.timeout() for pool in pools if isinstance(pool, sa.QueuePool)]
         refusal = ServiceUnavailable("Too many requests are at work. Please try again.")
@@ -91,7 +92,10 @@ class FullPools:
         board = self._app_state.board
         if board is None:
             return ("not known, for UOW_STATS is off",)
-        holders = holders_of(copy_of_own(board), bind)
+        try:
+            holders = holders_of(copy_of_own(board), bind)
+        except ValueError:  # the pool's own error is not to be lost for the sake of a line about it
+            return ("not known, for the board could not be read",)
         shown = [f"{each.label} for {each.seconds:.1f} s, {each.state}, {each.where}" for each in holders]
         more = len(shown) - _MOST_HOLDERS
         return (*shown[:_MOST_HOLDERS], *([f"and {more} more"] if more > 0 else ()))

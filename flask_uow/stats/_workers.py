@@ -174,7 +174,8 @@ def holders_of(image: Image, bind: str) -> list[LiveUnit]:
     connections = _connections(image)
     live = _live(image, _counted(image.words[board.AT_PID]), connections)
     pools = [image.text(at, board.POOL_NAME_WORDS) for at in _pool_rows(image)]
-    own = [each for each in connections if each.pool <= len(pools) and pools[each.pool - 1] == bind]
+    name = board.shown_name(bind)
+    own = [each for each in connections if each.pool <= len(pools) and pools[each.pool - 1] == name]
     found = [slot.shown for slot in live if any(each.is_held_by(slot) for each in own)]
     return sorted(found, key=lambda unit: -unit.seconds)
 

@@ -14,6 +14,8 @@ from flask import Response
 from werkzeug.exceptions import ServiceUnavailable
 
 from flask_uow import transactional
+from flask_uow._board import LIVE_KIND
+from flask_uow._state import STATE_KEY
 from tests.database.conftest import Bench, MakeBench
 from tests.models import checked_out
 
@@ -177,6 +179,19 @@ def test_without_statistics_nobody_knows_who_holds_it(make_bench: MakeBench, cap
         assert bench.app.test_client().get("/").status_code == 503
 
     assert ["UOW_STATS is off" in line for line in lines(caplog)] == [True]
+
+
+def test_a_board_that_makes_no_sense_costs_the_line_its_names_alone(
+    full: Bench, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The answer is the pool's, and not an error about who is in it."""
+    with held(full):
+        board = full.app.extensions[STATE_KEY].board
+        for live in board.homes.values():
+            board.words[live.at - 1 + LIVE_KIND] = 99
+        assert full.app.test_client().get("/").status_code == 503
+
+    assert ["the board could not be read" in line for line in lines(caplog)] == [True]
 
 
 def test_many_more_clients_than_connections_are_all_served(make_bench: MakeBench) -> None:
