@@ -469,14 +469,16 @@ class Unit:
             live.is_taken = False
         else:
             live.free()
+        idle_s = state.idle_s - self._idle_before_s
         state.board.count_unit(
             self._row,
             outcome,
             is_error,
             (state.told - self._told_before) / STATEMENT,
             took_s,
-            state.idle_s - self._idle_before_s,
-            self._began_s + took_s - held_since_s if held_since_s else 0.0,
+            idle_s,
+            # What is no pool's any more has no beginning, but a transaction that was idle was on some connection.
+            self._began_s + took_s - held_since_s if held_since_s else idle_s,
         )
 
     def _tell(self, what: float) -> None:

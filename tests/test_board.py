@@ -995,10 +995,12 @@ def test_a_detached_connection_has_not_leaked(app: Flask, uow: UnitOfWork) -> No
         uow.session(bind=connection)
         with transactional(label="work"):
             uow.session.execute(ONE)
+            time.sleep(0.005)
         uow.session.remove()
 
     assert totals(app).sessions.leaked == 0
     assert label_counts(app, "work").statements == 1
+    assert sum(totals(app).idle_seconds.counts[1:]) == sum(totals(app).held_seconds.counts[1:]) == 1
     assert pool(app).checked_out == 0
 
 
