@@ -54,11 +54,13 @@ class Body:
 
 
 class _CountedStream:
-    """A request's stream that counts what is taken off it."""
+    """A request's stream that counts what is taken off it; Werkzeug looks whether it has ``readinto``, as few have."""
 
     def __init__(self, stream: Any) -> None:
         self._stream = stream
         self.taken = 0
+        if hasattr(stream, "readinto"):
+            self.readinto = self._readinto
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
@@ -78,7 +80,7 @@ class _CountedStream:
     def readline(self, *size: Any) -> Any:
         return self._take(self._stream.readline(*size))
 
-    def readinto(self, buffer: Any) -> Any:
+    def _readinto(self, buffer: Any) -> Any:
         return self._take(self._stream.readinto(buffer))
 
     def readlines(self, *hint: Any) -> Any:

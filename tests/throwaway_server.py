@@ -70,6 +70,8 @@ class RestartableServer:
         self.url = answer["url"]
         self.socket_folder = answer["socket_folder"]
         """Where its Unix socket lies, whose name has the URL's port in it."""
+        self.small_disk = answer["small_disk"]
+        """A folder of the server's on a disk of its own, empty if none was asked for, or none may be mounted."""
 
     def restart(self, *, is_immediate: bool = False) -> None:
         """End every session and start anew, on the same port.
@@ -87,13 +89,14 @@ class RestartableServer:
 
 
 @contextlib.contextmanager
-def restartable_server(*, standby_of: str = "") -> Iterator[RestartableServer]:
+def restartable_server(*, standby_of: str = "", small_disk_mb: int = 0) -> Iterator[RestartableServer]:
     """Start a server, yield what it is asked by, and end it.
 
     :param standby_of: the URL of a throwaway server that it is to follow, until it is promoted.
+    :param small_disk_mb: the size of a disk that it has besides, which can be filled; it takes root to mount it.
     :raises ServerError: if its programs are missing or do not run.
     """
-    command = [sys.executable, "-I", "-S", __file__, str(_find_programs()), standby_of]
+    command = [sys.executable, "-I", "-S", __file__, str(_find_programs()), standby_of, str(small_disk_mb)]
     guardian = subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True
     )
@@ -139,12 +142,15 @@ def _parse_answer(line: str) -> dict[str, str]:
 # From here on, what the guardian does.
 
 
-def _guard(programs: Path, primary: str) -> int:
+def _guard(programs: Path, primary: str, small_disk_mb: int) -> int:
     # Blocked until the server runs, so that no signal cuts a start or an ending short.
     signal.pthread_sigmask(signal.SIG_BLOCK, ENDINGS)
     with tempfile.TemporaryDirectory(prefix="uow-postgresql-") as name:
         try:
-            with _running(programs, Path(name), primary) as server:
+            with (
+                _small_disk(Path(name), small_disk_mb) as disk,
+                _running(programs, Path(name), primary, disk) as server,
+            ):
                 threading.Thread(target=_obey, args=[server], daemon=True).start()
                 server.tell()
                 signal.sigwait(ENDINGS)
@@ -169,11 +175,27 @@ def _say(**answer: str) -> None:
 
 
 @contextlib.contextmanager
-def _running(programs: Path, folder: Path, primary: str) -> Iterator["_Server"]:
+def _small_disk(folder: Path, size_mb: int) -> Iterator[str]:
+    disk = folder / "small"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={size_mb}m,mode=0755", "tmpfs", str(disk)]
+    can_mount = size_mb > 0 and os.geteuid() == 0 and shutil.which("mount") is not None
+    is_mounted = can_mount and subprocess.run(mount, check=False, capture_output=True).returncode == 0
+    try:
+        yield str(disk) if is_mounted else ""
+    finally:
+        if is_mounted:
+            subprocess.run(["umount", str(disk)], check=True)
+
+
+@contextlib.contextmanager
+def _running(programs: Path, folder: Path, primary: str, small_disk: str) -> Iterator["_Server"]:
     account = _find_account()
     if account:
         programs = _copy_programs(programs, folder)
         shutil.chown(folder, account["user"], account["group"])
+        if small_disk:
+            shutil.chown(small_disk, account["user"], account["group"])
     how: dict[str, Any] = {
         **account,
         "cwd": folder,
@@ -188,7 +210,8 @@ def _running(programs: Path, folder: Path, primary: str) -> Iterator["_Server"]:
     else:
         _make_cluster(programs, folder, password, how)
     process, port = _start_on_free_port(programs, folder, how)
-    server = _Server(process, programs, folder, how, f"postgresql://{USER}:{password}@127.0.0.1:{port}/postgres", port)
+    url = f"postgresql://{USER}:{password}@127.0.0.1:{port}/postgres"
+    server = _Server(process, programs, folder, how, url, port, small_disk)
     try:
         yield server
     finally:
@@ -203,9 +226,10 @@ class _Server:
     how: dict[str, Any]
     url: str
     port: int
+    small_disk: str
 
     def tell(self) -> None:
-        _say(url=self.url, socket_folder=str(self.folder))
+        _say(url=self.url, socket_folder=str(self.folder), small_disk=self.small_disk)
 
     def restart(self, end: signal.Signals) -> None:
         self.process.send_signal(end)
@@ -305,4 +329,4 @@ def _stop(server: subprocess.Popen[bytes]) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(_guard(Path(sys.argv[1]), sys.argv[2]))
+    sys.exit(_guard(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])))

@@ -10,6 +10,7 @@ from typing import Any
 from flask import Flask
 from werkzeug.exceptions import HTTPException
 
+from flask_uow.exceptions import CommitOutcomeUnknownError
 from sample import mistakes
 from sample.bank import answers, counter, money, pages
 from sample.bank.cli import bank_commands
@@ -37,6 +38,7 @@ def create_app(config: Mapping[str, Any] | None = None) -> Flask:
     app.url_map.converters["id"] = IdConverter
     app.add_template_filter(money.format_cents, "money")
     app.register_error_handler(BankError, answers.refused)
+    app.register_error_handler(CommitOutcomeUnknownError, answers.unknown)
     app.register_error_handler(HTTPException, answers.failed)
     app.after_request(answers.vary_on_accept)
     app.register_blueprint(pages.blueprint)

@@ -10,6 +10,7 @@ from flask.typing import ResponseReturnValue
 from flask.wrappers import Response
 from werkzeug.exceptions import HTTPException
 
+from flask_uow.exceptions import CommitOutcomeUnknownError
 from sample.bank.errors import BankError, DepositRefusedError
 
 FORMS = {
@@ -62,6 +63,14 @@ def refused(error: BankError) -> ResponseReturnValue:
         template, error=error, receipts=receipts, typed=request.form, title="That did not work", message=error.message
     )
     return page, error.status
+
+
+def unknown(error: CommitOutcomeUnknownError) -> ResponseReturnValue:
+    """Answer an order of which nobody knows whether it was carried out: it must not be given again unseen."""
+    message = "The connection to the books was lost. Look at the account: the order may have been carried out."
+    if wants_json():
+        return jsonify(error={"code": "outcome-unknown", "message": message, "field": None}), 500
+    return render_template("error.html", title="We do not know whether that worked", message=message), 500
 
 
 def failed(error: HTTPException) -> ResponseReturnValue:

@@ -1,4 +1,4 @@
-"""A proxy in front of PostgreSQL that reads what its clients ask, counts it, and can lose a COMMIT.
+"""A proxy in front of PostgreSQL that reads what its clients ask, counts it, and can lose a COMMIT, be slow or stall.
 
 It is this file run as a process of its own: a driver that holds the GIL while it waits can then not keep it from
 answering. It takes orders as lines of JSON on its standard input, answers each on its standard output, and ends when
@@ -107,6 +107,17 @@ class Proxy:
         """Return the first word of each request since the last call."""
         return [request.split()[0].upper().rstrip(";") for request in self.requests()]
 
+    def slow_down(self, delay_s: float) -> None:
+        """Pass everything on later, in both directions, until :meth:`reset`.
+
+        :param delay_s: how much later, in seconds.
+        """
+        self._ask(do="slow down", delay_s=delay_s)
+
+    def stall(self) -> None:
+        """Pass nothing on, in either direction, until :meth:`reset`."""
+        self._ask(do="stall")
+
     def reset(self) -> None:
         """Forget every order and every request."""
         self._ask(do="reset")
@@ -149,9 +160,12 @@ class _Orders:
 
     def __init__(self) -> None:
         self.clients: set[_Peer] = set()
+        self.flows = asyncio.Event()
         self.forget()
 
     def forget(self) -> None:
+        self.flows.set()
+        self.delay_s = 0.0
         self.cuts: list[Cut] = []
         self.statement = re.compile(COMMIT, re.IGNORECASE)
         self.refuses_after_cut = False
@@ -171,8 +185,6 @@ class _Orders:
             case "hold":
                 self.holds = True
                 self.statement = re.compile(order["statement"], re.IGNORECASE)
-            case "disguise" | "encrypt" | "say":
-                self._obey_towards_clients(order)
             case "wait":
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(self.has_come.wait(), REPLY_TIMEOUT_S)
@@ -182,10 +194,21 @@ class _Orders:
             case "requests":
                 requests, self.requests = self.requests, []
                 return {"requests": requests}
+            case _:
+                self._obey_at_once(order)
+        return {}
+
+    def _obey_at_once(self, order: dict[str, Any]) -> None:
+        match order["do"]:
+            case "slow down":
+                self.delay_s = order["delay_s"]
+            case "stall":
+                self.flows.clear()
             case "reset":
                 self.is_released.set()
                 self.forget()
-        return {}
+            case _:
+                self._obey_towards_clients(order)
 
     def _obey_towards_clients(self, order: dict[str, Any]) -> None:
         match order["do"]:
@@ -197,6 +220,12 @@ class _Orders:
             case "say":
                 for client in self.clients:
                     client.writer.write(bytes.fromhex(order["message"]))
+
+    async def wait_on_the_wire(self) -> None:
+        """Be as slow as was ordered."""
+        if self.delay_s:
+            await asyncio.sleep(self.delay_s)
+        await self.flows.wait()
 
     def take_cut(self) -> Cut | None:
         if not self.cuts:
@@ -276,6 +305,7 @@ class _Conversation:
                 self._orders.requests.append(request)
                 if self._orders.statement.search(request) and await self._lose(waiting):
                     return
+            await self._orders.wait_on_the_wire()
             self._server.writer.write(waiting)
             await self._server.writer.drain()
             waiting = b""
@@ -326,6 +356,7 @@ class _Conversation:
                     self._orders.has_come.set()
                     await self._reply_hold.wait()
                     self._reply_hold = None
+                await self._orders.wait_on_the_wire()
                 if self._orders.disguises:
                     data = KEY.sub(lambda match: KEY_OF_THE_PROXY + match[1], data)
                 self._client.writer.write(data)

@@ -1,7 +1,7 @@
 """A request whose unit is tried again: its body is read once more, or the client hears why not."""
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -98,6 +98,36 @@ def test_each_attempt_reads_the_same_body(contested: Bench, attempts: Attempts, 
     assert attempts.numbers == [1, 2]
     assert bodies == [expected, expected]
     assert contested.committed() == ["contested", "kept"]
+
+
+class Input:
+    """A body with no more than WSGI asks for, as gunicorn's has it."""
+
+    def __init__(self, data: bytes) -> None:
+        self._file = io.BytesIO(data)
+
+    def read(self, size: int | None = None) -> bytes:
+        return self._file.read(size)
+
+    def readline(self, size: int | None = None) -> bytes:
+        return self._file.readline(size)
+
+    def readlines(self, hint: int = -1) -> list[bytes]:
+        return self._file.readlines(hint)
+
+    def __iter__(self) -> Iterator[bytes]:
+        return iter(self._file)
+
+
+def test_a_server_need_give_no_more_than_wsgi_asks_for(contested: Bench, attempts: Attempts) -> None:
+    """``readinto`` is not among it."""
+    bodies = serve(contested, attempts, lambda: request.json)
+    given = {"wsgi.input": Input(b'{"amount": 5}'), "CONTENT_LENGTH": "13"}
+
+    answer = contested.app.test_client().post("/", content_type="application/json", environ_overrides=given)
+
+    assert answer.text == "value"
+    assert bodies == [{"amount": 5}, {"amount": 5}]
 
 
 def test_a_file_is_read_on_from_where_the_unit_met_it(contested: Bench, attempts: Attempts) -> None:
