@@ -13,6 +13,8 @@ PROGRAMS ?= 10000
 # Tests wait more than they compute.
 JOBS ?= 3
 READS ?= 1000000
+SEEDS ?= 1 2 3
+DRIVER ?= psycopg2
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
@@ -76,6 +78,10 @@ test-programs: $(VENV)/dev.stamp ## Run 10,000 random programs of units against 
 .PHONY: test-boards
 test-boards: $(VENV)/test.stamp ## Read the boards of busy workers a million times, and compare (READS=)
 	@$(PY) -m tests.benchmarks.hammer_boards --reads $(READS)
+
+.PHONY: faults
+faults: $(VENV)/test.stamp ## Break the bank under load, and compare the books with what its clients were told (SEEDS=, DRIVER=)
+	@$(PY) -m tests.faults.bank --seeds $(SEEDS) --driver $(DRIVER)
 
 .PHONY: test-oldest
 test-oldest: ## Run the tests with the oldest Flask and SQLAlchemy that are supported

@@ -368,13 +368,17 @@ class _Conversation:
 async def _serve(host: str, port: int) -> None:
     orders = _Orders()
 
+    conversations: set[asyncio.Task[None] | None] = set()
+
     async def converse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         if orders.refuses:
             writer.close()
             return
+        conversations.add(asyncio.current_task())  # the loop itself would forget it when its client is gone
         with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
             await _Conversation(orders, _Peer(reader, writer), await _Peer.connect(host, port)).run()
         writer.close()
+        conversations.discard(asyncio.current_task())
 
     listener = await asyncio.start_server(converse, LISTEN, 0)
     _say({"port": listener.sockets[0].getsockname()[1]})
