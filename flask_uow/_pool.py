@@ -89,9 +89,10 @@ class FairQueue(Queue[Any]):
                 except IndexError:  # and somebody was faster
                     self._waiters.appendleft(waiter)
         waiter.lock.acquire(timeout=-1 if timeout is None else max(0.0, timeout))
-        with self.mutex:
-            if self._leave(waiter):
-                raise Empty
+        if not waiter.has_item:  # to look for oneself among many takes long, and is seldom needed
+            with self.mutex:
+                if self._leave(waiter):
+                    raise Empty
         return waiter.item
 
     def _leave(self, waiter: _Waiter) -> bool:

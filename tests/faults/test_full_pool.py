@@ -197,7 +197,7 @@ def test_a_board_that_makes_no_sense_costs_the_line_its_names_alone(
 def test_many_more_clients_than_connections_are_all_served(make_bench: MakeBench) -> None:
     """None is refused, none waits for ever, and each connection comes back; in which order they are is the queue's."""
     bench = make_bench(SQLALCHEMY_ENGINE_OPTIONS={"pool_size": 5, "max_overflow": 0, "pool_timeout": DEADLINE_S})
-    clients, requests = 60, 5
+    clients, requests = 200, 3
 
     @bench.app.get("/")
     @transactional
