@@ -50,7 +50,7 @@ def transfer(source_id: int, target_id: int, amount_cents: int, memo: str = "") 
     if source_id == target_id:
         raise SameAccountError("Choose two different accounts.", field="to")
     accounts = lock_accounts(source_id, target_id)
-    _require_funds(source_id, amount_cents)
+    require_funds(source_id, amount_cents)
     movement = post("transfer", {source_id: -amount_cents, target_id: amount_cents}, memo)
     _notify(accounts[source_id], f"You sent {format_cents(amount_cents)} to account {target_id}.")
     _notify(accounts[target_id], f"You received {format_cents(amount_cents)} from account {source_id}.")
@@ -61,7 +61,7 @@ def transfer(source_id: int, target_id: int, amount_cents: int, memo: str = "") 
 def withdraw(account_id: int, amount_cents: int) -> Transfer:
     """Pay out cash."""
     accounts = lock_accounts(account_id)
-    _require_funds(account_id, amount_cents)
+    require_funds(account_id, amount_cents)
     movement = post("withdrawal", {account_id: -amount_cents, CASH_ID: amount_cents}, "Cash")
     _notify(accounts[account_id], f"You withdrew {format_cents(amount_cents)} from account {account_id}.")
     return movement
@@ -133,7 +133,8 @@ def balance_cents(account_id: int) -> int:
     return int(uow.session.scalar(total) or 0)
 
 
-def _require_funds(account_id: int, amount_cents: int) -> None:
+def require_funds(account_id: int, amount_cents: int) -> None:
+    """Refuse to take more from an account than it holds."""
     balance = balance_cents(account_id)
     if balance < amount_cents:
         raise InsufficientFundsError(

@@ -8,18 +8,18 @@ from tests.databases import PostgreSQLDatabase
 from tests.faults.bank.__main__ import complaints
 from tests.faults.bank.books import audit
 from tests.faults.bank.clients import Journal, Told
+from tests.faults.bank.faults import FAULTS
 from tests.faults.bank.run import BY_HAND, Plan, run
-from tests.faults.bank.troubles import TROUBLES
 
 
 @pytest.mark.parametrize("driver", ["psycopg2", "psycopg"])
 def test_nothing_is_lost_doubled_or_left_behind(driver: str) -> None:
     """Every fault there is, once, and what everybody was told is what is in the books."""
-    report = run(Plan(random.randrange(1 << 32), 400, len(TROUBLES), driver))
+    report = run(Plan(random.randrange(1 << 32), 400, len(FAULTS), driver))
 
     wrong = [line for line in complaints(report) if not line.startswith("late: ")]
     assert wrong == [], f"seed {report.plan.seed}"
-    assert {name for name, _ in report.recovered_s} | set(report.impossible) == set(TROUBLES)
+    assert {name for name, _ in report.recovered_s} | set(report.impossible) == set(FAULTS)
     assert report.journal.acknowledged >= 400
 
 

@@ -1,7 +1,7 @@
 """``python -m tests.faults.bank``: the bank under faults, from several seeds, with ``flask_uow`` and by hand.
 
 Exits with 1 if a transfer of ours was lost, doubled, or carried out although it was refused, if anything was left
-behind, or if the bank did not answer in time after a trouble was over.
+behind, or if the bank did not answer in time after a fault was over.
 """
 
 import argparse

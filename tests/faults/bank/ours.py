@@ -36,7 +36,7 @@ def create_app() -> Flask:
 def serializable() -> ResponseReturnValue:
     """Move money without a lock: the server says who was in the way."""
     form = forms.read_transfer()
-    services._require_funds(form.source_id, form.amount_cents)
+    services.require_funds(form.source_id, form.amount_cents)
     movement = services.post("transfer", terms.amounts(form), form.memo)
     return terms.acknowledged(movement.id)
 

@@ -1,4 +1,4 @@
-"""One run: the bank opens, people come, one trouble follows the other, and in the end somebody counts the money."""
+"""One run: the bank opens, people come, one fault follows the other, and in the end somebody counts the money."""
 
 import contextlib
 import http.client
@@ -23,8 +23,8 @@ import sqlalchemy as sa
 from tests.databases import PostgreSQLDatabase, Server
 from tests.faults.bank.books import Verdict, audit
 from tests.faults.bank.clients import CLIENTS, CUSTOMERS, JSON, Client, Journal, Told, give, make_transfer
+from tests.faults.bank.faults import FAULTS, Site
 from tests.faults.bank.terms import FIRST_ACCOUNT
-from tests.faults.bank.troubles import TROUBLES, Site
 from tests.faults.proxy import LISTEN, Proxy, run_proxy
 from tests.throwaway_server import find_free_port, restartable_server
 
@@ -43,34 +43,34 @@ FLASK_UOW, BY_HAND = "ours", "by_hand"
 class Plan:
     """What is to happen.
 
-    :param seed: decides which troubles come when, and what is ordered.
-    :param acknowledged: after how many transfers the bank closes, if all troubles are over.
-    :param troubles: how many.
+    :param seed: decides which faults come when, and what is ordered.
+    :param acknowledged: after how many transfers the bank closes, if all faults are over.
+    :param faults: how many.
     :param app: :data:`FLASK_UOW` or :data:`BY_HAND`.
     :param log: the file that the workers' log is to be in.
     """
 
     seed: int
     acknowledged: int
-    troubles: int
+    faults: int
     driver: str = "psycopg2"
     app: str = FLASK_UOW
     log: Path | None = None
 
     def names(self, possible: list[str]) -> list[str]:
-        """The troubles in their order: each that is possible as often as the others."""
+        """The faults in their order: each that is possible as often as the others."""
         chance = random.Random(self.seed)
         rounds = (chance.sample(possible, len(possible)) for _ in itertools.count())
-        return list(itertools.islice(itertools.chain.from_iterable(rounds), self.troubles))
+        return list(itertools.islice(itertools.chain.from_iterable(rounds), self.faults))
 
 
 @dataclass
 class Report:
     """What has happened.
 
-    :ivar recovered_s: for each trouble, how long after its end the bank read and wrote again, in seconds.
+    :ivar recovered_s: for each fault, how long after its end the bank read and wrote again, in seconds.
     :ivar left: what was left behind when everybody had gone.
-    :ivar impossible: troubles that this machine does not have.
+    :ivar impossible: faults that this machine does not have.
     """
 
     plan: Plan
@@ -145,8 +145,8 @@ def _gunicorn(app: str, environment: dict[str, str], log: Path) -> Iterator[tupl
 
 
 def _live_through(plan: Plan, site: Site, report: Report) -> None:
-    possible = [name for name in TROUBLES if name != "disk full" or site.server.small_disk]
-    report.impossible = [name for name in TROUBLES if name not in possible]
+    possible = [name for name in FAULTS if name != "disk full" or site.server.small_disk]
+    report.impossible = [name for name in FAULTS if name not in possible]
     names = plan.names(possible)
     clients = [Client(number, site.port, report.journal, plan.seed) for number in range(CLIENTS)]
     with ThreadPoolExecutor(CLIENTS) as threads:
@@ -154,7 +154,7 @@ def _live_through(plan: Plan, site: Site, report: Report) -> None:
         try:
             for number, name in enumerate(names):
                 _wait_for(report.journal, plan.acknowledged * number // len(names))
-                TROUBLES[name](site)
+                FAULTS[name](site)
                 report.recovered_s.append((name, _recovered_s(site)))
             _wait_for(report.journal, plan.acknowledged)
         finally:

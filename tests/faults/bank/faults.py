@@ -1,4 +1,4 @@
-"""What happens to the bank meanwhile: each trouble is a function that begins, lasts, and is over when it returns."""
+"""What happens to the bank meanwhile: each fault is a function that begins, lasts, and is over when it returns."""
 
 import contextlib
 import http.client
@@ -55,7 +55,7 @@ class Site:
         return [session.pid for session in self.database.sessions()]
 
 
-Trouble = Callable[[Site], None]
+Fault = Callable[[Site], None]
 
 
 # ---- the server
@@ -246,7 +246,7 @@ def _post(site: Site, path: str) -> None:
             site.journal.count("/slow", type(error).__name__)
 
 
-TROUBLES: dict[str, Trouble] = {
+FAULTS: dict[str, Fault] = {
     "sessions ended": end_sessions,
     "statements cancelled": cancel_statements,
     "server restarted, fast": restart_fast,
