@@ -63,6 +63,10 @@ class Proxy:
         """
         self._ask(do="cut", where=cut, times=times, refuse=refuse, statement=statement)
 
+    def cuts_left(self) -> int:
+        """Return how many of the connections that were to be cut have not been yet."""
+        return int(self._ask(do="count cuts")["left"])
+
     def hold(self, *, statement: str = COMMIT) -> None:
         """Keep the server's reply to the next COMMIT until :meth:`release`.
 
@@ -191,6 +195,8 @@ class _Orders:
                 return {"has_come": self.has_come.is_set()}
             case "release":
                 asyncio.get_running_loop().call_later(order["after_s"], self.is_released.set)
+            case "count cuts":
+                return {"left": len(self.cuts)}
             case "requests":
                 requests, self.requests = self.requests, []
                 return {"requests": requests}

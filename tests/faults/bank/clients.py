@@ -42,7 +42,7 @@ class Told(StrEnum):
 class Order:
     """What is asked for.
 
-    :param ways: the memos of the transfers that it makes.
+    :param memos: those of the transfers that it makes, by which they are found in the books.
     """
 
     path: str
@@ -81,7 +81,9 @@ class Client:
 
     :param number: no other has it.
     :param port: the bank's.
+    :param journal: where it writes down what it is told.
     :param seed: makes its orders the same at every run.
+    :ivar is_closing: is set when it is to go home.
     """
 
     number: int

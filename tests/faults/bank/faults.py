@@ -35,6 +35,9 @@ class Site:
     :param port: gunicorn's.
     :param master: gunicorn's process.
     :param database: reached past the proxy.
+    :param journal: where is written down what was told, here too.
+    :param chance: picks who is hit.
+    :param orders: of which no two are the same.
     """
 
     port: int
@@ -142,7 +145,9 @@ def cut_reply(site: Site) -> None:
 
 def _cut(site: Site, cut: Cut) -> None:
     site.proxy.cut(cut, times=CUTS)
-    time.sleep(PERSISTENT_S)
+    until = time.monotonic() + DEADLINE_S
+    while site.proxy.cuts_left() and time.monotonic() < until:
+        time.sleep(0.01)
     site.proxy.reset()
 
 
