@@ -21,9 +21,11 @@ from flask_uow._cli import db_session_stats
 from flask_uow._watch import KEPT, MIN_SECONDS
 from flask_uow.stats import _values
 from tests import snapshots
+from tests.faults.bank.faults import FAULTS
 from tests.pictures.db_session_stats import pictures
 
-PAGE = (Path(__file__).parents[1] / "docs" / "db-session-stats.rst").read_text(encoding="utf-8")
+DOCS = Path(__file__).parents[1] / "docs"
+PAGE = (DOCS / "db-session-stats.rst").read_text(encoding="utf-8")
 SIMPLE: dict[str, tuple[type, ...]] = {
     "string": (str,),
     "integer": (int,),
@@ -57,17 +59,24 @@ def _keys(section: Any) -> Iterator[tuple[str, Key]]:
         yield key, (kind, unit)
 
 
-@pytest.mark.parametrize("name", ["db-session-stats", "in-depth", "metrics"])
+@pytest.mark.parametrize("name", sorted(page.stem for page in DOCS.glob("*.rst")))
 def test_page_renders(name: str) -> None:
     """Without a warning, and with no picture or link that leads nowhere."""
-    docs = Path(__file__).parents[1] / "docs"
-    text = (docs / f"{name}.rst").read_text(encoding="utf-8")
+    text = (DOCS / f"{name}.rst").read_text(encoding="utf-8")
     page = core.publish_doctree(text, settings_overrides={"halt_level": 2, "report_level": 2})
 
     assert not list(page.findall(nodes.problematic))
     links = [link["refuri"] for link in page.findall(nodes.reference)]
     pictures = [image["uri"] for image in page.findall(nodes.image)]
-    assert all((docs / address).exists() for address in (*links, *pictures))
+    assert all((DOCS / address).exists() for address in (*links, *pictures))
+
+
+def test_every_fault_is_described() -> None:
+    """And none that the bank is spared."""
+    described = (DOCS / "faults.rst").read_text(encoding="utf-8")
+    table = described[described.index("fault    ") : described.index("**What must hold.**")]
+
+    assert re.findall(r"^(\w.*?)  ", table, re.MULTILINE)[1:] == list(FAULTS)
 
 
 def test_every_option_is_described() -> None:
