@@ -20,13 +20,15 @@ from sample.bank import forms, services
 from sample.bank.db import uow
 from sample.bank.models import Transfer
 from tests.faults.bank import terms
+from tests.models import RIDES
 
 blueprint = Blueprint("ways", __name__)
 
 
 def create_app() -> Flask:
     """Build the bank, with a pool that is smaller than the threads of a worker are many."""
-    app = bank.create_app({"SQLALCHEMY_ENGINE_OPTIONS": {**terms.POOL, "pool_timeout": terms.POOL_TIMEOUT_S}})
+    pool_options = {**terms.POOL, "pool_timeout": terms.POOL_TIMEOUT_S}
+    app = bank.create_app({"SQLALCHEMY_ENGINE_OPTIONS": pool_options, "UOW_RIDE": RIDES})
     app.register_blueprint(blueprint)
     return app
 
