@@ -94,7 +94,12 @@ bench: $(VENV)/bench.stamp ## Measure the overhead of a unit, the bank under 10,
 	@$(PY) -m tests.benchmarks.load_bank --requests 10000
 	@$(PY) -m tests.benchmarks.peers --chart docs/peers.svg
 
-## Releases
+## Pages and releases
+
+.PHONY: docs
+docs: $(VENV)/dev.stamp ## Build the pages of docs/ into build/docs
+	@$(PY) -m sphinx -W --keep-going -q -b html docs build/docs
+	@echo "Open build/docs/index.html"
 
 .PHONY: build
 build: $(VENV)/dev.stamp ## Build the wheel and the source archive into dist/ and check them

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+import subprocess
+import sys
 import types
 import typing
 from collections.abc import Iterator, Mapping
@@ -16,6 +18,7 @@ import pytest
 from docutils import core, nodes  # type: ignore[import-untyped]
 from flask import Flask
 
+import flask_uow
 from flask_uow import UnitOfWork, stats
 from flask_uow._cli import db_session_stats
 from flask_uow._watch import KEPT, MIN_SECONDS
@@ -25,6 +28,9 @@ from tests.faults.bank.faults import FAULTS
 from tests.pictures.db_session_stats import pictures
 
 DOCS = Path(__file__).parents[1] / "docs"
+OF_SPHINX = {"api", "changes", "index"}
+"""Pages that are no more than Sphinx's directives."""
+MODULES = {"exceptions", "signals", "stats", "testing"}
 PAGE = (DOCS / "db-session-stats.rst").read_text(encoding="utf-8")
 SIMPLE: dict[str, tuple[type, ...]] = {
     "string": (str,),
@@ -59,7 +65,17 @@ def _keys(section: Any) -> Iterator[tuple[str, Key]]:
         yield key, (kind, unit)
 
 
-@pytest.mark.parametrize("name", sorted(page.stem for page in DOCS.glob("*.rst")))
+def test_pages_are_built_without_a_warning(tmp_path: Path) -> None:
+    """By Sphinx, with the API from the docstrings."""
+    command = [sys.executable, "-m", "sphinx", "-W", "--keep-going", "-q", "-b", "html", str(DOCS), str(tmp_path)]
+    built = subprocess.run(command, capture_output=True, text=True, check=False)
+
+    assert (built.returncode, built.stderr) == (0, "")
+    api = (tmp_path / "api.html").read_text(encoding="utf-8")
+    assert all(f'id="flask_uow.{name}"' in api for name in flask_uow.__all__ if name not in MODULES)
+
+
+@pytest.mark.parametrize("name", sorted({page.stem for page in DOCS.glob("*.rst")} - OF_SPHINX))
 def test_page_renders(name: str) -> None:
     """Without a warning, and with no picture or link that leads nowhere."""
     text = (DOCS / f"{name}.rst").read_text(encoding="utf-8")
