@@ -28,8 +28,8 @@ from tests.faults.bank.faults import FAULTS
 from tests.pictures.db_session_stats import pictures
 
 DOCS = Path(__file__).parents[1] / "docs"
-OF_SPHINX = {"api", "changes", "index"}
-"""Pages that are no more than Sphinx's directives."""
+OF_SPHINX = {"api", "changes", "index", "life-of-a-session"}
+"""Pages with directives that docutils alone does not know."""
 MODULES = {"exceptions", "signals", "stats", "testing"}
 PAGE = (DOCS / "db-session-stats.rst").read_text(encoding="utf-8")
 SIMPLE: dict[str, tuple[type, ...]] = {
@@ -73,6 +73,9 @@ def test_pages_are_built_without_a_warning(tmp_path: Path) -> None:
     assert (built.returncode, built.stderr) == (0, "")
     api = (tmp_path / "api.html").read_text(encoding="utf-8")
     assert all(f'id="flask_uow.{name}"' in api for name in flask_uow.__all__ if name not in MODULES)
+    life = (tmp_path / "life-of-a-session.html").read_text(encoding="utf-8")
+    assert re.search(r"flushed +persistent +idle in transaction: BEGIN READ WRITE; INSERT INTO customer", life)
+    assert re.search(r"walked out +detached +idle: COMMIT", life)
 
 
 @pytest.mark.parametrize("name", sorted({page.stem for page in DOCS.glob("*.rst")} - OF_SPHINX))
