@@ -144,7 +144,7 @@ def test_fail_on(idler: tuple[Flask, int], arguments: list[str], status: int) ->
     result = run(app, *arguments)
 
     assert result.exit_code == status
-    reason = f"idle-in-transaction=0.1: session {pid} (flask_uow:bank:{os.getpid()}) is idle in transaction for 0."
+    reason = f"idle-in-transaction=0.1: session {pid} (flask_uow:bank:{os.getpid()}) is idle in transaction for "
     assert (reason in result.stderr) == (status == 1)
     assert result.stdout
 
@@ -381,6 +381,8 @@ def test_workers_are_shown_where_every_database_is_down(monkeypatch: pytest.Monk
         (["--state", "asleep"], "'asleep' is no state. Choose from: idle in transaction (aborted), "),
         (["--fail-on", "pool-usage=0"], "'0' is not a percentage above 0 and up to 100. Write pool-usage=PERCENT."),
         (["--watch", "0"], "'0' is too often. Choose 0.1 seconds or more."),
+        (["--watch", "1e10"], "'1e10' is too seldom. Choose 86400 seconds or less."),
+        (["--fail-on", "waiting=" + "9" * 5000], "9' is not a whole number from 1 on. Write waiting=NUMBER."),
         (["--watch", "soon"], "'soon' is not a number of seconds."),
         (["--sort", "colour"], "'colour' is not one of"),
         (["--limit", "-1"], "-1 is not in the range"),

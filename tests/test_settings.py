@@ -98,12 +98,12 @@ WRONG: Mapping[str, tuple[Mapping[str, object], str, str]] = {
     "connect_args a text": (
         engine_options({"connect_args": f"password='{PASSWORD}'"}),
         "SQLALCHEMY_ENGINE_OPTIONS['connect_args']",
-        ' = "password=***": expected a dict.',
+        ' = "password=***": expected a dict of keyword arguments for the driver.',
     ),
     "connect_args an empty list": (
         engine_options({"connect_args": []}),
         "SQLALCHEMY_ENGINE_OPTIONS['connect_args']",
-        " = []: expected a dict.",
+        " = []: expected a dict of keyword arguments for the driver.",
     ),
     "creator a number": (
         engine_options({"creator": 5}),
@@ -113,12 +113,12 @@ WRONG: Mapping[str, tuple[Mapping[str, object], str, str]] = {
     "pool_size a text": (
         engine_options({"pool_size": "5"}),
         "SQLALCHEMY_ENGINE_OPTIONS['pool_size']",
-        " = '5': expected a whole number.",
+        " = '5': expected a whole number, 0 or above.",
     ),
     "pool_timeout a text": (
         engine_options({"pool_timeout": "5s"}),
         "SQLALCHEMY_ENGINE_OPTIONS['pool_timeout']",
-        " = '5s': expected a number of seconds.",
+        " = '5s': expected a number of seconds from 0 to ",
     ),
     "engines that commit by themselves": (
         engine_options({"isolation_level": "AUTOCOMMIT"}),
@@ -163,7 +163,7 @@ WRONG: Mapping[str, tuple[Mapping[str, object], str, str]] = {
     "bind with a wrong connect_args": (
         binds({"audit": {"url": "sqlite://", "connect_args": 5}}),
         "SQLALCHEMY_BINDS['audit']['connect_args']",
-        " = 5: expected a dict.",
+        " = 5: expected a dict of keyword arguments for the driver.",
     ),
     "misspelt": (key("UOW_RETRYS", 3), "UOW_RETRYS", " is not a configuration key."),
     "misspelt, like none": (key("UOW_XYZ", None), "UOW_XYZ", " is not a configuration key."),
