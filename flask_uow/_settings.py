@@ -20,7 +20,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from ._hiding import error_line, shown_url, shown_value
+from ._hiding import error_line, shown_url, shown_value, without_passwords
 from ._options import ISOLATION_LEVELS, is_seconds
 from ._rules import MODES, RULES
 from .exceptions import ConfigurationError
@@ -142,7 +142,7 @@ def wrong(key: str, value: object, wanted: str, fix: str | None = None) -> Confi
     """The error for ``key``, maybe with an index behind it; a password in ``value`` is hidden."""
     name, bracket, index = key.partition("[")
     place = f"Set app.config[{name!r}]{bracket}{index} before init_app." if name.isupper() else f"Mend {key}."
-    return ConfigurationError(f"{key} = {shown_value(value)}: {wanted}.", fix=fix or place)
+    return ConfigurationError(f"{without_passwords(f'{key} = {shown_value(value)}')}: {wanted}.", fix=fix or place)
 
 
 def is_in_memory(url: sa.URL) -> bool:
@@ -262,9 +262,9 @@ def _bind(key: str, value: object, defaults: dict[str, Any]) -> Bind:
 
 
 def _options(key: str, value: object) -> dict[str, Any]:
-    """Keyword arguments for ``create_engine``, as far as it would take what it stumbles over later.
+    """Keyword arguments for ``create_engine``; one that is None is as good as left out.
 
-    :raises ConfigurationError: for the first that is wrong.
+    :raises ConfigurationError: for the first that is wrong, as far as it would be found at a connection only.
     """
     if value is None:
         return {}
@@ -275,7 +275,7 @@ def _options(key: str, value: object) -> dict[str, Any]:
             raise wrong(f"{key}[{name!r}]", value[name], expected)
     if value.get("isolation_level") is not None:
         _check_isolation(key, value["isolation_level"])
-    return dict(value)
+    return {name: each for name, each in value.items() if each is not None or name not in _ENGINE_OPTIONS}
 
 
 def _has_names(value: object) -> bool:
@@ -437,7 +437,7 @@ def _methods(key: str, value: Any) -> bool | frozenset[str]:
         raise wrong(key, value, "expected True, False, or a set of HTTP methods")
     for method in value:
         if not isinstance(method, str) or method not in set(HTTPMethod):
-            raise wrong(key, value, f"{method!r} is no HTTP method; they are in upper case")
+            raise wrong(key, value, f"{shown_value(method)} is no HTTP method; they are in upper case")
     return frozenset(value)
 
 
@@ -481,7 +481,9 @@ def _rule_modes(key: str, value: Any) -> dict[str, str]:
 
 def _check_mode(key: str, code: object, mode: object) -> None:
     if code not in RULES:
-        raise wrong(key, {code: mode}, f"there is no rule {code!r}", fix="The rules are: " + ", ".join(RULES) + ".")
+        raise wrong(
+            key, {code: mode}, f"there is no rule {shown_value(code)}", fix="The rules are: " + ", ".join(RULES) + "."
+        )
     if mode not in MODES:
         raise wrong(key, {code: mode}, "a rule's mode is 'off', 'warn' or 'error'")
     if RULES[str(code)].is_fatal and mode != "error":
