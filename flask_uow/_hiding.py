@@ -13,7 +13,7 @@ _MASK = "***"
 _SECRET_WORD = r"(?:password|passwd|pwd|secret|token)"
 _SECRET_KEY = re.compile(_SECRET_WORD, re.IGNORECASE)
 _SECRET_PAIR = re.compile(
-    rf"({_SECRET_WORD}['\"]?\]?\s*[:=]\s*)(?:b?'(?:\\.|[^'\\])*'|b?\"(?:\\.|[^\"\\])*\"|[^\s&'\"]+)", re.IGNORECASE
+    rf"({_SECRET_WORD}['\"]?\s*[:=]\s*)(?:b?'(?:\\.|[^'\\])*'|b?\"(?:\\.|[^\"\\])*\"|[^\s&'\"]+)", re.IGNORECASE
 )
 # A password may hold anything, so it lasts until the line's last "@"; better too much is hidden than too little.
 _USER_INFO = re.compile(r"(://[^:/]*+:).*+")

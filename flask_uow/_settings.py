@@ -20,7 +20,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from ._hiding import error_line, shown_url, shown_value, without_passwords
+from ._hiding import error_line, shown_url, shown_value
 from ._options import ISOLATION_LEVELS, is_seconds
 from ._rules import MODES, RULES
 from .exceptions import ConfigurationError
@@ -142,7 +142,7 @@ def wrong(key: str, value: object, wanted: str, fix: str | None = None) -> Confi
     """The error for ``key``, maybe with an index behind it; a password in ``value`` is hidden."""
     name, bracket, index = key.partition("[")
     place = f"Set app.config[{name!r}]{bracket}{index} before init_app." if name.isupper() else f"Mend {key}."
-    return ConfigurationError(f"{without_passwords(f'{key} = {shown_value(value)}')}: {wanted}.", fix=fix or place)
+    return ConfigurationError(f"{key} = {shown_value(value)}: {wanted}.", fix=fix or place)
 
 
 def is_in_memory(url: sa.URL) -> bool:

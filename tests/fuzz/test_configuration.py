@@ -82,7 +82,8 @@ def test_any_value_of_our_keys(config: dict[str, Any], tmp_path: Path) -> None:
         optional={
             "SQLALCHEMY_DATABASE_URI": values,
             "SQLALCHEMY_ENGINE_OPTIONS": values | engine_options,
-            "SQLALCHEMY_BINDS": values | binds,
+            # A bind's name is shown, and so is what stands behind it if that is no URL.
+            "SQLALCHEMY_BINDS": values.filter(lambda named: not isinstance(named, dict)) | binds,
             "UOW_READER_URI": values | st.just(["sqlite:////nowhere/bank.db"]),
         },
     )
