@@ -242,7 +242,7 @@ class Readers:
         if info.get(_REPLAYED, 0) < written:
             info[_REPLAYED] = _ask_how_far(link)
             unit.renew_snapshot(link)
-        is_far_enough: bool = info[_REPLAYED] >= written
+        is_far_enough: bool = info.get(_REPLAYED, 0) >= written
         return is_far_enough
 
 
