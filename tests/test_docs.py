@@ -18,7 +18,7 @@ from flask import Flask
 
 from flask_uow import UnitOfWork, stats
 from flask_uow._cli import db_session_stats
-from flask_uow._watch import KEPT, MIN_SECONDS
+from flask_uow._watch import KEPT, MAX_SECONDS, MIN_SECONDS
 from flask_uow.stats import _values
 from tests import snapshots
 from tests.pictures.db_session_stats import pictures
@@ -57,7 +57,7 @@ def _keys(section: Any) -> Iterator[tuple[str, Key]]:
         yield key, (kind, unit)
 
 
-@pytest.mark.parametrize("name", ["db-session-stats", "in-depth", "metrics"])
+@pytest.mark.parametrize("name", ["db-session-stats", "in-depth", "metrics", "security"])
 def test_page_renders(name: str) -> None:
     """Without a warning, and with no picture or link that leads nowhere."""
     docs = Path(__file__).parents[1] / "docs"
@@ -70,6 +70,21 @@ def test_page_renders(name: str) -> None:
     assert all((docs / address).exists() for address in (*links, *pictures))
 
 
+def test_every_threat_has_its_tests() -> None:
+    """Each row of the page on security names some, and there are those."""
+    root = Path(__file__).parents[1]
+    text = (root / "docs" / "security.rst").read_text(encoding="utf-8")
+    page = core.publish_doctree(text, settings_overrides={"halt_level": 2, "report_level": 2})
+    tests = "\n".join(file.read_text(encoding="utf-8") for file in (root / "tests").rglob("test_*.py"))
+
+    bodies = [row for body in page.findall(nodes.tbody) for row in body.findall(nodes.row)]
+    named = [set(re.findall(r"\btest_\w+", row.astext())) for row in bodies]
+
+    assert len(named) >= 15
+    assert all(named)
+    assert not {name for row in named for name in row if f"\ndef {name}(" not in tests}
+
+
 def test_every_option_is_described() -> None:
     """And none that the command does not have."""
     described = PAGE[PAGE.index("What is shown") : PAGE.index("Conditions\n")]
@@ -77,7 +92,7 @@ def test_every_option_is_described() -> None:
     options = {name for option in db_session_stats.params for name in option.opts}
     assert options == {word.strip("`,.") for word in described.split() if word.startswith("``--")}
     assert f"last {KEPT} pictures" in described
-    assert f"at least {MIN_SECONDS:g}" in described
+    assert f"at least {MIN_SECONDS:g} and at most {MAX_SECONDS}" in described
 
 
 def test_every_condition_is_described(page: Any) -> None:

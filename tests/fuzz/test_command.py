@@ -1,6 +1,6 @@
 """The command with any arguments: an answer, or click's own error that quotes what was typed."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 from flask import Flask
@@ -37,7 +37,7 @@ def test_every_option_is_typed() -> None:
 
 
 @pytest.fixture
-def app(monkeypatch: pytest.MonkeyPatch) -> Iterator[Flask]:
+def app(monkeypatch: pytest.MonkeyPatch) -> Flask:
     """An app whose command takes one snapshot where it would go on."""
 
     def once(step: Callable[[], None], seconds: float) -> None:

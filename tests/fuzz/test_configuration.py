@@ -32,7 +32,7 @@ binds = st.dictionaries(
 )
 
 
-def served(config: Mapping[str, object], folder: Path) -> tuple[Flask, Exception | None]:
+def served(config: dict[str, object], folder: Path) -> tuple[Flask, Exception | None]:
     """An app with a configuration, and what ``init_app`` said of it."""
     app = Flask("bank", instance_path=str(folder / "instance"))
     app.config.update({"SQLALCHEMY_DATABASE_URI": "sqlite://", "TESTING": True} | config)
