@@ -181,11 +181,10 @@ def _wrong(name: str, value: object, wanted: str) -> UnitOptionsError:
 def _propagation(name: str, value: Any) -> Propagation:
     if isinstance(value, Propagation):
         return value
-    try:
-        return Propagation(value)
-    except ValueError:
-        names = ", ".join(repr(member.value) for member in Propagation)
-        raise _wrong(name, value, f"expected a Propagation or one of {names}") from None
+    names = [member.value for member in Propagation]
+    if not isinstance(value, str) or value not in names:
+        raise _wrong(name, value, f"expected a Propagation or one of {', '.join(map(repr, names))}")
+    return Propagation(value)
 
 
 def _boolean(name: str, value: Any) -> bool:

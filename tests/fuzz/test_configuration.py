@@ -73,6 +73,7 @@ def test_any_value_of_our_keys(config: dict[str, Any], tmp_path: Path) -> None:
     if "UOW_STATS_DIR" not in config:  # which may name any folder of this machine
         with app.app_context(), transactional():
             assert app.extensions["uow"].session.scalar(sa.text("SELECT 1")) == 1
+    shutil.rmtree(tmp_path / "instance", ignore_errors=True)
 
 
 @bounded

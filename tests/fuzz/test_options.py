@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from flask_uow import Propagation, UnitOfWork, _retry, current_unit, transactional
 from flask_uow._options import _CHECKS, ISOLATION_LEVELS
 from flask_uow.exceptions import UnitOfWorkError, UnitOptionsError
-from tests.fuzz.odd_values import bounded, odd_values, refusal_of
+from tests.fuzz.odd_values import Speechless, bounded, odd_values, refusal_of
 from tests.models import checked_out
 
 MOST_CHARACTERS = 5000
@@ -59,6 +59,7 @@ def app(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Flask]:
 @bounded
 @given(options=st.dictionaries(st.sampled_from(sorted(_CHECKS)) | st.text(max_size=5), odd_values(), max_size=3))
 @example(options={"timeout": 10**400})
+@example(options={"propagation": Speechless()})
 @example(options={"retries": -(10**5000)})
 def test_any_value_of_an_option(options: dict[str, Any]) -> None:
     """It is refused where it is written, and quoted, or it is an option."""
