@@ -77,7 +77,7 @@ ISOLATION = f"expected one of {LEVELS}."
         ("rollback_for", int, CLASSES),
         ("rollback_for", None, CLASSES),
         ("rollback_for", (ValueError, "KeyError"), CLASSES),
-        ("rollback_for", iter([ValueError]), CLASSES),
+        ("rollback_for", range(0), CLASSES),
         ("rollback_for", {ValueError: KeyError}, CLASSES),
         ("no_rollback_for", 5, CLASSES),
         ("no_rollback_for", [ValueError, int], CLASSES),
