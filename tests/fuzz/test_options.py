@@ -59,7 +59,6 @@ def app(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Flask]:
 @bounded
 @given(options=st.dictionaries(st.sampled_from(sorted(_CHECKS)) | st.text(max_size=5), odd_values(), max_size=3))
 @example(options={"timeout": 10**400})
-@example(options={"propagation": Speechless()})
 @example(options={"retries": -(10**5000)})
 def test_any_value_of_an_option(options: dict[str, Any]) -> None:
     """It is refused where it is written, and quoted, or it is an option."""
@@ -72,6 +71,15 @@ def test_any_value_of_an_option(options: dict[str, Any]) -> None:
         assert any(f"{name}=" in str(error) or f"{name} and " in str(error) for name in options), error
         assert "\n  fix:   " in str(error)
         assert len(str(error)) < MOST_CHARACTERS
+
+
+@pytest.mark.parametrize("name", sorted(_CHECKS))
+def test_a_value_that_has_no_text_is_refused(name: str) -> None:
+    """Its class is named instead."""
+    with pytest.raises(
+        UnitOptionsError, match=rf"^transactional\({name}=<Speechless that cannot be shown>\): expected"
+    ):
+        unchecked(**{name: Speechless()})
 
 
 @bounded
