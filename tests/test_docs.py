@@ -92,7 +92,7 @@ def test_every_option_is_described() -> None:
     options = {name for option in db_session_stats.params for name in option.opts}
     assert options == {word.strip("`,.") for word in described.split() if word.startswith("``--")}
     assert f"last {KEPT} pictures" in described
-    assert f"at least {MIN_SECONDS:g} and at most {MAX_SECONDS}" in described
+    assert f"at least {MIN_SECONDS:g} and at most {MAX_SECONDS}" in " ".join(described.split())
 
 
 def test_every_condition_is_described(page: Any) -> None:
