@@ -10,6 +10,7 @@ PYTHON ?=
 PORT ?= 5000
 CUSTOMERS ?= 20
 PROGRAMS ?= 10000
+FUZZ ?= 3000
 # Tests wait more than they compute.
 JOBS ?= 3
 READS ?= 1000000
@@ -75,6 +76,14 @@ test-browser: $(VENV)/dev.stamp ## Run the sample's tests in a headless Chromium
 test-programs: $(VENV)/dev.stamp ## Run 10,000 random programs of units against the model, other ones each time (PROGRAMS=)
 	@UOW_TEST_PROGRAMS=$$(( ($(PROGRAMS) + 2) / 3 )) $(PYTEST) tests/database/test_programs.py -o timeout=3600 -o faulthandler_timeout=0
 
+.PHONY: fuzz
+fuzz: $(VENV)/dev.stamp ## Try 3,000 odd configurations, options, arguments and boards each, other ones each time (FUZZ=, JOBS=)
+	@UOW_TEST_FUZZ=$(FUZZ) $(PYTEST) --numprocesses $(JOBS) tests/fuzz -o timeout=3600 -o faulthandler_timeout=0
+
+.PHONY: audit
+audit: ## Ask the index for known vulnerabilities in what a user installs, newest and oldest (PYTHON=)
+	@$(find_python); .ci/audit "$$python"
+
 .PHONY: test-boards
 test-boards: $(VENV)/test.stamp ## Read the boards of busy workers a million times, and compare (READS=)
 	@$(PY) -m tests.benchmarks.hammer_boards --reads $(READS)
@@ -114,7 +123,7 @@ pictures: $(VENV)/dev.stamp ## Draw the README's pictures again, from a server's
 
 .PHONY: clean
 clean: ## Remove everything that make has made, the sample's SQLite file too
-	@rm -rf .venv .venv-oldest build dist instance *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage .coverage.* htmlcov
+	@rm -rf .venv .venv-oldest .venv-audit build dist instance *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage .coverage.* htmlcov
 	@find flask_uow sample tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 ## The virtual environment

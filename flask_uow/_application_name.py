@@ -20,10 +20,11 @@ _MAX_BYTES = 63
 _MAX_PID_DIGITS = 10
 _MAX_APP_BYTES = _MAX_BYTES - len(PREFIX) - len("::") - _MAX_PID_DIGITS
 
-# The server shows "?" for what is not printable ASCII. The colon joins them because it separates the parts: without
-# that, the sessions of an app "bank:eu" would pass for those of an app "bank".
-_UNFIT = re.compile(r"[^ -~]|:")
-_UNFIT_IN_LABEL = re.compile(r"[^ -~]|['\\\\%;]")
+# The server shows "?" for what is not printable ASCII; what could end a text of SQL, or that a driver or a log could
+# stumble over, joins it. In an app's part the colon does too, because it separates the parts: without that, the
+# sessions of an app "bank:eu" would pass for those of an app "bank".
+_UNFIT = re.compile(r"[^ -~]|['\\\\%;]")
+_UNFIT_IN_PART = re.compile(rf"{_UNFIT.pattern}|:")
 _PREFIX_BYTES = len("SET LOCAL application_name = '")
 _LIKE_SPECIAL = re.compile(r"([\\%_])")
 _OURS = re.compile(rf"{PREFIX}:[^:]*:(\d+)(?::(.*))?")
@@ -35,7 +36,7 @@ def application_name(app_name: str, pid: int) -> str:
     >>> application_name("bank", 4711)
     'flask_uow:bank:4711'
 
-    :param app_name: the Flask app's name; what a server could not show becomes ``?``, and so does a colon.
+    :param app_name: the Flask app's name; what is unfit becomes ``?``, and so does a colon.
     :param pid: the process that connects.
     """
     return f"{name_prefix(app_name)}{pid}"
@@ -49,10 +50,10 @@ def rename(name: str, label: str) -> str:
     "SET LOCAL application_name = 'flask_uow:bank:4711:POST /accounts/<int:id>'"
 
     :param name: what the connection is called.
-    :param label: the unit's label; what a server, a driver or a log could stumble over becomes ``?``, and what does not
-        fit is left out.
+    :param label: the unit's label; what a server, a driver or a log could stumble over becomes ``?``, in both, and what
+        does not fit is left out.
     """
-    return f"SET LOCAL application_name = '{name}:{_UNFIT_IN_LABEL.sub('?', label)}"[: _PREFIX_BYTES + _MAX_BYTES] + "'"
+    return f"SET LOCAL application_name = '{_UNFIT.sub('?', f'{name}:{label}')}"[: _PREFIX_BYTES + _MAX_BYTES] + "'"
 
 
 def name_prefix(app_name: str) -> str:
@@ -66,9 +67,9 @@ def name_prefix(app_name: str) -> str:
 def as_part(name: str) -> str:
     """Make one part of a name, as long as an app's may be.
 
-    :param name: any text; what a server could not show becomes ``?``, and so does a colon.
+    :param name: any text; what is unfit becomes ``?``, and so does a colon.
     """
-    return _UNFIT.sub("?", name)[:_MAX_APP_BYTES]
+    return _UNFIT_IN_PART.sub("?", name)[:_MAX_APP_BYTES]
 
 
 def like_pattern(app_name: str) -> str:

@@ -32,6 +32,7 @@ from flask import Flask
 
 from . import _board, _fork
 from ._board import Board
+from ._hiding import harmless
 
 fcntl: Any = import_module("fcntl") if find_spec("fcntl") else None
 
@@ -43,6 +44,7 @@ _LOCK_WAIT_S = 1.0
 _MAX_UNFINISHED_S = 60.0
 _MAX_COUNT = 1 << 53
 """More than anybody counts, and a sum of many is still a word."""
+_MAX_RULE = 999
 _COUNTED = (
     (_board.AT_LABELS, _board.AT_APP),
     (_board.AT_COUNTS, _board.HELD_S),
@@ -54,7 +56,13 @@ _O_OURS = sum(getattr(os, name, 0) for name in _FLAGS)
 
 
 class RefusedError(Exception):
-    """A folder or a file that is not to be trusted; its text says why, and how to mend it."""
+    """A folder or a file that is not to be trusted; its text says why, and how to mend it.
+
+    :param text: with the path in it, whose name may be anybody's.
+    """
+
+    def __init__(self, text: str) -> None:
+        super().__init__(harmless(text))
 
 
 class FoundBoard(NamedTuple):
@@ -106,8 +114,10 @@ def _check_owner(path: Path, status: os.stat_result) -> None:
 
 def namesakes(app: Flask, folder: Path) -> list[Path]:
     """The default folders that other users have for the app: a command that was started as another user finds them."""
+    if folder != folder_of(app, None):
+        return []
     name = folder.name.replace(f"flask_uow-{_user()}-", "flask_uow-*-", 1)
-    return [path for path in sorted(folder.parent.glob(name)) if path != folder] if "*" in name else []
+    return [path for path in sorted(folder.parent.glob(name)) if path != folder]
 
 
 def _user() -> str:
@@ -132,13 +142,22 @@ def open_board(app: Flask, configured: str | None) -> Board:
     folder = folder_of(app, configured)
     name = f"{_part(app.name)}-{_part(host)}-{os.getpid()}-{started_ns}{_SUFFIX}"
     try:
-        with contextlib.suppress(FileExistsError):
-            folder.mkdir(mode=0o700, parents=configured is not None)
+        _make_folder(folder, with_parents=configured is not None)
         check_folder(folder)
         return _publish(app.name, host, started_ns, folder / name)
     except (OSError, RefusedError) as error:
         app.logger.warning("flask_uow publishes no statistics of this process: %s", error)
         return Board(app.name, host, started_ns)
+
+
+def _make_folder(folder: Path, *, with_parents: bool) -> None:
+    """Make the folder for its user alone, and no folder above it in which others could put another in its place."""
+    for parent in reversed(folder.parents) if with_parents else ():
+        with contextlib.suppress(FileExistsError):
+            if not parent.exists():
+                parent.mkdir(mode=0o755)
+    with contextlib.suppress(FileExistsError):
+        folder.mkdir(mode=0o700)
 
 
 def _publish(app_name: str, host: str, started_ns: int, path: Path) -> Board:
@@ -271,21 +290,23 @@ def _open(path: Path) -> FoundBoard:
 
     :raises RefusedError: if it has not.
     """
-    status = os.lstat(path)
-    if not stat.S_ISREG(status.st_mode):
-        raise RefusedError(f"{path} is no regular file. Remove it.")
-    _check_owner(path, status)
+    _check_file(path, os.lstat(path))  # before it is opened, for that alone may wake a device
     descriptor = os.open(path, os.O_RDONLY | _O_OURS)
     try:
         status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode):
-            raise RefusedError(f"{path} is no regular file. Remove it.")
+        _check_file(path, status)  # another may have taken its place
         if status.st_size != _board.SIZE_BYTES:
             raise RefusedError(f"{path} has {status.st_size} bytes, a board has {_board.SIZE_BYTES}. Remove it.")
         return FoundBoard(path, descriptor, _is_alive(descriptor))
     except BaseException:
         os.close(descriptor)
         raise
+
+
+def _check_file(path: Path, status: os.stat_result) -> None:
+    if not stat.S_ISREG(status.st_mode):
+        raise RefusedError(f"{path} is no regular file. Remove it.")
+    _check_owner(path, status)
 
 
 def _is_alive(descriptor: int) -> bool:
@@ -392,16 +413,20 @@ def _bury_if_dead(path: Path) -> None:
 def _bury(path: Path) -> None:
     """Add what a dead worker has counted to what others had, and remove its file.
 
-    What is no board stays, for a reader to name.
+    What is no board stays, for a reader to name; so does what would make a sum that no workers can have counted.
     """
     dead = _read(path)
     if dead is None:
         return
-    path.unlink(missing_ok=True)  # first: what is lost by a crash in between is better than what is counted twice
     app_name, host = dead.text(_board.AT_APP, _board.NAME_WORDS), dead.text(_board.AT_HOST, _board.NAME_WORDS)
     ended_path = _ended_path(path.parent, app_name, host)
     ended = _read(ended_path) or Image(bytes(_board.SIZE_BYTES))
     ended.add(dead)
+    try:
+        ended.check()
+    except ValueError:
+        return
+    path.unlink(missing_ok=True)  # first: what is lost by a crash in between is better than what is counted twice
     unfinished = ended_path.with_name(ended_path.name + _UNFINISHED)
     unfinished.unlink(missing_ok=True)
     descriptor = os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _O_OURS, 0o600)
@@ -450,11 +475,27 @@ class Image:
         numbers = [value for value in labels if isinstance(value, int)]
         for first, end in _COUNTED:
             numbers += self.words[first:end]
+        numbers += self._rest()
         numbers += (self.words[at + _TURN_AGAIN] for at in self.slots())
         if min(numbers) < 0 or max(numbers) > _MAX_COUNT:
             raise ValueError("it holds a number that no worker counts.")
         if not all(0.0 <= time_s < _MAX_COUNT for time_s in times):
             raise ValueError("it holds a time that no worker measures.")
+
+    def _rest(self) -> Iterator[int]:
+        """What is left of each sum when its parts are taken from it; a reader takes it for a number of times."""
+        units = without = long_units = long_idle = long_held = 0
+        for at in self.label_rows():
+            record = self.label(at)
+            yield record["count"] - record["rolled_back"] - record["failed"]
+            if not self.words[at + _board.LABEL_INNER]:
+                units, without = units + record["count"], without + record["without_connection"]
+                long_units, long_idle = long_units + record["long_units"], long_idle + record["long_idle"]
+                long_held += record["long_held"]
+        yield from (units - long_units, units - without - long_idle)
+        yield units - without - long_held + self.words[_board.FAST_CHECKOUTS]
+        for at in range(_board.AT_RULES, _board.END_OF_COUNTS, 2):
+            yield _MAX_RULE - self.words[at]
 
     def text(self, at: int, words: int) -> str:
         """The text in some words."""

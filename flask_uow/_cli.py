@@ -16,8 +16,9 @@ import click
 from flask.cli import with_appcontext
 
 from . import stats
-from ._tables import DEFAULT_LIMIT, SORTS, Listing, harmless, make_console, picture, print_parts, text_of
-from ._watch import DEFAULT_SECONDS, MIN_SECONDS, History, Show, repeat, watched_screen
+from ._hiding import harmless
+from ._tables import DEFAULT_LIMIT, SORTS, Listing, make_console, picture, print_parts, text_of
+from ._watch import DEFAULT_SECONDS, MAX_SECONDS, MIN_SECONDS, History, Show, repeat, watched_screen
 from .exceptions import UnitOfWorkError
 
 if t.TYPE_CHECKING:
@@ -55,6 +56,8 @@ def _read_interval(typed: str) -> float:
     seconds = stats.parse_seconds(typed)
     if seconds < MIN_SECONDS:
         raise ValueError(f"{typed!r} is too often. Choose {MIN_SECONDS:g} seconds or more.")
+    if seconds > MAX_SECONDS:
+        raise ValueError(f"{typed!r} is too seldom. Choose {MAX_SECONDS} seconds or less.")
     return seconds
 
 
@@ -182,7 +185,7 @@ def _take() -> stats.Snapshot:
     try:
         return stats.snapshot()
     except UnitOfWorkError as error:
-        click.echo(str(error), err=True)
+        click.echo("\n".join(map(harmless, str(error).split("\n"))), err=True)
         raise click.exceptions.Exit(_UNREADABLE) from error
 
 

@@ -36,10 +36,13 @@ def make_engines(app: Flask, settings: Settings) -> dict[str, sa.Engine]:
     :raises ConfigurationError: if ``create_engine`` refuses an option.
     """
     engines = {}
-    for name, bind in (settings.binds | settings.readers).items():
+    binds = settings.binds | settings.readers
+    for name, bind in binds.items():
         engines[name] = _make_engine(app, bind)
         if settings.ride:
             ride(engines[name], read_only_at_start=True)
+    for bind in binds.values():  # when nothing is refused any more
+        _make_folder(app, bind)
     return engines
 
 
@@ -52,6 +55,8 @@ def _make_engine(app: Flask, bind: Bind) -> sa.Engine:
     except Exception as error:  # noqa: BLE001  # SQLAlchemy meets a wrong option with whatever it stumbles over
         refused = f"create_engine refused it ({type(error).__name__}: {error})"
         raise wrong(bind.options_key, bind.options, refused.rstrip(".")) from None
+    if not isinstance(engine, sa.Engine):
+        raise wrong(bind.options_key, bind.options, f"create_engine made a {type(engine).__name__}, which is no engine")
     _prepare(app, engine, bind.options)
     return engine
 
@@ -105,17 +110,31 @@ def _connect_args(url: sa.URL, given: dict[str, Any]) -> dict[str, Any]:
 def _is_by_socket_file(url: sa.URL, given: dict[str, Any]) -> bool:
     """Whether the server's name is that of a Unix socket, to which TCP's settings are nothing."""
     named = given.get("host") or url.query.get("host") or url.host or ""
-    hosts = named.split(",") if isinstance(named, str) else named
+    hosts = named.split(",") if isinstance(named, str) else named if isinstance(named, tuple) else [str(named)]
     return all(host.startswith(("/", "@")) for host in hosts)
 
 
 def _beside_instance(app: Flask, url: sa.URL) -> sa.URL:
     """A relative SQLite file lies in the app's instance folder, where Flask-SQLAlchemy has it too."""
-    if url.get_backend_name() != "sqlite" or is_in_memory(url) or url.query.get("uri"):
-        return url
-    path = Path(app.instance_path) / str(url.database)
-    path.parent.mkdir(parents=True, exist_ok=True) if not Path(str(url.database)).is_absolute() else None
-    return url.set(database=str(path))
+    return url.set(database=str(Path(app.instance_path, str(url.database)))) if _is_file(url) else url
+
+
+def _is_file(url: sa.URL) -> bool:
+    return url.get_backend_name() == "sqlite" and not is_in_memory(url) and not url.query.get("uri")
+
+
+def _make_folder(app: Flask, bind: Bind) -> None:
+    """Make the folder of a SQLite file that lies in the instance folder.
+
+    :raises ConfigurationError: if it cannot be made.
+    """
+    if not _is_file(bind.url) or Path(str(bind.url.database)).is_absolute():
+        return
+    folder = Path(app.instance_path, str(bind.url.database)).parent
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise wrong(bind.key, bind.url, f"its folder cannot be made ({error})") from None
 
 
 # ---- connections
@@ -128,7 +147,7 @@ class _NameEachConnection:
         self.app_name = app_name
 
     def __call__(self, dialect: Any, record: Any, cargs: Any, cparams: dict[str, Any]) -> None:
-        if is_own_name(cparams.get("application_name") or ""):
+        if is_own_name(str(cparams.get("application_name") or "")):
             del cparams["application_name"]  # SQLAlchemy 2.0.0 keeps one dict for all connections, also after a fork
         cparams.setdefault("application_name", application_name(self.app_name, os.getpid()))
 

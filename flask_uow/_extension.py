@@ -12,6 +12,7 @@ from ._checkouts import watch_pool
 from ._engines import make_engines
 from ._full_pool import answer_for_full_pools
 from ._guard import guarded_class, watch_engine
+from ._hiding import shown_value
 from ._reader import Readers
 from ._recording import OBSERVERS_KEY, record_requests
 from ._requests import serve_whole_requests
@@ -26,7 +27,7 @@ from ._sessions import (
     close_scope,
     release_adopted,
 )
-from ._settings import DEFAULT_BIND, read_settings
+from ._settings import DEFAULT_BIND, check_engine_options, read_settings
 from ._state import STATE_KEY, AppState, state_of_app
 from ._transactional import F, Options, Transactional, decorate
 from .exceptions import ConfigurationError
@@ -103,6 +104,10 @@ class UnitOfWork:
 
         :raises ConfigurationError: if a key holds a wrong value, or the app has a ``UnitOfWork`` already.
         """
+        if not isinstance(app, Flask):
+            raise ConfigurationError(
+                f"UnitOfWork cannot serve {shown_value(app)}: expected a Flask app.", fix="Pass the app itself."
+            )
         if EXTENSION_KEY in app.extensions:
             raise ConfigurationError(
                 f"App {app.name!r} has a UnitOfWork already; two would commit apart from each other.",
@@ -204,20 +209,27 @@ def _factory(session_options: dict[str, Any]) -> sessionmaker_type[Session]:
     base = session_options.pop("class_", orm.Session)
     if not isinstance(base, type) or not issubclass(base, orm.Session):
         raise ConfigurationError(
-            f"UnitOfWork(session_options={{'class_': {base!r}}}): expected a subclass of sqlalchemy.orm.Session."
+            f"UnitOfWork(session_options={{'class_': {shown_value(base)}}}): "
+            "expected a subclass of sqlalchemy.orm.Session."
         )
     if session_options.get("twophase"):
         raise ConfigurationError(
             "UnitOfWork(session_options={'twophase': True}): the session would prepare where one database is enough.",
             fix="Set app.config['UOW_TWO_PHASE'] = True.",
         )
-    options = {"expire_on_commit": False} | session_options
-    factory = orm.sessionmaker(class_=guarded_class(base), **options)
-    try:
-        factory().close()
-    except TypeError as error:
+    bind = session_options.get("bind")
+    if not isinstance(bind, sa.Engine | sa.Connection | None):
         raise ConfigurationError(
-            f"UnitOfWork(session_options={session_options!r}): {base.__qualname__} refused it ({error}).",
+            f"UnitOfWork(session_options={{'bind': {shown_value(bind)}}}): expected an engine or a connection.",
+            fix="Leave it out, and name the database in SQLALCHEMY_DATABASE_URI.",
+        )
+    options = {"expire_on_commit": False} | session_options
+    try:
+        factory = orm.sessionmaker(class_=guarded_class(base), **options)
+        factory().close()
+    except Exception as error:  # noqa: BLE001  # SQLAlchemy meets a wrong option with whatever it stumbles over
+        raise ConfigurationError(
+            f"UnitOfWork(session_options={shown_value(session_options)}): {base.__qualname__} refused it ({error}).",
             fix="Pass what sqlalchemy.orm.Session takes.",
         ) from None
     return factory
@@ -228,22 +240,26 @@ def _check_arguments(session: object, sessionmaker: object, engine_options: obje
         raise ConfigurationError("UnitOfWork got both session= and sessionmaker=.", fix="Pass one of them.")
     if session is not None and not callable(session):
         raise ConfigurationError(
-            f"UnitOfWork(session={session!r}): expected a scoped_session, or a function that returns a session.",
+            f"UnitOfWork(session={shown_value(session)}): "
+            "expected a scoped_session, or a function that returns a session.",
             fix="Pass db.session of Flask-SQLAlchemy, or lambda: db.session of Flask-SQLAlchemy-Lite.",
         )
     from sqlalchemy import orm
 
     if sessionmaker is not None and not isinstance(sessionmaker, orm.sessionmaker):
         raise ConfigurationError(
-            f"UnitOfWork(sessionmaker={sessionmaker!r}): expected a sqlalchemy.orm.sessionmaker.",
+            f"UnitOfWork(sessionmaker={shown_value(sessionmaker)}): expected a sqlalchemy.orm.sessionmaker.",
             fix="Pass sessionmaker(engine), or sessionmaker() to be configured later.",
         )
     for name, value in (("engine_options", engine_options), ("session_options", session_options)):
         if value is None:
             continue
         if not isinstance(value, Mapping):
-            raise ConfigurationError(f"UnitOfWork({name}={value!r}): expected a dict.", fix=f"Pass {name} as a dict.")
+            raise ConfigurationError(
+                f"UnitOfWork({name}={shown_value(value)}): expected a dict.", fix=f"Pass {name} as a dict."
+            )
         if session is not None or sessionmaker is not None:
             raise ConfigurationError(
                 f"UnitOfWork got {name}= for sessions that it does not make.", fix="Set them where those are made."
             )
+    check_engine_options("engine_options", engine_options)

@@ -1,8 +1,9 @@
-"""What must not be shown: passwords in URLs, in configuration values and in drivers' messages."""
+"""What must not be shown: passwords, wherever they stand, and what a terminal or a log could obey."""
 
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Iterator
 from urllib.parse import quote, quote_plus
 
@@ -15,7 +16,11 @@ _SECRET_PAIR = re.compile(
     rf"({_SECRET_WORD}['\"]?\s*[:=]\s*)(?:b?'(?:\\.|[^'\\])*'|b?\"(?:\\.|[^\"\\])*\"|[^\s&'\"]+)", re.IGNORECASE
 )
 # A password may hold anything, so it lasts until the line's last "@"; better too much is hidden than too little.
-_USER_INFO = re.compile(r"(://[^:/]*:).*@")
+_USER_INFO = re.compile(r"(://[^:/]*+:).*+")
+_MOST_SHOWN = 1000
+"""Characters of a value that are enough to find it."""
+_COMMANDS = frozenset(("Cc", "Cf", "Cs", "Co", "Zl", "Zp"))
+"""Unicode's categories of what nobody reads and a terminal, a log or an encoder may obey or refuse."""
 
 
 def without_passwords(text: str) -> str:
@@ -23,7 +28,33 @@ def without_passwords(text: str) -> str:
 
     :param text: any text.
     """
-    return _SECRET_PAIR.sub(rf"\1{_MASK}", _USER_INFO.sub(rf"\1{_MASK}@", text))
+    return _SECRET_PAIR.sub(rf"\1{_MASK}", "\n".join(map(_without_user_info, text.split("\n"))))
+
+
+def _without_user_info(line: str) -> str:
+    before, at, host = line.rpartition("@")
+    return _USER_INFO.sub(rf"\1{_MASK}", before) + at + host
+
+
+def shown_value(value: object) -> str:
+    """A wrong value as its message quotes it: without passwords, and as long as anybody reads.
+
+    :param value: whatever was given; what cannot say what it is is named by its class.
+    """
+    try:
+        text = repr(value.render_as_string(hide_password=False) if isinstance(value, URL) else value)
+    except Exception:  # noqa: BLE001  # a number of 5,000 digits has no text, and a class may have any __repr__
+        return f"<{type(value).__qualname__} that cannot be shown>"
+    text = without_passwords(text)
+    return text if len(text) <= _MOST_SHOWN else f"{text[:_MOST_SHOWN]}... ({len(text):,} characters)"
+
+
+def harmless(text: str) -> str:
+    """Replace what a terminal could take for a command, or what could turn a line around.
+
+    :param text: any text.
+    """
+    return "".join("?" if unicodedata.category(char) in _COMMANDS else char for char in text)
 
 
 def shown_url(url: URL) -> str:
@@ -45,7 +76,7 @@ def error_line(error: BaseException, url: URL) -> str:
     text = str(getattr(error, "orig", None) or error)
     for secret in _secrets(url):
         text = text.replace(secret, _MASK)
-    return " ".join(without_passwords(text).split()) or type(error).__name__
+    return harmless(" ".join(without_passwords(text).split())) or type(error).__name__
 
 
 def _secrets(url: URL) -> Iterator[str]:

@@ -11,6 +11,9 @@ from contextlib import closing
 
 from ._state import Link
 
+_MOST_MS = 2**31 - 1
+"""As long as the server's limits can be; 25 days."""
+
 SLACK_S = 1.0
 """How much later the server ends a session that idles: the unit is to meet its own deadline first, if it lives."""
 
@@ -37,7 +40,8 @@ def limit_time(link: Link, remaining_s: float | None, *, is_outermost: bool) -> 
         limits = {"statement_timeout": remaining_s}
         if is_outermost:
             limits["idle_in_transaction_session_timeout"] = remaining_s + SLACK_S
-        values = ", ".join(f"('{name}', {math.ceil(seconds * 1000)})" for name, seconds in limits.items())
+        limits_ms = {name: math.ceil(min(seconds * 1000, _MOST_MS)) for name, seconds in limits.items()}
+        values = ", ".join(f"('{name}', {limit_ms})" for name, limit_ms in limits_ms.items())
         statements.append(_LIMIT.format(limits=values))
     link.limit_s = remaining_s
     if link.riders is not None:

@@ -7,11 +7,13 @@
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
+from ._hiding import shown_value
 from .exceptions import NoActiveUnitError, UnitActiveError, UnitOptionsError
 
 
@@ -125,6 +127,15 @@ class UnitOptions:
         return True
 
 
+def is_seconds(value: object, *, least: float = 0.0, most: float = sys.float_info.max) -> bool:
+    """Whether ``value`` is a number of seconds.
+
+    :param least: the smallest that may be.
+    :param most: the largest.
+    """
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and least <= value <= most
+
+
 def is_vetoed(rule: int | Callable[[int], bool] | None, status: int) -> bool:
     """Whether ``rule``, the value of ``rollback_on_status``, undoes a unit whose view returned ``status``."""
     if rule is None:
@@ -163,18 +174,17 @@ def relation(options: UnitOptions, active_label: str | None) -> Relation:
 
 def _wrong(name: str, value: object, wanted: str) -> UnitOptionsError:
     return UnitOptionsError(
-        f"transactional({name}={value!r}): {wanted}.", fix=f"Pass {name} as described, or leave it out."
+        f"transactional({name}={shown_value(value)}): {wanted}.", fix=f"Pass {name} as described, or leave it out."
     )
 
 
 def _propagation(name: str, value: Any) -> Propagation:
     if isinstance(value, Propagation):
         return value
-    try:
-        return Propagation(value)
-    except ValueError:
-        names = ", ".join(repr(member.value) for member in Propagation)
-        raise _wrong(name, value, f"expected a Propagation or one of {names}") from None
+    names = [member.value for member in Propagation]
+    if not isinstance(value, str) or value not in names:
+        raise _wrong(name, value, f"expected a Propagation or one of {', '.join(map(repr, names))}")
+    return Propagation(value)
 
 
 def _boolean(name: str, value: Any) -> bool:
@@ -195,7 +205,7 @@ def _isolation(name: str, value: Any) -> str | None:
 def _seconds(name: str, value: Any) -> float | None:
     if value is None:
         return None
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < float("inf"):
+    if not is_seconds(value) or value == 0:
         raise _wrong(name, value, "expected a number of seconds above 0")
     return float(value)
 
@@ -209,11 +219,7 @@ def _count(name: str, value: Any) -> int | None:
 
 
 def _exceptions(name: str, value: Any) -> tuple[type[BaseException], ...]:
-    classes = (value,) if isinstance(value, type) else value
-    try:
-        classes = tuple(classes)
-    except TypeError:
-        classes = (value,)
+    classes = tuple(value) if isinstance(value, (tuple, list, set, frozenset)) else (value,)
     if not all(isinstance(cls, type) and issubclass(cls, BaseException) for cls in classes):
         raise _wrong(name, value, "expected an exception class or several")
     return classes

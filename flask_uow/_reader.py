@@ -142,7 +142,7 @@ class Readers:
     def _is_late_enough(self, written: object) -> bool:
         """Whether a write is too long ago for its time alone to keep a reader from serving."""
         # Another host's clock may be ahead of this one's, but not by much.
-        return not isinstance(written, float) or abs(time.time() - written) >= self._seconds
+        return not isinstance(written, float) or not abs(time.time() - written) < self._seconds
 
     def serve(self, reader: Reader, unit: Unit, connect: Callable[[], None]) -> bool:
         """Let a unit take its connection from a reader.
@@ -242,7 +242,7 @@ class Readers:
         if info.get(_REPLAYED, 0) < written:
             info[_REPLAYED] = _ask_how_far(link)
             unit.renew_snapshot(link)
-        is_far_enough: bool = info[_REPLAYED] >= written
+        is_far_enough: bool = info.get(_REPLAYED, 0) >= written
         return is_far_enough
 
 

@@ -11,6 +11,7 @@ import inspect
 import math
 import os
 import re
+import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from http import HTTPMethod
@@ -19,8 +20,8 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from ._hiding import without_passwords
-from ._options import ISOLATION_LEVELS
+from ._hiding import error_line, shown_url, shown_value
+from ._options import ISOLATION_LEVELS, is_seconds
 from ._rules import MODES, RULES
 from .exceptions import ConfigurationError
 
@@ -48,6 +49,9 @@ class Bind:
     options_key: str
     url: sa.URL
     options: dict[str, Any]
+
+    def __repr__(self) -> str:
+        return f"Bind({self.key}, {shown_url(self.url)!r}, {shown_value(self.options)})"
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,11 +141,8 @@ def read_settings(
 def wrong(key: str, value: object, wanted: str, fix: str | None = None) -> ConfigurationError:
     """The error for ``key``, maybe with an index behind it; a password in ``value`` is hidden."""
     name, bracket, index = key.partition("[")
-    shown = repr(value.render_as_string(hide_password=False) if isinstance(value, sa.URL) else value)
-    return ConfigurationError(
-        f"{key} = {without_passwords(shown)}: {wanted}.",
-        fix=fix or f"Set app.config[{name!r}]{bracket}{index} before init_app.",
-    )
+    place = f"Set app.config[{name!r}]{bracket}{index} before init_app." if name.isupper() else f"Mend {key}."
+    return ConfigurationError(f"{key} = {shown_value(value)}: {wanted}.", fix=fix or place)
 
 
 def is_in_memory(url: sa.URL) -> bool:
@@ -261,29 +262,57 @@ def _bind(key: str, value: object, defaults: dict[str, Any]) -> Bind:
 
 
 def _options(key: str, value: object) -> dict[str, Any]:
+    """Keyword arguments for ``create_engine``; one that is None is as good as left out.
+
+    :raises ConfigurationError: for the first that is wrong, as far as it would be found at a connection only.
+    """
     if value is None:
         return {}
-    if not isinstance(value, Mapping) or not all(isinstance(name, str) for name in value):
+    if not isinstance(value, Mapping) or not _has_names(value):
         raise wrong(key, value, "expected a dict of keyword arguments for create_engine")
     for name, (expected, is_right) in _ENGINE_OPTIONS.items():
         if value.get(name) is not None and not is_right(value[name]):
             raise wrong(f"{key}[{name!r}]", value[name], expected)
     if value.get("isolation_level") is not None:
         _check_isolation(key, value["isolation_level"])
-    return dict(value)
+    return {name: each for name, each in value.items() if each is not None or name not in _ENGINE_OPTIONS}
 
 
-_COUNT = ("expected a whole number", lambda value: type(value) is int)
-_SECONDS = ("expected a number of seconds", lambda value: type(value) in (int, float))
+def _has_names(value: object) -> bool:
+    return isinstance(value, Mapping) and all(isinstance(name, str) for name in value)
+
+
+_PARAMSTYLES = ("qmark", "numeric", "named", "format", "pyformat", "numeric_dollar")
+_BOOLEAN = ("expected True or False", lambda value: type(value) is bool)
+_TEXT = ("expected a text", lambda value: isinstance(value, str))
 _ENGINE_OPTIONS: dict[str, tuple[str, Callable[[Any], bool]]] = {
-    # what create_engine takes as it is, and stumbles over at the first connection
-    "connect_args": ("expected a dict", lambda value: isinstance(value, Mapping)),
+    # what create_engine takes as it is, and stumbles over at the first connection or statement
+    "connect_args": ("expected a dict of keyword arguments for the driver", _has_names),
     "creator": ("expected a function that returns a connection", callable),
-    "pool_size": _COUNT,
-    "max_overflow": _COUNT,
-    "pool_timeout": _SECONDS,
-    "pool_recycle": _SECONDS,
+    "pool_size": ("expected a whole number, 0 or above", lambda value: type(value) is int and value >= 0),
+    "max_overflow": ("expected a whole number, 0 or above, or -1", lambda value: type(value) is int and value >= -1),
+    "pool_timeout": (
+        f"expected a number of seconds from 0 to {threading.TIMEOUT_MAX:.0f}",
+        lambda value: is_seconds(value, most=threading.TIMEOUT_MAX),
+    ),
+    "pool_recycle": ("expected a number of seconds, or -1", lambda value: is_seconds(value, least=-1.0)),
+    "pool_pre_ping": _BOOLEAN,
+    "pool_use_lifo": _BOOLEAN,
+    "hide_parameters": _BOOLEAN,
+    "query_cache_size": ("expected a whole number, 0 or above", lambda value: type(value) is int and value >= 0),
+    "logging_name": _TEXT,
+    "pool_logging_name": _TEXT,
+    "paramstyle": ("expected a parameter style of DB-API", lambda value: value in _PARAMSTYLES),
 }
+
+
+def check_engine_options(key: str, value: object) -> None:
+    """Refuse what ``create_engine`` would refuse later, or stumble over.
+
+    :param key: what the user typed them behind.
+    :raises ConfigurationError: then.
+    """
+    _options(key, value)
 
 
 def _check_isolation(key: str, level: object) -> None:
@@ -307,12 +336,25 @@ def _url(key: str, value: object) -> sa.URL:
         raise wrong(key, value, "expected a database URL such as 'postgresql://user@host/name'")
     try:
         url = sa.make_url(value)
+        _check_characters(url)
     except (sa.exc.ArgumentError, ValueError):
         raise wrong(key, value, "not a database URL; expected 'dialect://user@host:port/name'") from None
     if url.drivername in ("postgres", "postgresql"):
         url = url.set(drivername=f"postgresql+{_installed_driver(key, url)}")
     _check_dialect(key, url)
     return url
+
+
+def _check_characters(url: sa.URL) -> None:
+    """Refuse what no driver could send or open.
+
+    :raises ValueError: for a NUL, and for half of a character.
+    """
+    for part in (url.username, url.password, url.host, url.database, *url.query.values()):
+        for text in part if isinstance(part, tuple) else (part,):
+            if "\0" in str(text):
+                raise ValueError("a NUL ends a text")
+            str(text).encode()
 
 
 def _installed_driver(key: str, url: sa.URL) -> str:
@@ -330,7 +372,7 @@ def _installed_driver(key: str, url: sa.URL) -> str:
 def _check_dialect(key: str, url: sa.URL) -> None:
     try:
         dialect = url.get_dialect()
-    except sa.exc.NoSuchModuleError:
+    except Exception:  # noqa: BLE001  # SQLAlchemy imports whatever has that name
         raise wrong(key, url, f"SQLAlchemy knows no dialect {url.drivername!r}", fix="Mend the URL's scheme.") from None
     if dialect.is_async:
         raise wrong(
@@ -342,8 +384,9 @@ def _check_dialect(key: str, url: sa.URL) -> None:
         raise wrong(key, url, f"the driver cannot be imported ({error})", fix="Install the driver.") from None
     try:
         dialect().create_connect_args(url)
-    except sa.exc.ArgumentError as error:
-        raise wrong(key, url, f"the driver cannot read it ({str(error).splitlines()[0].rstrip('.')})") from None
+    except (sa.exc.ArgumentError, TypeError, ValueError) as error:
+        first_line = ValueError(str(error).partition("\n")[0].rstrip("."))
+        raise wrong(key, url, f"the driver cannot read it ({error_line(first_line, url)})") from None
 
 
 # ---- one check per UOW_ key: what it returns is the value to use
@@ -376,7 +419,7 @@ def _read_your_writes(key: str, value: Any) -> str:
 
 
 def _seconds(key: str, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < float("inf"):
+    if not is_seconds(value) or value == 0:
         raise wrong(key, value, "expected a number of seconds above 0")
     return float(value)
 
@@ -394,7 +437,7 @@ def _methods(key: str, value: Any) -> bool | frozenset[str]:
         raise wrong(key, value, "expected True, False, or a set of HTTP methods")
     for method in value:
         if not isinstance(method, str) or method not in set(HTTPMethod):
-            raise wrong(key, value, f"{method!r} is no HTTP method; they are in upper case")
+            raise wrong(key, value, f"{shown_value(method)} is no HTTP method; they are in upper case")
     return frozenset(value)
 
 
@@ -413,9 +456,14 @@ def _commit_inside(key: str, value: Any) -> str:
 
 
 def _folder(key: str, value: Any) -> str:
-    if not isinstance(value, (str, os.PathLike)) or not os.fspath(value):
+    try:
+        path = os.fspath(value)
+        is_path = isinstance(path, str) and path != "" and b"\0" not in os.fsencode(path)
+    except (TypeError, ValueError):
+        is_path = False
+    if not is_path:
         raise wrong(key, value, "expected the path of a folder")
-    return str(value)
+    return str(path)
 
 
 def _rule_modes(key: str, value: Any) -> dict[str, str]:
@@ -433,7 +481,9 @@ def _rule_modes(key: str, value: Any) -> dict[str, str]:
 
 def _check_mode(key: str, code: object, mode: object) -> None:
     if code not in RULES:
-        raise wrong(key, {code: mode}, f"there is no rule {code!r}", fix="The rules are: " + ", ".join(RULES) + ".")
+        raise wrong(
+            key, {code: mode}, f"there is no rule {shown_value(code)}", fix="The rules are: " + ", ".join(RULES) + "."
+        )
     if mode not in MODES:
         raise wrong(key, {code: mode}, "a rule's mode is 'off', 'warn' or 'error'")
     if RULES[str(code)].is_fatal and mode != "error":

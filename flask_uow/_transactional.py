@@ -24,6 +24,7 @@ from . import signals
 from ._board import RETRIED
 from ._body import Body
 from ._callsite import CallSite, application_site, defined_at
+from ._hiding import shown_value
 from ._notices import has_written_unseen
 from ._options import Propagation, Relation, UnitOptions, is_vetoed, relation
 from ._retry import delay_s, has_lost_connection, is_retryable
@@ -492,6 +493,6 @@ def _check_function(function: object) -> None:
         )
     if isinstance(function, type) or not callable(function):
         raise TypeError(
-            f"@transactional decorates functions and methods, not {function!r}. Options are keywords: "
+            f"@transactional decorates functions and methods, not {shown_value(function)}. Options are keywords: "
             "transactional(read_only=True)."
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from http import HTTPMethod
 from typing import Any
 
 from flask import Request, request
@@ -10,6 +11,7 @@ from werkzeug.exceptions import HTTPException
 
 from ._state import AppState
 
+_METHODS = frozenset(HTTPMethod)
 _current_request: Callable[[], Request] = request._get_current_object  # type: ignore[attr-defined]
 
 
@@ -26,16 +28,23 @@ def view_label(app_state: AppState, function: Callable[..., Any], now: Request |
     if now is None:
         return None
     if now.url_rule is None:
-        return f"{now.method} without a view" if function in app_state.dispatches else None
+        return f"{_shown_method(now)} without a view" if function in app_state.dispatches else None
     labels = app_state.view_labels.get(function)
     if labels is None:
         labels = app_state.view_labels[function] = {}
-    key = (now.url_rule.endpoint, now.url_rule.rule, now.method)
+    method = _shown_method(now)
+    key = (now.url_rule.endpoint, now.url_rule.rule, method)
     if key not in labels:
         parts = (*app_state.dispatches, *parts_of_view(app_state, now))
         is_part = any(part is function for part in parts)
-        labels[key] = f"{now.method} {now.url_rule.rule}" if is_part else None
+        labels[key] = f"{method} {now.url_rule.rule}" if is_part else None
     return labels[key]
+
+
+def _shown_method(now: Request) -> str:
+    """The request's method, ``?`` for one that only its client knows: clients are not to fill the board with labels."""
+    known = now.url_rule.methods if now.url_rule is not None else None
+    return now.method if now.method in _METHODS or now.method in (known or ()) else "?"
 
 
 def parts_of_view(app_state: AppState, now: Request) -> Iterator[Any]:

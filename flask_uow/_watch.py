@@ -23,6 +23,7 @@ if t.TYPE_CHECKING:
 
 DEFAULT_SECONDS = "2"
 MIN_SECONDS = 0.1
+MAX_SECONDS = 86_400
 KEPT = 60
 _BARS = "▁▂▃▄▅▆▇█"
 _ASCII_BARS = "_.:-=+*#"

@@ -8,6 +8,7 @@ import pytest
 
 from flask_uow._application_name import (
     application_name,
+    as_part,
     is_own_name,
     like_pattern,
     rename,
@@ -35,6 +36,7 @@ def _is_like(name: str, pattern: str) -> bool:
         ("a\nb\x1b[31m\x7f", "flask_uow:a?b?[31m?:4711"),
         ("bank:eu", "flask_uow:bank?eu:4711"),
         ("", "flask_uow::4711"),
+        ("o'brien\\; 100%", "flask_uow:o?brien?? 100?:4711"),
     ],
 )
 def test_name_says_app_and_pid(app_name: str, expected: str) -> None:
@@ -111,3 +113,14 @@ def test_foreign_names_are_not_ours(name: str) -> None:
     assert not is_own_name(name)
     assert worker_pid(name) is None
     assert unit_label(name) is None
+
+
+@pytest.mark.parametrize("odd", ["'", "''", "\\", "\\'", "\n", "\0", "%s", ";", "\ud800"])
+def test_no_name_and_no_label_ends_a_text_of_sql(odd: str) -> None:
+    """Neither where a backslash escapes nor where it does not; nor does a name that the app gave its connections."""
+    name = f"flask_uow:{odd}:12"
+    statements = [rename(application_name(odd, 12), odd), rename(name, odd) if is_own_name(name) else "''"]
+
+    for statement in statements:
+        assert re.fullmatch(r"(?:SET LOCAL application_name = )?'[^'\\%;\n\0]*'", statement)
+    assert not set(as_part(odd)) & set("'\\%;:\n\0")

@@ -74,6 +74,21 @@ def test_a_board_is_its_users_alone(folder: Path) -> None:
     assert before_ns <= int(match[1]) <= time.time_ns()
 
 
+def test_no_folder_above_is_open_to_others(tmp_path: Path) -> None:
+    """What is made on the way is its user's to change alone, whatever the umask."""
+    folder = tmp_path / "a" / "b" / "boards"
+    app, _ = make_app(folder)
+    umask = os.umask(0)
+    try:
+        begin(app)
+    finally:
+        os.umask(umask)
+
+    modes = [stat.S_IMODE(each.stat().st_mode) for each in (folder, folder.parent, folder.parent.parent)]
+    assert modes == [0o700, 0o755, 0o755]
+    assert len(board_files(folder)) == 1
+
+
 def test_a_board_is_small_and_does_not_grow(folder: Path) -> None:
     """Under 256 KiB, and as large after more labels than it has room for."""
     app, _ = make_app(folder)
@@ -427,6 +442,70 @@ def test_what_is_no_board_is_named_and_skipped(folder: Path, plant: str, name: s
         assert [str(path) in note and reason in note for note in each.notes] == [True], each.notes
     assert os.path.lexists(path)
     assert "bank-host" not in str(os.listdir(folder)).replace(path.name, "")
+
+
+def test_a_file_that_is_exchanged_after_a_first_look_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is read is what was opened: its owner is asked for once more."""
+    app, _ = make_app(folder)
+    begin(app, 2)
+    (real,) = board_files(folder)
+    planted = folder / "bank-host-1-1.board"
+    planted.write_bytes(real.read_bytes())
+    looks = os.lstat
+    monkeypatch.setattr(os, "geteuid", lambda: 12345)
+
+    def look(path: Any) -> os.stat_result:
+        seen = looks(path)
+        return os.stat_result((seen.st_mode, *seen[1:4], 12345, *seen[5:]))
+
+    monkeypatch.setattr(os, "lstat", look)
+    seen = stats.read_boards(app)
+
+    assert [f"belongs to another user (uid {looks(real).st_uid})" in note for note in seen.notes] == [True, True]
+    assert seen.workers == ()
+
+
+def test_a_hard_link_is_neither_followed_nor_written(folder: Path, tmp_path: Path) -> None:
+    """Something of the user's own that was linked into the folder is named, and its text stays."""
+    app, _ = make_app(folder)
+    begin(app, 2)
+    outside = tmp_path / "outside"
+    outside.write_text("precious")
+    for name in ("bank-host-1-1.board", "bank-host-ended.board", "bank-host-ended.board.new"):
+        os.link(outside, folder / name)
+
+    notes = stats.read_boards(app).notes
+
+    assert [f"has {len('precious')} bytes" in note for note in notes] == [True, True]
+    assert outside.read_text() == "precious"
+
+
+@pytest.mark.parametrize(
+    ("word", "number"),
+    [
+        pytest.param(_board.BEGUN, 2**53, id="a sum that is too large"),
+        pytest.param(_board.AT_LABEL_ROWS + _board.LABEL_RECORD + 1, 2, id="more rolled back than ended"),
+        pytest.param(_board.AT_LABEL_ROWS + _board.LABEL_RECORD + 5, 2, id="more long ones than ended"),
+        pytest.param(_board.AT_RULES, 2**40, id="a rule that there is not"),
+    ],
+)
+def test_a_damaged_board_takes_no_sums_with_it(folder: Path, word: int, number: int) -> None:
+    """Of one that has died with numbers that fit no others, those of the ended stay as they were."""
+    app, _ = make_app(folder)
+    begin(app)
+    (real,) = board_files(folder)
+    data = bytearray(real.read_bytes())
+    with worker(folder, 3, label="ended"):
+        pass
+    read_until(app, lambda boards: boards.ended)
+    struct.pack_into("=q", data, word * WORD, number)
+    (folder / "bank-host-1-1.board").write_bytes(data)
+
+    seen = [stats.read_boards(app) for _ in range(2)]
+
+    for each in seen:
+        assert {label.label: label.count for label in each.totals.labels}["ended0"] == 3
+        assert each.ended is not None
 
 
 @pytest.mark.parametrize("plant", PLANTS)

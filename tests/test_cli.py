@@ -19,7 +19,8 @@ from click.testing import Result
 from flask import Flask
 from sqlalchemy import orm
 
-from flask_uow import UnitOfWork, stats
+from flask_uow import UnitOfWork, stats, transactional
+from flask_uow.exceptions import ConfigurationError
 from tests import snapshots
 from tests.databases import Database
 
@@ -144,7 +145,7 @@ def test_fail_on(idler: tuple[Flask, int], arguments: list[str], status: int) ->
     result = run(app, *arguments)
 
     assert result.exit_code == status
-    reason = f"idle-in-transaction=0.1: session {pid} (flask_uow:bank:{os.getpid()}) is idle in transaction for 0."
+    reason = f"idle-in-transaction=0.1: session {pid} (flask_uow:bank:{os.getpid()}) is idle in transaction for "
     assert (reason in result.stderr) == (status == 1)
     assert result.stdout
 
@@ -228,6 +229,36 @@ def test_one_of_two_databases_is_down(tmp_path: Path) -> None:
     assert "cannot be read: " in result.stdout
     assert len(result.stderr.splitlines()) == 1
     assert "Database archive (postgresql+psycopg2://teller:***@127.0.0.1:1/bank)" in result.stderr
+
+
+@on_postgresql
+def test_no_value_is_shown(database: Database) -> None:
+    """The server's text of a statement, into which psycopg2 writes them, is shown without its literals."""
+    value = "a-value-of-somebody"
+    app = make_app(database.url)
+    with app.app_context(), transactional(label="asks"):
+        app.extensions["uow"].session.scalar(sa.text("SELECT CAST(:value AS text)"), {"value": value})
+        (session,) = database.sessions()
+        as_json, tables = run(app, "--json"), run(app, "--explain", "--fail-on", "unit=0")
+    (shown,) = [each for database in json.loads(as_json.stdout)["databases"] for each in database["sessions"]]
+
+    assert (value in session.query) == (database.backend == "psycopg2")
+    assert re.fullmatch(r"SELECT CAST\((?:'\?'|\$1) AS text\)", shown["query"])
+    assert value not in as_json.output + tables.output
+
+
+def test_an_error_of_ours_commands_no_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever stands in it; its lines stay lines."""
+
+    def fail() -> stats.Snapshot:
+        raise ConfigurationError("what\x1b[2J", fix="this\r")
+
+    monkeypatch.setattr(stats, "snapshot", fail)
+
+    result = run(make_app("sqlite://"))
+
+    assert result.exit_code == 2
+    assert result.stderr == "what?[2J\n  fix:   this?\n"
 
 
 def test_session_without_a_database() -> None:
@@ -381,6 +412,8 @@ def test_workers_are_shown_where_every_database_is_down(monkeypatch: pytest.Monk
         (["--state", "asleep"], "'asleep' is no state. Choose from: idle in transaction (aborted), "),
         (["--fail-on", "pool-usage=0"], "'0' is not a percentage above 0 and up to 100. Write pool-usage=PERCENT."),
         (["--watch", "0"], "'0' is too often. Choose 0.1 seconds or more."),
+        (["--watch", "1e10"], "'1e10' is too seldom. Choose 86400 seconds or less."),
+        (["--fail-on", "waiting=" + "9" * 5000], "9' is not a whole number from 1 on. Write waiting=NUMBER."),
         (["--watch", "soon"], "'soon' is not a number of seconds."),
         (["--sort", "colour"], "'colour' is not one of"),
         (["--limit", "-1"], "-1 is not in the range"),

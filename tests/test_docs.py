@@ -21,7 +21,7 @@ from flask import Flask
 import flask_uow
 from flask_uow import UnitOfWork, stats
 from flask_uow._cli import db_session_stats
-from flask_uow._watch import KEPT, MIN_SECONDS
+from flask_uow._watch import KEPT, MAX_SECONDS, MIN_SECONDS
 from flask_uow.stats import _values
 from tests import snapshots
 from tests.faults.bank.faults import FAULTS
@@ -98,6 +98,20 @@ def test_every_fault_is_described() -> None:
     assert re.findall(r"^(\w.*?)  ", table, re.MULTILINE)[1:] == list(FAULTS)
 
 
+def test_every_threat_has_its_tests() -> None:
+    """Each row of the page on security names some, and there are those."""
+    text = (DOCS / "security.rst").read_text(encoding="utf-8")
+    page = core.publish_doctree(text, settings_overrides={"halt_level": 2, "report_level": 2})
+    tests = "\n".join(file.read_text(encoding="utf-8") for file in Path(__file__).parent.rglob("test_*.py"))
+
+    bodies = [row for body in page.findall(nodes.tbody) for row in body.findall(nodes.row)]
+    named = [set(re.findall(r"\btest_\w+", row.astext())) for row in bodies]
+
+    assert len(named) >= 15
+    assert all(named)
+    assert not {name for row in named for name in row if f"\ndef {name}(" not in tests}
+
+
 def test_every_option_is_described() -> None:
     """And none that the command does not have."""
     described = PAGE[PAGE.index("What is shown") : PAGE.index("Conditions\n")]
@@ -105,7 +119,7 @@ def test_every_option_is_described() -> None:
     options = {name for option in db_session_stats.params for name in option.opts}
     assert options == {word.strip("`,.") for word in described.split() if word.startswith("``--")}
     assert f"last {KEPT} pictures" in described
-    assert f"at least {MIN_SECONDS:g}" in described
+    assert f"at least {MIN_SECONDS:g} and at most {MAX_SECONDS}" in " ".join(described.split())
 
 
 def test_every_condition_is_described(page: Any) -> None:

@@ -98,3 +98,19 @@ def test_what_is_counted_stays() -> None:
     assert by_worker.totals.units == night.workers[1].counts.units
     assert by_worker.ended is None
     assert night.only() == night
+
+
+def test_a_pattern_takes_no_longer_than_its_label() -> None:
+    """Forty stars would take years if each were tried at each place for each other one."""
+    assert not Filter(label="*a" * 40 + "b").keeps_label("a" * 160)
+    assert Filter(label="*a" * 40 + "*").keeps_label("a" * 160)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "label"),
+    [("*[1]", "a [1]"), ("?[!a]", "x[!a]"), ("*\n?", "a\nb"), ("[a]*", "[A]b"), ("STRA*SSE", "straße")],
+)
+def test_brackets_are_no_pattern(pattern: str, label: str) -> None:
+    """Nor is anything else but a star and a question mark."""
+    assert Filter(label=pattern).keeps_label(label)
+    assert not Filter(label=pattern).keeps_label("1")

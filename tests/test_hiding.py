@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from flask_uow._hiding import error_line, shown_url
+from flask_uow._hiding import error_line, harmless, shown_url, shown_value, without_passwords
 
 
 @pytest.mark.parametrize(
@@ -56,3 +56,46 @@ def test_error_line_with_repeated_secrets(value: Any) -> None:
     url = sa.URL.create("postgresql", query={"password": value})
 
     assert error_line(RuntimeError("pw other"), url).startswith("***")
+
+
+def test_error_line_commands_nothing() -> None:
+    """A server or a driver may say anything; it becomes one line that a terminal and a log can show."""
+    line = error_line(RuntimeError("gone\r\n\x1b[2J\u202eforged\ud800\0"), sa.make_url("sqlite://"))
+
+    assert line == "gone ?[2J?forged??"
+
+
+@pytest.mark.parametrize("text", ["://a:", "@", "password=", "password='"])
+def test_hiding_takes_as_long_as_the_text(text: str) -> None:
+    """A megabyte would take minutes if each beginning of a URL were tried to the end of its line."""
+    assert without_passwords(text * 200_000 + "\nend").endswith("\nend")
+
+
+class Speechless:
+    """Has no text."""
+
+    def __repr__(self) -> str:
+        raise RuntimeError("no text")
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        (5, "5"),
+        ({"password": "pw"}, "{'password': ***}"),
+        (sa.make_url("postgresql://bob:pw@host"), "'postgresql://bob:***@host'"),
+        (10**5000, "<int that cannot be shown>"),
+        ([Speechless()], "<list that cannot be shown>"),
+        ("x" * 5000, "'" + "x" * 999 + "... (5,002 characters)"),
+        ("x" * 990 + "://bob:" + "p" * 50 + "@host", "'" + "x" * 990 + "://bob:**... (1,007 characters)"),
+    ],
+    ids=lambda value: None if isinstance(value, str) else type(value).__name__,
+)
+def test_a_value_is_shown_as_far_as_anybody_reads(value: object, shown: str) -> None:
+    """Without passwords, which are hidden before anything is cut."""
+    assert shown_value(value) == shown
+
+
+def test_what_can_be_read_is_harmless() -> None:
+    """Letters of any script, spaces and signs stay."""
+    assert harmless("Bänk 你好 'a' \\ <b> €") == "Bänk 你好 'a' \\ <b> €"

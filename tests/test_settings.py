@@ -1,7 +1,9 @@
 """The configuration keys: what each accepts, and the one message for what it does not."""
 
+import pickle
 import re
 import sys
+import traceback
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -98,12 +100,12 @@ WRONG: Mapping[str, tuple[Mapping[str, object], str, str]] = {
     "connect_args a text": (
         engine_options({"connect_args": f"password='{PASSWORD}'"}),
         "SQLALCHEMY_ENGINE_OPTIONS['connect_args']",
-        ' = "password=***": expected a dict.',
+        ' = "password=***": expected a dict of keyword arguments for the driver.',
     ),
     "connect_args an empty list": (
         engine_options({"connect_args": []}),
         "SQLALCHEMY_ENGINE_OPTIONS['connect_args']",
-        " = []: expected a dict.",
+        " = []: expected a dict of keyword arguments for the driver.",
     ),
     "creator a number": (
         engine_options({"creator": 5}),
@@ -113,12 +115,62 @@ WRONG: Mapping[str, tuple[Mapping[str, object], str, str]] = {
     "pool_size a text": (
         engine_options({"pool_size": "5"}),
         "SQLALCHEMY_ENGINE_OPTIONS['pool_size']",
-        " = '5': expected a whole number.",
+        " = '5': expected a whole number, 0 or above.",
     ),
     "pool_timeout a text": (
         engine_options({"pool_timeout": "5s"}),
         "SQLALCHEMY_ENGINE_OPTIONS['pool_timeout']",
-        " = '5s': expected a number of seconds.",
+        " = '5s': expected a number of seconds from 0 to ",
+    ),
+    "connect_args with a number for a name": (
+        engine_options({"connect_args": {5: 5}}),
+        "SQLALCHEMY_ENGINE_OPTIONS['connect_args']",
+        " = {5: 5}: expected a dict of keyword arguments for the driver.",
+    ),
+    "pool_size negative": (
+        engine_options({"pool_size": -5}),
+        "SQLALCHEMY_ENGINE_OPTIONS['pool_size']",
+        " = -5: expected a whole number, 0 or above.",
+    ),
+    "pool_timeout that cannot be waited for": (
+        engine_options({"pool_timeout": 1e300}),
+        "SQLALCHEMY_ENGINE_OPTIONS['pool_timeout']",
+        " = 1e+300: expected a number of seconds from 0 to ",
+    ),
+    "pool_recycle no number": (
+        engine_options({"pool_recycle": float("nan")}),
+        "SQLALCHEMY_ENGINE_OPTIONS['pool_recycle']",
+        " = nan: expected a number of seconds, or -1.",
+    ),
+    "pool_pre_ping a text": (
+        engine_options({"pool_pre_ping": "no"}),
+        "SQLALCHEMY_ENGINE_OPTIONS['pool_pre_ping']",
+        " = 'no': expected True or False.",
+    ),
+    "paramstyle a number": (
+        engine_options({"paramstyle": 5}),
+        "SQLALCHEMY_ENGINE_OPTIONS['paramstyle']",
+        " = 5: expected a parameter style of DB-API.",
+    ),
+    "no engine": (
+        engine_options({"strategy": "mock", "executor": print}),
+        "SQLALCHEMY_ENGINE_OPTIONS",
+        " = {'strategy': 'mock', 'executor': <built-in function print>}: create_engine ",
+    ),
+    "dialect that is none": (
+        database("sqlite+json://"),
+        "SQLALCHEMY_DATABASE_URI",
+        " = 'sqlite+json://': SQLAlchemy kno",
+    ),
+    "a NUL in a path": (
+        database("sqlite:///a\0b.db"),
+        "SQLALCHEMY_DATABASE_URI",
+        " = 'sqlite:///a\\x00b.db': not a database URL",
+    ),
+    "a query that the driver cannot read": (
+        database("sqlite:///bank.db?timeout=soon"),
+        "SQLALCHEMY_DATABASE_URI",
+        " = 'sqlite:///bank.db?timeout=soon': the driver cannot read it (could not convert string to float: 'soon').",
     ),
     "engines that commit by themselves": (
         engine_options({"isolation_level": "AUTOCOMMIT"}),
@@ -163,7 +215,7 @@ WRONG: Mapping[str, tuple[Mapping[str, object], str, str]] = {
     "bind with a wrong connect_args": (
         binds({"audit": {"url": "sqlite://", "connect_args": 5}}),
         "SQLALCHEMY_BINDS['audit']['connect_args']",
-        " = 5: expected a dict.",
+        " = 5: expected a dict of keyword arguments for the driver.",
     ),
     "misspelt": (key("UOW_RETRYS", 3), "UOW_RETRYS", " is not a configuration key."),
     "misspelt, like none": (key("UOW_XYZ", None), "UOW_XYZ", " is not a configuration key."),
@@ -286,6 +338,21 @@ WRONG: Mapping[str, tuple[Mapping[str, object], str, str]] = {
     "idle seconds True": (key("UOW_MAX_IDLE_SECONDS", True), "UOW_MAX_IDLE_SECONDS", " = True: expected a number of s"),
     "idle seconds without end": (key("UOW_MAX_IDLE_SECONDS", float("inf")), "UOW_MAX_IDLE_SECONDS", " = inf: expected"),
     "idle seconds no number": (key("UOW_MAX_IDLE_SECONDS", float("nan")), "UOW_MAX_IDLE_SECONDS", " = nan: expected a"),
+    "unit seconds without end": (
+        key("UOW_MAX_UNIT_SECONDS", 10**400),
+        "UOW_MAX_UNIT_SECONDS",
+        " = 1000",
+    ),
+    "retries of 5,000 digits": (
+        key("UOW_RETRIES", -(10**5000)),
+        "UOW_RETRIES",
+        " = <int that cannot be shown>: expected a whole number, 0 or above.",
+    ),
+    "stats folder with a NUL": (
+        key("UOW_STATS_DIR", "a\0b"),
+        "UOW_STATS_DIR",
+        " = 'a\\x00b': expected the path of a folder",
+    ),
     "stats a text": (key("UOW_STATS", "on"), "UOW_STATS", " = 'on': expected True or False."),
     "stats folder empty": (key("UOW_STATS_DIR", ""), "UOW_STATS_DIR", " = '': expected the path of a folder."),
     "stats folder a truth": (key("UOW_STATS_DIR", True), "UOW_STATS_DIR", " = True: expected the path of a folder."),
@@ -726,3 +793,53 @@ def test_readers_need_engines_of_ours() -> None:
 
     assert "get_bind" in str(caught.value.fix)
     assert "s3cret" not in str(caught.value)
+
+
+def test_settings_show_no_password() -> None:
+    """Who prints them, or has a debugger print them, sees where the databases are."""
+    read = settings(
+        SQLALCHEMY_DATABASE_URI="postgresql://bob:s3cret@host/bank?password=s3cret",
+        SQLALCHEMY_ENGINE_OPTIONS={"connect_args": {"password": "s3cret", "connect_timeout": 3}},
+        UOW_READER_URI="postgresql://bob:s3cret@replica/bank",
+    )
+
+    assert "s3cret" not in repr(read)
+    assert "postgresql+psycopg2://bob:***@replica/bank" in repr(read)
+    assert "connect_timeout" in repr(read)
+
+
+def test_no_password_is_in_what_is_reported_of_an_error() -> None:
+    """Neither in its traceback, whatever was caught on the way, nor in what is sent to another process."""
+    app = Flask("bank")
+    app.config.update(database("sqlite://bob:s3cret@host/bank?password=s3cret"))
+    with pytest.raises(ConfigurationError, match="the driver cannot read it") as caught:
+        UnitOfWork(app)
+
+    assert "s3cret" not in "".join(traceback.format_exception(caught.value, chain=True)).replace(__file__, "")
+    assert b"s3cret" not in pickle.dumps(caught.value)
+
+
+def test_an_option_that_is_none_is_left_out() -> None:
+    """The pool has its default then."""
+    app = Flask("bank")
+    app.config.update(engine_options({"pool_size": None, "creator": None, "pool_timeout": None}))
+    uow = UnitOfWork(app)
+
+    with app.app_context():
+        pool = uow.engine.pool
+    assert isinstance(pool, sa.QueuePool)
+    assert (pool.size(), pool.timeout()) == (1, 5)
+
+
+def test_a_folder_is_made_when_nothing_is_refused(tmp_path: Path) -> None:
+    """A wrong bind leaves no folder of the first database behind; one that cannot be made is an error of its key."""
+    app = Flask("bank", instance_path=str(tmp_path / "instance"))
+    app.config.update(database("sqlite:///inner/bank.db"), SQLALCHEMY_BINDS={"audit": {"url": "sqlite://", "echo": []}})
+    with pytest.raises(ConfigurationError, match=r"^SQLALCHEMY_BINDS\['audit'\]"):
+        UnitOfWork(app)
+    assert not (tmp_path / "instance").exists()
+
+    (tmp_path / "instance").write_text("")
+    app.config["SQLALCHEMY_BINDS"] = {}
+    with pytest.raises(ConfigurationError, match=r"^SQLALCHEMY_DATABASE_URI.*its folder cannot be made \("):
+        UnitOfWork(app)

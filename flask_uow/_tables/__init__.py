@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 from .. import stats
 from ..stats import counted, duration
-from ._cells import harmless, make_console, print_parts, text_of
+from ._cells import make_console, print_parts, text_of
 from ._counts import labels_of, pools_of, rules_of
 from ._databases import database_parts
 from ._listing import DEFAULT_LIMIT, SORTS, Listing
@@ -25,7 +25,6 @@ __all__ = [
     "SORTS",
     "Listing",
     "draw",
-    "harmless",
     "make_console",
     "picture",
     "print_parts",

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import os
 import typing as t
-import unicodedata
 from collections.abc import Iterable, Iterator
 
+from .._hiding import harmless
 from ..stats import State
 
 if t.TYPE_CHECKING:
@@ -158,11 +158,6 @@ def text_of(text: str, style: str = "") -> Text:
     from rich.text import Text
 
     return Text("\n" * text.startswith("\n") + harmless(text.lstrip("\n")), style=style, overflow="fold")
-
-
-def harmless(text: str) -> str:
-    """Replace what a terminal could take for a command, or what could turn a line around."""
-    return "".join("?" if unicodedata.category(char) in ("Cc", "Cf", "Cs", "Co", "Zl", "Zp") else char for char in text)
 
 
 def named_pids(pids: Iterable[int]) -> str:

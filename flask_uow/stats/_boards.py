@@ -26,6 +26,7 @@ from .._board_files import (
     read_at,
     reading,
 )
+from .._hiding import harmless
 from .._state import AppState, state_of_app
 from ._values import Boards, EndedWorkers, Worker
 from ._workers import counts_of, worker_of
@@ -91,7 +92,7 @@ def _told_by(found: FoundBoard, app_name: str, notes: list[str]) -> Worker | End
             return EndedWorkers(1, counts_of(image))
         return worker_of(image)
     except ValueError as error:
-        notes.append(f"{found.path} cannot be read: {error} Remove it if no worker writes it.")
+        notes.append(harmless(f"{found.path} cannot be read: {error} Remove it if no worker writes it."))
         return None
 
 
@@ -103,7 +104,7 @@ def _with(ended: EndedWorkers | None, more: EndedWorkers) -> EndedWorkers:
 
 def _where_else(app: Flask, folder: Path) -> Iterator[str]:
     for other in namesakes(app, folder):
-        yield f"{other} belongs to another user's workers of the app. Work as that user to see them."
+        yield harmless(f"{other} belongs to another user's workers of the app. Work as that user to see them.")
 
 
 def _is_of(image: Image, app_name: str, host: str) -> bool:

@@ -17,6 +17,7 @@ from ._troubles import known_pools, live_leaks
 from ._values import Snapshot
 from ._wording import counted
 
+_MOST_DIGITS = 18
 Judge = Callable[[Snapshot, float], Iterator[str]]
 
 
@@ -77,9 +78,10 @@ def condition_forms() -> tuple[str, ...]:
 
 
 def _parse_number(text: str) -> float:
-    if not (text.strip().isascii() and text.strip().isdigit() and int(text) > 0):
+    digits = text.strip()
+    if not (digits.isascii() and digits.isdigit() and len(digits) <= _MOST_DIGITS and int(digits) > 0):
         raise ValueError(f"{text.strip()!r} is not a whole number from 1 on.")
-    return int(text)
+    return int(digits)
 
 
 def _parse_percent(text: str) -> float:

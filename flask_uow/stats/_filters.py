@@ -6,9 +6,9 @@ A filter takes nothing from what is counted or judged; it decides what somebody 
 from __future__ import annotations
 
 import dataclasses
-import re
 import typing as t
 from collections.abc import Collection, Sequence
+from fnmatch import fnmatchcase
 
 if t.TYPE_CHECKING:
     from ._values import LiveUnit, ServerSession, Trouble
@@ -59,5 +59,5 @@ class Filter:
             return False
         if "*" not in self.label and "?" not in self.label:
             return self.label.casefold() in label.casefold()
-        pattern = re.escape(self.label).replace(r"\*", ".*").replace(r"\?", ".")
-        return re.fullmatch(pattern, label, re.IGNORECASE | re.DOTALL) is not None
+        # A star that has found the text behind it is not tried again, so that the time grows with the lengths alone.
+        return fnmatchcase(label.casefold(), self.label.casefold().replace("[", "[[]"))

@@ -794,3 +794,13 @@ def test_an_ended_unit_says_so(bench: Bench) -> None:
             unit.set_rollback_only()
         with pytest.raises(NoActiveUnitError, match="has ended"):
             unit.after_commit(print)
+
+
+@on_postgresql
+@pytest.mark.parametrize("timeout", [3e6, 1e15, 1e300])
+def test_a_deadline_may_be_later_than_a_server_counts(bench: Bench, timeout: float) -> None:
+    """PostgreSQL's limits end at 25 days: it is told that, and not refused."""
+    with bench.app.app_context(), transactional(timeout=timeout):
+        limit = bench.session.scalar(sa.text("SELECT setting FROM pg_settings WHERE name = 'statement_timeout'"))
+
+    assert limit == str(2**31 - 1)

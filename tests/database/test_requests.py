@@ -8,8 +8,10 @@ import pytest
 import sqlalchemy as sa
 from flask import Blueprint, Flask, Response, abort, redirect, request, stream_with_context, views
 from werkzeug.exceptions import HTTPException
+from werkzeug.routing import Rule
 
 from flask_uow import current_unit, transactional
+from flask_uow._state import STATE_KEY
 from flask_uow.exceptions import RuleViolationError, UnitActiveError
 from flask_uow.testing import record
 from tests.database.conftest import Bench, MakeBench
@@ -616,3 +618,26 @@ def test_labels_are_forgotten_with_the_functions_that_have_them(bench: Bench) ->
     gc.collect()
 
     assert len(bench.app.extensions["uow_state"].view_labels) < 5
+
+
+def test_a_method_that_its_client_has_made_up_is_no_label(make_bench: MakeBench) -> None:
+    """Or anybody could fill the board, which has room for some labels, and take the memory of a worker."""
+    bench = make_bench(UOW_ATOMIC_REQUESTS=True)
+    client = bench.app.test_client()
+    labels = []
+
+    @bench.app.after_request
+    def remember(response: Response) -> Response:
+        labels.append(current_unit.label)
+        return response
+
+    view = bench.app.route("/any")(lambda: "ok")
+    bench.app.url_map.add(Rule("/every", endpoint=view.__name__))  # of any method
+    bench.app.view_functions[view.__name__] = view
+    for number in range(300):
+        assert client.open("/nowhere", method=f"M{number}").status_code == 404
+        assert client.open("/every", method=f"M{number}").text == "ok"
+    client.open("/every", method="PUT")
+
+    assert set(labels) == {"? without a view", "? /every", "PUT /every"}
+    assert sum(map(len, bench.app.extensions[STATE_KEY].view_labels.values())) < 10

@@ -215,3 +215,13 @@ def test_many_more_clients_than_connections_are_all_served(make_bench: MakeBench
 
     assert statuses == [[200] * requests] * clients
     assert checked_out(bench.app) == 0
+
+
+def test_a_client_does_not_learn_who_holds_the_connections(full: Bench, caplog: pytest.LogCaptureFixture) -> None:
+    """Neither from the page nor from a header; the log names them."""
+    with held(full):
+        refused = full.app.test_client().get("/")
+
+    told = refused.get_data(as_text=True) + str(refused.headers)
+    assert "/slow" in lines(caplog)[0]
+    assert not any(name in told for name in ("slow", "test_full_pool", "default", "QueuePool", "sqlalche", "held"))

@@ -869,3 +869,35 @@ def run_beside(function: Callable[[], None], standby: PostgreSQLDatabase) -> Non
         function()
 
     threading.Thread(target=run, daemon=True).start()
+
+
+FOREIGN = ["x", "", True, False, None, [1], {"a": 1}, -1, 0, 2**200, 10**3000, -0.5, 1e300, float("nan"), float("inf")]
+
+
+@pytest.mark.parametrize("mode", ["lsn", "time"])
+@pytest.mark.parametrize("foreign", FOREIGN, ids=lambda value: repr(value)[:12])
+def test_a_cookie_of_somebody_else(make_bench: MakeBench, mode: str, foreign: object) -> None:
+    """Whatever an app with the same key has put there: it is read as nothing worse than a need for the primary."""
+    bench = make_bench(UOW_READ_YOUR_WRITES=mode)
+    client = bench.app.test_client()
+    with client.session_transaction() as cookie:
+        cookie[_reader.WRITTEN] = foreign
+
+    names, is_on_standby = look(client)
+
+    is_position = mode == "lsn" and isinstance(foreign, int) and foreign > 1
+    assert (names, is_on_standby) == ([], not is_position)
+    client.post("/items/new")
+    with client.session_transaction() as cookie:
+        assert isinstance(cookie[_reader.WRITTEN], int if mode == "lsn" else float)
+
+
+def test_a_cookie_that_was_tampered_with(make_bench: MakeBench) -> None:
+    """Flask's signature no longer fits, so that there is no session: the reader serves, as for any other client."""
+    bench = make_bench(UOW_READ_YOUR_WRITES="lsn")
+    client = bench.app.test_client()
+    client.post("/items/new")
+    bench.both.catch_up()
+    client.set_cookie("session", "eyJfdW93X3dyaXR0ZW4iOjF9.forged.signature" + "x" * 3000)
+
+    assert look(client) == (["new"], True)

@@ -548,3 +548,19 @@ def test_two_phases_with_another_kind_of_database_are_refused_before_the_commit(
     other.dispose()
 
     assert pair.committed() == []
+
+
+@on_postgresql
+def test_a_prepared_part_has_a_name_that_is_no_sql(make_pair: MakePair, second_database: Database) -> None:
+    """Whatever the app and the databases are called; the unit's label is not in it."""
+    odd = "au'dit\\'; DROP TABLE item; --"
+    pair = make_pair(SQLALCHEMY_BINDS={"audit": second_database.url, odd: second_database.url}, UOW_TWO_PHASE=True)
+    pair.app.name = "o'brien\\"
+
+    with pair.app.app_context(), transactional(label=odd):
+        engine = pair.uow.get_engine(odd)
+        pair.uow.session.execute(sa.text("INSERT INTO item VALUES (7, 'odd')"), bind_arguments={"bind": engine})
+        pair.uow.session.execute(sa.text("INSERT INTO item VALUES (7, 'first')"))
+
+    assert names(pair.first) + names(pair.second) == ["first", "odd"]
+    assert pair.prepared() == []
