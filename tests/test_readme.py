@@ -237,9 +237,9 @@ def test_the_samples_commands_run(database: SQLiteDatabase, monkeypatch: pytest.
 
 
 @pytest.mark.parametrize("library", ["flask-sqlalchemy", "flask-sqlalchemy-lite", "sessionmaker"])
-def test_the_lines_of_adoption_adopt(document: Any, database: SQLiteDatabase, library: str) -> None:
+def test_the_lines_of_adoption_adopt(in_depth: Any, database: SQLiteDatabase, library: str) -> None:
     """With each of them a unit commits, and another one rolls back."""
-    lines = _blocks(document, "With Flask-SQLAlchemy")[0].splitlines()
+    lines = _blocks(in_depth, "Sessions of others")[0].splitlines()
     line = lines[["flask-sqlalchemy", "flask-sqlalchemy-lite", "sessionmaker"].index(library)]
     app = Flask(__name__)
     create_tables(database)
@@ -258,9 +258,9 @@ def test_the_lines_of_adoption_adopt(document: Any, database: SQLiteDatabase, li
     assert names(database) == ["kept"]
 
 
-def test_the_line_for_an_engine_made_elsewhere_runs(document: Any, database: SQLiteDatabase) -> None:
+def test_the_line_for_an_engine_made_elsewhere_runs(in_depth: Any, database: SQLiteDatabase) -> None:
     """It returns the engine, which is left alone where nothing can ride."""
-    line = _blocks(document, "With Flask-SQLAlchemy")[0].splitlines()[3]
+    line = _blocks(in_depth, "Sessions of others")[0].splitlines()[3]
     engine = sa.create_engine(database.url)
 
     assert eval(line, {"ride": ride, "engine": engine}) is engine
