@@ -51,11 +51,10 @@ def lose(name: str) -> dict[str, Any]:
 def stream(name: str) -> Response:
     """Add a row while the body is made."""
 
-    @stream_with_context
     def body() -> Iterator[str]:
         with transactional(label="streamed"):
             uow.session.add(Item(name=name))
             uow.session.flush()
         yield "streamed"
 
-    return Response(body())
+    return Response(stream_with_context(body()))
