@@ -5,7 +5,7 @@ import itertools
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
@@ -179,18 +179,16 @@ async def wait_and_fail() -> str:
 
 
 def stream() -> Response:
-    @stream_with_context
     def pieces() -> Iterator[str]:
         for _ in range(3):
             with transactional(label="piece"):
                 add("stream")
             yield "piece"
 
-    return Response(pieces())
+    return Response(stream_with_context(pieces()))
 
 
 def left_stream() -> Response:
-    @stream_with_context
     def pieces() -> Iterator[str]:
         with transactional(label="piece"):
             add("left_stream")
@@ -198,7 +196,7 @@ def left_stream() -> Response:
         uow.session.execute(ONE)
         yield "with a transaction open"
 
-    return Response(pieces())
+    return Response(stream_with_context(pieces()))
 
 
 @transactional
@@ -286,7 +284,7 @@ def wait_in_vain() -> str:
 @transactional
 def go_past() -> str:
     add("go_past")
-    with uow.session.connection().connection.cursor() as cursor:
+    with closing(uow.session.connection().connection.cursor()) as cursor:
         cursor.execute("INSERT INTO item (name) VALUES (%s)", [f"go_past {next(numbers)}"])
     return "written"
 
