@@ -16,6 +16,8 @@ JOBS ?= 3
 READS ?= 1000000
 SEEDS ?= 1 2 3
 DRIVER ?= psycopg2
+REQUESTS ?= 50000
+PYTHONS ?= 3.12 3.13
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
@@ -92,10 +94,25 @@ test-boards: $(VENV)/test.stamp ## Read the boards of busy workers a million tim
 faults: $(VENV)/test.stamp ## Break the bank under load, and compare the books with what its clients were told (SEEDS=, DRIVER=)
 	@$(PY) -m tests.faults.bank --seeds $(SEEDS) --driver $(DRIVER)
 
+.PHONY: soak
+soak: $(VENV)/test.stamp ## Ask one process 50,000 times, in every way, and look at what it holds then (REQUESTS=)
+	@$(PY) -m tests.faults.soak --requests $(REQUESTS)
+
 .PHONY: test-oldest
-test-oldest: ## Run the tests with the oldest Flask and SQLAlchemy that are supported
+test-oldest: ## Run the tests with the oldest Flask, SQLAlchemy and drivers that are supported
 	@$(MAKE) --no-print-directory VENV=.venv-oldest PINS=tests/oldest.txt .venv-oldest/test.stamp
 	@.venv-oldest/bin/python -m pytest --numprocesses $(JOBS)
+
+.PHONY: test-pythons
+test-pythons: ## Run the tests with other Pythons than the one that has made .venv (PYTHONS=)
+	@for version in $(PYTHONS); do \
+	    for python in python$$version $${PYENV_ROOT:-$$HOME/.pyenv}/versions/$$version.*/bin/python; do \
+	        "$$python" -c 'import ensurepip' >/dev/null 2>&1 && break; python=; \
+	    done; \
+	    [ -n "$$python" ] || { echo "No Python $$version was found." >&2; exit 1; }; \
+	    $(MAKE) --no-print-directory VENV=.venv-$$version PYTHON="$$python" .venv-$$version/test.stamp || exit 1; \
+	    .venv-$$version/bin/python -m pytest --numprocesses $(JOBS) || exit 1; \
+	done
 
 .PHONY: bench
 bench: $(VENV)/bench.stamp ## Measure the overhead of a unit, the bank under 10,000 requests, and peers beside ours
@@ -123,7 +140,7 @@ pictures: $(VENV)/dev.stamp ## Draw the README's pictures again, from a server's
 
 .PHONY: clean
 clean: ## Remove everything that make has made, the sample's SQLite file too
-	@rm -rf .venv .venv-oldest .venv-audit build dist instance *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage .coverage.* htmlcov
+	@rm -rf .venv .venv-* build dist instance *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage .coverage.* htmlcov
 	@find flask_uow sample tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 ## The virtual environment

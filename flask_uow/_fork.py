@@ -8,8 +8,11 @@ out loses its socket, which is kept referenced for ever, and so are the parent's
 from __future__ import annotations
 
 import os
+import sys
 import weakref
 from collections.abc import Callable
+from contextlib import suppress
+from importlib import import_module
 from typing import Any
 
 from sqlalchemy import Engine
@@ -25,6 +28,7 @@ generation = 0
 """How many forks lie between the first process and this one: what was made under another number is a parent's."""
 
 _is_watched = False
+_pid = 0
 
 
 def dispose_in_children(engine: Engine) -> None:
@@ -48,15 +52,33 @@ def abandon_in_children(owner: Any) -> None:
 
 
 def _watch() -> None:
-    global _is_watched  # noqa: PLW0603  # one hook serves all engines, and is set only where one is made
+    global _is_watched, _pid  # noqa: PLW0603  # one hook serves all engines, and is set only where one is made
     if not _is_watched and hasattr(os, "register_at_fork"):
+        _pid = os.getpid()
         os.register_at_fork(after_in_child=_in_child)
+        if "uwsgi" in sys.modules:  # inside uWSGI alone
+            _watch_uwsgi(sys.modules["uwsgi"])
     _is_watched = True
 
 
+def _watch_uwsgi(uwsgi: Any) -> None:
+    """Put our part in front of uWSGI's one hook."""
+    with suppress(Exception):  # not installed, or refuses a server without a master: then nobody can use it
+        import_module("uwsgidecorators")  # which would replace the hook if the app imported it later
+    others: Callable[[], object] | None = getattr(uwsgi, "post_fork_hook", None)
+
+    def hook() -> None:
+        if _pid != os.getpid():  # which --py-call-osafterfork has told already
+            _in_child()
+        if others is not None:
+            others()
+
+    uwsgi.post_fork_hook = hook
+
+
 def _in_child() -> None:
-    global generation  # noqa: PLW0603  # a process has one
-    generation += 1
+    global generation, _pid  # a process has one of each
+    generation, _pid = generation + 1, os.getpid()
     for owner in list(_owners):
         abandon: Callable[[], object] = owner.abandon
         _kept_for_ever.append(abandon())

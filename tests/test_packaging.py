@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).parents[1]
-NOT_COPIED = (".git", ".venv", ".venv-oldest", "instance", "build", "dist", "*.egg-info", ".*_cache", ".hypothesis")
+NOT_COPIED = (".git", ".venv", ".venv-*", "instance", "build", "dist", "*.egg-info", ".*_cache", ".hypothesis")
 EXTRAS = ["postgres", "psycopg", "prometheus", "opentelemetry", "test", "browser", "bench", "dev"]
 TIMEOUT_S = 100
 
@@ -117,7 +117,8 @@ def test_make_alone_prints_the_targets() -> None:
     """A newcomer who types ``make`` sees what there is, and nothing happens."""
     printed = subprocess.run(["make"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
 
-    for target in ("sample", "sample-postgres", "test", "test-plain", "test-browser", "bench", "build", "clean"):
+    tests = ("test", "test-plain", "test-browser", "test-pythons", "soak")
+    for target in ("sample", "sample-postgres", *tests, "bench", "build", "clean"):
         assert f"  make {target} " in printed
 
 

@@ -593,6 +593,8 @@ def can_ride() -> bool:
     missing = [f"{owner.__name__}.{name}" for owner, names in wanted for name in names if not hasattr(owner, name)]
     if not Pipeline.is_supported():
         missing.append("libpq's pipeline mode")
+    if getattr(psycopg, "capabilities", None) is None:  # which came with it, in 3.2
+        missing.append("waiting.wait(interval)")
     if missing:
         logger.warning(
             "Statements do not ride: psycopg %s lacks %s. fix: Install psycopg 3.2 or a newer one.",

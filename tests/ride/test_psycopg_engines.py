@@ -159,11 +159,25 @@ def test_riding_twice(make_engine: MakeEngine, proxy: Proxy) -> None:
     assert texts(proxy) == ["BEGIN SELECT", "ROLLBACK"]
 
 
+@pytest.mark.parametrize(
+    ("owner", "name", "value", "lacks"),
+    [
+        (_psycopg, "PREPARED_METHODS", ("will_be_renamed",), "PrepareManager.will_be_renamed"),
+        (psycopg, "capabilities", None, "waiting.wait(interval)"),
+    ],
+    ids=["in a later version", "in 3.1"],
+)
 def test_a_psycopg_without_what_riding_needs(
-    make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    make_engine: MakeEngine,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    owner: object,
+    name: str,
+    value: object,
+    lacks: str,
 ) -> None:
     """Nothing rides, nothing is read-only, and the log says so once."""
-    monkeypatch.setattr(_psycopg, "PREPARED_METHODS", ("will_be_renamed",))
+    monkeypatch.setattr(owner, name, value)
     _psycopg.can_ride.cache_clear()
     try:
         with caplog.at_level(logging.WARNING, "flask_uow"):
@@ -177,4 +191,4 @@ def test_a_psycopg_without_what_riding_needs(
         _psycopg.can_ride.cache_clear()
 
     (message,) = [record.message for record in caplog.records if record.name == _psycopg.__name__]
-    assert message.startswith(f"Statements do not ride: psycopg {psycopg.__version__} lacks PrepareManager.will_be_")
+    assert message.startswith(f"Statements do not ride: psycopg {psycopg.__version__} lacks {lacks}.")
