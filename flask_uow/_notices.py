@@ -79,8 +79,8 @@ def note_end(state: SessionState) -> None:
     """The transaction before has ended: what it inserted was committed, or is no more."""
     if state.sent_commit:
         inspected = [sa.inspect(entity) for entity in state.inserted]
-        if len(state.committed) > MAX_INSERTS:
-            state.committed.clear()  # a context that lives so long is no request
+        if state.committed is None or len(state.committed) > MAX_INSERTS:
+            state.committed = set()  # a context that lives so long is no request
         state.committed.update(each.key for each in inspected if each.key is not None and not each.was_deleted)
     state.inserted = []
 

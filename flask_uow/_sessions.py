@@ -79,12 +79,15 @@ class OwnSessions:
 
     def current(self, context: AppContext) -> Session:
         scope: Scope = getattr(context, "_uow_scope", None) or self.scopes.of(context)
-        slot = scope.slots.get(thread.token if _get_running_loop() is None else scope.home)
+        key = thread.token if _get_running_loop() is None else scope.home
+        slot = scope.slots.get(key)
         if slot:
             return slot[-1]
-        slot = scope.slot()
-        self._put(scope, slot, self._make(context.app))
-        return slot[-1]
+        if slot is None:
+            slot = scope.slots.setdefault(key, [])
+        session = self._make(context.app)
+        self._put(scope, slot, session)
+        return session
 
     def peek(self, context: AppContext) -> Session | None:
         slot = self.scopes.of(context).slot()
@@ -139,7 +142,7 @@ class OwnSessions:
     @staticmethod
     def _put(scope: Scope, slot: list[Session], session: Session) -> None:
         if slot is not scope.slots.get(scope.home):
-            session._uow.lock = threading.RLock()  # type: ignore[attr-defined]  # another thread takes it back
+            guarded_state(session).lock = threading.RLock()  # another thread takes it back
         slot.append(session)
         if scope.is_over:  # looked at last, because another thread may be ending the context right now
             close_session(session)
@@ -152,15 +155,11 @@ class OwnSessions:
 
     def _take_in(self, app: Flask, session: Session) -> None:
         app_state = state_of_app(app, self)
-        state = SessionState(app_state, is_own_session=True)
-        state.leaked = self.scopes.leaked
-        put_under_guard(session, state)
-        if app_state.engines and session.bind is None:
-            session.bind = app_state.engines["default"]
-            if len(app_state.binds) > 1:
-                route(session, app_state.binds)
-            if app_state.readers is not None:
-                _put_in_front(ReadingSession, session)
+        put_under_guard(session, SessionState(app_state, self.scopes.leaked, is_own_session=True))
+        if session.bind is None:
+            session.bind = app_state.default_engine
+            if app_state.has_several_engines:
+                _let_choose(session, app_state)
 
 
 class RoutedSession(_Session):
@@ -190,6 +189,14 @@ def route(session: Session, engines: dict[str, sa.Engine]) -> None:
     """Let a session choose among several engines; one with a single engine is not asked at every statement."""
     _put_in_front(RoutedSession, session)
     session.engines_by_name = engines  # type: ignore[attr-defined]
+
+
+def _let_choose(session: Session, app_state: AppState) -> None:
+    """Let a session find its engine by what it is asked for, and its units find a reader."""
+    if len(app_state.binds) > 1:
+        route(session, app_state.binds)
+    if app_state.readers is not None:
+        _put_in_front(ReadingSession, session)
 
 
 def _put_in_front(front: type, session: Session) -> None:
@@ -255,8 +262,8 @@ class AdoptedSessions:
         context = find_context()
         if state_of(session) is not None or context is None:
             return
-        put_under_guard(session, SessionState(state_of_app(context.app, self), is_own_session=False))
-        self.scopes.of(context).adopted.append(weakref.ref(session))
+        put_under_guard(session, SessionState(state_of_app(context.app, self), [], is_own_session=False))
+        self.scopes.of(context).adopt(session)
         connection_begun(session, transaction, connection)
 
 
@@ -327,9 +334,9 @@ class CalledSessions:
 
 def _adopt(scope: Scope, app_state: AppState, session: Session) -> Session:
     if state_of(session) is None:
-        state = SessionState(app_state, is_own_session=False)
+        state = SessionState(app_state, [], is_own_session=False)
         put_under_guard(session, state)
-        scope.adopted.append(weakref.ref(session))
+        scope.adopt(session)
         if session.in_transaction():
             link = know_connection(state, session.connection())
             link.has_past = True
@@ -401,7 +408,7 @@ def release_adopted(scope: Scope, exception: BaseException | None) -> None:
 
     :param exception: what ended the context; then lost writes are no surprise and UOW103 is not reported.
     """
-    for reference in scope.adopted:
+    for reference in scope.adopted or ():
         session = reference()
         state = state_of(session) if session is not None else None
         if session is None or state is None:
@@ -409,7 +416,7 @@ def release_adopted(scope: Scope, exception: BaseException | None) -> None:
         state.close()
         if exception is None:
             report_lost_writes(session)
-    scope.adopted = []
+    scope.adopted = None
 
 
 def report_lost_writes(session: Session) -> None:
