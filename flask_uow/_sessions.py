@@ -10,7 +10,9 @@ from __future__ import annotations
 import threading
 import weakref
 from asyncio import _get_running_loop
+from collections import deque
 from collections.abc import Callable
+from itertools import repeat
 from typing import TYPE_CHECKING, Any, Protocol
 
 import sqlalchemy as sa
@@ -37,6 +39,15 @@ if TYPE_CHECKING:
     _Session = Session
 else:
     _Session = object  # the class in front of which the routing is put
+
+
+_EVENTS = (
+    *("after_transaction_create", "after_transaction_end", "after_begin", "before_commit", "after_commit"),
+    *("before_attach", "after_attach", "transient_to_pending", "pending_to_persistent", "pending_to_transient"),
+    *("before_flush", "after_flush", "after_flush_postexec", "persistent_to_detached", "persistent_to_transient"),
+    *("deleted_to_detached", "do_orm_execute", "loaded_as_persistent"),
+)
+"""What SQLAlchemy asks of nearly every session."""
 
 
 class Sessions(Protocol):
@@ -72,6 +83,7 @@ class OwnSessions:
     def __init__(self, make_session: Callable[[], Session]) -> None:
         self.scopes = Scopes()
         self._make_session = make_session
+        self._listeners: dict[type[Session], list[object]] = {}
 
     def __call__(self) -> Session:
         context = contexts.get(None)
@@ -151,7 +163,17 @@ class OwnSessions:
     def _make(self, app: Flask) -> Session:
         session = self._make_session()
         self._take_in(app, session)
+        if "dispatch" not in vars(session):
+            self._tell_listeners(session)
         return session
+
+    def _tell_listeners(self, session: Session) -> None:
+        """Tell a new session at once who listens to its class, for which SQLAlchemy looks at each event's first time."""
+        known = self._listeners.get(type(session))
+        if known is None:
+            self._listeners[type(session)] = [getattr(session.dispatch, name) for name in _EVENTS]
+        else:
+            deque(map(setattr, repeat(session.dispatch), _EVENTS, known), maxlen=0)
 
     def _take_in(self, app: Flask, session: Session) -> None:
         app_state = state_of_app(app, self)
