@@ -168,7 +168,7 @@ class OwnSessions:
         return session
 
     def _tell_listeners(self, session: Session) -> None:
-        """Tell a new session at once who listens to its class, for which SQLAlchemy looks at each event's first time."""
+        """Tell a new session at once who listens to its class; SQLAlchemy looks for that at each event's first time."""
         known = self._listeners.get(type(session))
         if known is None:
             self._listeners[type(session)] = [getattr(session.dispatch, name) for name in _EVENTS]

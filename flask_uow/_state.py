@@ -300,9 +300,11 @@ class SessionState:
         """Whether a COMMIT sent now would not commit what was done: the servers' own word, at no cost."""
         for link in self.links:
             status = link.status()
+            if status is _IN_TRANSACTION and not link.was_lost:
+                continue  # as nearly always
             if link.was_lost or status is TransactionStatus.IN_ERROR or status is None:
                 return True
-            if status is TransactionStatus.IDLE and link.has_lost_transaction():
+            if status is _IDLE and link.has_lost_transaction():
                 return True
         return False
 
@@ -323,7 +325,8 @@ class Begins(Enum):
     NOW = "before the next statement, to write"
 
 
-_NEVER, _IDLE, _NOT_YET = Begins.NEVER, TransactionStatus.IDLE, math.inf
+_NEVER, _NOT_YET = Begins.NEVER, math.inf
+_IDLE, _IN_TRANSACTION = TransactionStatus.IDLE, TransactionStatus.IN_TRANSACTION
 
 
 class Link:

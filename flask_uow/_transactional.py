@@ -97,9 +97,11 @@ class Transactional:
         return cast(F, decorated)
 
     def _decorate(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        options, sessions = self._options, self._bound_to
+
         @wraps(function)
         def unit_of_work(*args: Any, **kwargs: Any) -> Any:
-            boundary = Boundary(self._options, self._bound_to, unit_of_work)
+            boundary = Boundary(options, sessions, unit_of_work)
             while True:
                 value = None
                 boundary.enter()
@@ -204,7 +206,7 @@ class Boundary:
     _body: Body | None = None
     _deadline: float | None = None
     _inner: Session | None = None
-    _is_committed = False
+    _is_past_mending = False
     _known: list[object] | None = None
 
     def __init__(self, options: UnitOptions, sessions: Sessions | None, place: Callable[..., Any] | CallSite) -> None:
@@ -222,7 +224,6 @@ class Boundary:
         context = self._context = current_context("@transactional")
         app_state = self._app_state = state_of_app(context.app, self._bound_to)
         options, sessions = self._options, app_state.sessions
-        self._sessions = sessions
         self.is_judge = options.rollback_on_status is not None or app_state.settings.rollback_on_status is not None
         session = self._outer = sessions.current(context)
         state: SessionState = session._uow  # type: ignore[attr-defined]
@@ -237,7 +238,7 @@ class Boundary:
 
     def _forget_attempt(self) -> None:
         self.unit = self.error = self.wait_s = self._inner = None
-        self._is_committed = False
+        self._is_past_mending = False
 
     def _enter_around(self, session: Session, state: SessionState) -> None:
         """Begin an attempt where another unit is active, or as the propagation says where none is."""
@@ -251,17 +252,19 @@ class Boundary:
                 "UOW203", what=f"a task began a unit beside unit of work {active.label!r}, which is another task's"
             )
         how = relation(self._options, active.label if active else None)
-        if how is not Relation.WITHOUT:
-            self._begin(how, session, state)
-
-    def _begin(self, how: Relation, session: Session, state: SessionState) -> None:
         if how is Relation.INDEPENDENT or how is Relation.SUSPEND:
             _check_writer(state)
             _check_pool(session, state, may_read_elsewhere=how is Relation.INDEPENDENT and self._options.read_only)
             session = self._inner = self._sessions.replace(self._context, session)
             state = guarded_state(session)
-            if how is Relation.SUSPEND:
-                return
+        if how is not Relation.WITHOUT and how is not Relation.SUSPEND:
+            self._begin(how, session, state)
+
+    @property
+    def _sessions(self) -> Sessions:
+        return self._app_state.sessions
+
+    def _begin(self, how: Relation, session: Session, state: SessionState) -> None:
         place, options, request = self._place, self._options, find_request()
         of_view = None if isinstance(place, CallSite) else view_label(self._app_state, place, request)
         label = options.label or of_view
@@ -327,7 +330,6 @@ class Boundary:
         finally:
             if self._inner is not None:
                 self._resume()
-        self._is_committed = unit.was_committed
         if unit.parent is None and (
             error is not None or unit.has_hooks or unit.took_s > self._app_state.settings.slow_unit_s
         ):
@@ -394,14 +396,15 @@ class Boundary:
         errors = unit.run_after_hooks()
         if errors and self.error is None and self._app_state.app.testing:
             self.error = errors[0] if len(errors) == 1 else ExceptionGroup(f"hooks of {unit.label!r}", errors)
-            self._is_committed = True  # nothing for on_error to mend
+            self._is_past_mending = True
 
     def answer(self) -> Any:
         """What the caller gets for :attr:`error`: the value of ``on_error``, or the error itself, raised."""
         error, self.error = self.error, None
         assert error is not None
+        is_kept = self._is_past_mending or (self.unit is not None and self.unit.was_committed)
         try:
-            if self._options.on_error is None or self._is_committed or not isinstance(error, Exception):
+            if self._options.on_error is None or is_kept or not isinstance(error, Exception):
                 raise error
             return self._options.on_error(error)
         finally:

@@ -252,10 +252,9 @@ class Unit:
 
         :raises UnitOptionsError: if an option cannot hold here.
         """
-        if how is Relation.BEGIN or how is Relation.INDEPENDENT:
+        if self.parent is None:
             self._begin_outermost()
             return
-        assert self.parent is not None
         self._check_options_inside(self.parent)
         if how is Relation.JOIN:
             self._joined = self.parent._owner
@@ -624,29 +623,32 @@ class Unit:
             if not self.was_committed:
                 self._undo(leaving)
         finally:
-            self._deactivate()
-            self._tell_end(leaving, has_failed=leaving is not exception)
+            self._conclude(state, leaving, has_failed=leaving is not exception)
         if self._options.timeout is not None:
             self._lift_limit()
         if self._joined is None:
             self._announce(leaving)
         return leaving
 
-    def _tell_end(self, leaving: BaseException | None, *, has_failed: bool) -> None:
-        """Tell whoever watches.
+    def _conclude(self, state: SessionState, leaving: BaseException | None, *, has_failed: bool) -> None:
+        """Be over, and tell whoever watches.
 
         :param has_failed: whether the work was to be kept, and could not be.
         """
+        self.is_active = False
+        state.unit = parent = self.parent
+        if get_innermost(None) is self:
+            set_innermost(self._around)
+        if parent is None:
+            self._leave_session(state)
+        self.took_s = _monotonic() - self._began_s
         if has_failed:
             self._has_failed = True
-        self.took_s = _monotonic() - self._began_s
         if self.live is not None:
             outcome = _COMMITTED if self.was_committed else _FAILED if has_failed else _ROLLED_BACK
             self.leave_board(outcome, is_error=leaving is not None)
-        if self.parent is None:
-            self._state.told_in_units += self._state.told - self._told_before
-            if not self.was_committed:
-                self._notice_length(may_raise=False)
+        if parent is None and not self.was_committed:
+            self._notice_length(may_raise=False)
 
     def _outlived_error(self) -> BaseException | None:
         if not self.is_active or not self._state.is_over:
@@ -685,20 +687,16 @@ class Unit:
             self._is_length_noticed = True
             notice_length(self._state, self.label, self._site, seconds, may_raise=may_raise)
 
-    def _deactivate(self) -> None:
-        state = self._state
-        self.is_active = False
-        state.unit = self.parent
-        if get_innermost(None) is self:
-            set_innermost(self._around)
-        if self.parent is None:
-            state.committed_label = None
-            if state.links:
-                if self.was_committed and self.request is not None:
-                    note_committed(state, self.label, self.request, is_view=self.is_view)
-                state.forget_connections()
-            if state.reader is not None:
-                self._leave_reader()
+    def _leave_session(self, state: SessionState) -> None:
+        """Leave the session to what comes after an outermost unit."""
+        state.told_in_units += state.told - self._told_before
+        state.committed_label = None
+        if state.links:
+            if self.was_committed and self.request is not None:
+                note_committed(state, self.label, self.request, is_view=self.is_view)
+            state.forget_connections()
+        if state.reader is not None:
+            self._leave_reader()
 
     @property
     def _owner(self) -> Unit:
