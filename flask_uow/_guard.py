@@ -68,7 +68,8 @@ End = Callable[[Any], None]
 Execute = Callable[..., None]
 """A dialect's method that sends a statement."""
 
-_OF_FLUSH, _AUTOBEGIN = SessionTransactionOrigin.SUBTRANSACTION, SessionTransactionOrigin.AUTOBEGIN
+_OF_FLUSH, _NESTED = SessionTransactionOrigin.SUBTRANSACTION, SessionTransactionOrigin.BEGIN_NESTED
+_AUTOBEGIN = SessionTransactionOrigin.AUTOBEGIN
 _NEVER, _READ, _WRITE, _IDLE = Begins.NEVER, Kind.READ, Kind.WRITE, TransactionStatus.IDLE
 _NOT_BEGUN = (TransactionStatus.IDLE, TransactionStatus.UNKNOWN)
 _NOT_YET = math.inf
@@ -242,7 +243,7 @@ def _transaction_created(session: Session, transaction: SessionTransaction) -> N
     origin = transaction.origin
     if origin is _OF_FLUSH or state is None:
         return
-    if transaction.nested:
+    if origin is _NESTED:
         failure = state.unit.failure if state.unit is not None else None
         transaction._uow_before = (state.wrote, failure)  # type: ignore[attr-defined]
         return
@@ -285,7 +286,8 @@ def connection_begun(session: Session, transaction: SessionTransaction, connecti
 def _name_leak(session: Session, state: SessionState) -> None:
     """A session begins after its context has ended: say so, and let a later context take it back."""
     state.lock = state.lock or threading.RLock()
-    state.leaked.append(session)
+    if state.is_own_session:
+        state.app_state.sessions.scopes.leaked.append(session)
     if state.board is not None:
         state.board.count(LEAKED)
     error = violation("UOW202", who="session", what="it took a connection after its context had ended")

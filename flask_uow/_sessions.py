@@ -177,7 +177,7 @@ class OwnSessions:
 
     def _take_in(self, app: Flask, session: Session) -> None:
         app_state = state_of_app(app, self)
-        put_under_guard(session, SessionState(app_state, self.scopes.leaked, is_own_session=True))
+        put_under_guard(session, SessionState(app_state, is_own_session=True))
         if session.bind is None:
             session.bind = app_state.default_engine
             if app_state.has_several_engines:
@@ -284,7 +284,7 @@ class AdoptedSessions:
         context = find_context()
         if state_of(session) is not None or context is None:
             return
-        put_under_guard(session, SessionState(state_of_app(context.app, self), [], is_own_session=False))
+        put_under_guard(session, SessionState(state_of_app(context.app, self), is_own_session=False))
         self.scopes.of(context).adopt(session)
         connection_begun(session, transaction, connection)
 
@@ -356,7 +356,7 @@ class CalledSessions:
 
 def _adopt(scope: Scope, app_state: AppState, session: Session) -> Session:
     if state_of(session) is None:
-        state = SessionState(app_state, [], is_own_session=False)
+        state = SessionState(app_state, is_own_session=False)
         put_under_guard(session, state)
         scope.adopt(session)
         if session.in_transaction():
@@ -381,17 +381,16 @@ def close_scope(scopes: Scopes, context: AppContext, exception: BaseException | 
     scope.is_over = True
     slots, scope.slots = scope.slots, {}
     for token, slot in list(slots.items()):
-        is_foreign = token is not scope.home and token is not thread.token
+        is_own = token is scope.home or token is thread.token
         while slot:
             session = slot.pop()
-            if is_foreign:
-                if not _close_of_another_thread(session, exception):
-                    scopes.leaked.append(session)
-                    _report_leak(session)
-                continue
-            if exception is None and session.in_transaction():
-                report_lost_writes(session)
-            close_session(session)
+            if is_own:
+                if exception is None and session._transaction is not None:
+                    report_lost_writes(session)
+                close_session(session)
+            elif not _close_of_another_thread(session, exception):
+                scopes.leaked.append(session)
+                _report_leak(session)
     if scopes.leaked:
         _close_leaked(scopes)
     if scope.taken:

@@ -159,7 +159,6 @@ class SessionState:
     :ivar is_closed: whether it was counted as closed.
     :ivar inserted: the objects that this transaction has inserted, but for those after very many, for UOW106.
     :ivar committed: the identity keys of those that earlier transactions have inserted and committed.
-    :ivar leaked: where a session puts itself that goes on after its context, so that a later one takes it back.
     """
 
     # What a session has at first, and most have until their end: to say it here makes each of them cheaper.
@@ -176,11 +175,10 @@ class SessionState:
     confirms = sent_commit = False
     lost_commit: LostCommit | None = None  # who is to be asked when a COMMIT loses its connection
 
-    def __init__(self, app_state: AppState, leaked: list[Session], *, is_own_session: bool) -> None:
+    def __init__(self, app_state: AppState, *, is_own_session: bool) -> None:
         self.app_state = app_state
         self.settings = app_state.settings
         self.readers = app_state.readers
-        self.leaked = leaked
         self.generation = _fork.generation
         self.unit: Unit | None = None
         self.is_own_call = self.is_flushing = self.is_stale = self.wrote = False
@@ -406,12 +404,14 @@ class Link:
         that heals the one of which it has.
         """
         dbapi_connection, riders = self.pooled.dbapi_connection, self.riders
-        status = None if dbapi_connection is None else self._probe(dbapi_connection)
+        if dbapi_connection is None:
+            return None
+        status = self._probe(dbapi_connection)
         if riders is not None and riders.waiting and status is not None:
             if riders.is_doomed:
                 return TransactionStatus.IN_ERROR
             if status is TransactionStatus.IN_ERROR:
-                return TransactionStatus.IN_TRANSACTION
+                return _IN_TRANSACTION
         return status
 
 

@@ -274,7 +274,8 @@ class Boundary:
         if of_view is not None:
             unit.is_view = True
         unit.request = request
-        is_repeatable = state.unit is not None or self._is_repeatable(session, state)
+        is_first = state.unit is None and (self._attempt > 1 or self._retries > 0)
+        is_repeatable = not is_first or self._is_repeatable(session, state)
         try:
             unit.begin(how)
         except BaseException:
@@ -286,8 +287,6 @@ class Boundary:
 
     def _is_repeatable(self, session: Session, state: SessionState) -> bool:
         """Whether another attempt could follow, as far as what came before the unit goes; prepare for that one."""
-        if not self._retries and self._attempt == 1:
-            return True
         self._forget_lost_attempt(session)
         return not any(map(has_written_unseen, state.links))
 
@@ -304,9 +303,10 @@ class Boundary:
 
     @property
     def _retries(self) -> int:
-        if isinstance(self._place, CallSite):
-            return 0
-        return self._app_state.settings.retries if self._options.retries is None else self._options.retries
+        retries = self._options.retries
+        if retries is None:
+            retries = self._app_state.settings.retries
+        return 0 if retries and isinstance(self._place, CallSite) else retries
 
     def look_at(self, value: object) -> None:
         """Let the status veto judge what a function returned."""

@@ -336,7 +336,10 @@ class Unit:
         self._began_s = _monotonic()
         self._told_before = state.told
         if state.board is not None:
-            self._enter_board(state, state.board)
+            if self.parent is None:
+                self._enter_board(state, state.board)
+            else:
+                self._enter_board_inside(state, state.board, self.parent)
         around = get_innermost(None)
         if around is not None:
             while around is not None and not around.is_active:
@@ -371,16 +374,16 @@ class Unit:
     # ---- what others can see of it
 
     def _enter_board(self, state: SessionState, board: Board) -> None:
-        """Take a place on the board; every unit pays for each line here."""
-        told, place, parent = state.told, self._place, self.parent
+        """Take a place on the board; every outermost unit pays for each line here."""
+        told, place = state.told, self._place
         self._idle_before_s = state.idle_s
         row = board.rows.get(self.label)
-        if parent is not None or row is None or row.place is not place:
-            row = board.row(self.label, self._site, is_inner=parent is not None)
-            row.place = place if parent is None else None
+        if row is None or row.place is not place:
+            row = board.row(self.label, self._site, is_inner=False)
+            row.place = place
         self._row = row
         live = board.homes.get(_get_ident())
-        if live is None or live.is_taken or parent is not None or self.attempt > 1:
+        if live is None or live.is_taken or self.attempt > 1:
             live = self._take_other_place(board, row)
         else:
             live.is_taken = True
@@ -388,10 +391,17 @@ class Unit:
             live.turns = turn = live.turns + 1
             board.memory[live.span] = pack_live(turn, told, self._began_s, told, row.index, 0, turn)
         self.live = state.live = live
-        if parent is not None:
-            live.tell_as(parent.live)
-        elif state.links:
+        if state.links:
             self._adopt_links(live)
+
+    def _enter_board_inside(self, state: SessionState, board: Board, parent: Unit) -> None:
+        """Take a place beside that of the unit around."""
+        self._idle_before_s = state.idle_s
+        self._row = row = board.row(self.label, self._site, is_inner=True)
+        self.live = state.live = board.occupy(
+            Kind.UNIT, row, self._began_s, state.told, parent=parent.live, depth=self.depth, attempt=self.attempt
+        )
+        self.live.tell_as(parent.live)
 
     def _adopt_links(self, live: Live) -> None:
         """Connections that the session has already are the unit's from now on, idle as long as they were."""
@@ -403,10 +413,7 @@ class Unit:
 
     def _take_other_place(self, board: Board, row: Row) -> Live:
         """Where the thread's own place is not for this unit, or there is none yet."""
-        parent, now_s, told = self.parent, self._began_s, self._state.told
-        if parent is not None:
-            depth, around = self.depth, parent.live
-            return board.occupy(Kind.UNIT, row, now_s, told, parent=around, depth=depth, attempt=self.attempt)
+        now_s, told = self._began_s, self._state.told
         home = board.home()
         if home is None or home.is_taken or self.attempt > 1:
             board.count(BEGUN)
