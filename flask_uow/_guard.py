@@ -358,11 +358,12 @@ def _let_ride(link: Link, riders: Riders, unit: Unit, late_options: str | None) 
     """Let the unit's options and its label ride behind BEGIN; a unit that only reads may do without any."""
     if late_options is not None:
         riders.add((late_options,))
-    driver = link.dbapi_connection
+    driver: Any = link.pooled.dbapi_connection
     name = getattr(driver, NAME, None)
     if name is not None and link.state.settings.label_server:
         riders.add((rename(name, outermost_of(unit).label),))
-    link.reads_alone = unit.read_only and driver.is_read_only_at_start and unit.may_read_alone
+    if unit.read_only:
+        link.reads_alone = driver.is_read_only_at_start and unit.may_read_alone
 
 
 def _about_to_commit(session: Session) -> None:

@@ -161,9 +161,8 @@ class SessionState:
     :ivar committed: the identity keys of those that earlier transactions have inserted and committed.
     """
 
-    # What a session has at first, and most have until their end: to say it here makes each of them cheaper.
+    # What a session has at first, and most have until their end: said here, it makes each of them cheaper.
     reader: Reader | None = None
-    lock: threading.RLock | None = None
     is_over = is_closed = has_begun = False
     committed_label: str | None = None
     committed_request: object = None
@@ -180,6 +179,7 @@ class SessionState:
         self.settings = app_state.settings
         self.readers = app_state.readers
         self.generation = _fork.generation
+        self.lock: threading.RLock | None = None
         self.unit: Unit | None = None
         self.is_own_call = self.is_flushing = self.is_stale = self.wrote = False
         self.is_own_session = is_own_session

@@ -146,20 +146,16 @@ class Unit:
     :ivar parent: the unit around it on the same session, or None.
     """
 
-    # What a unit is at first, and most are until their end: to say it here makes each of them cheaper.
+    # What a unit is at first, and most are until their end: said here, it makes each of them cheaper.
     depth = attempt = 1
-    deadline: float | None = None
-    is_active = is_known_aborted = is_undone = is_view = was_committed = was_on_reader = False
+    is_active = is_known_aborted = is_undone = is_view = was_on_reader = False
     is_repeatable = True
-    live: Live | None = None
     request: object = None
     took_s = 0.0
     _asked_before = 0.0
     _failure: BaseException | None = None
     _unended: UnitFailedError | None = None
     _has_failed = _has_savepoint = _is_in_doubt = _is_length_noticed = _is_rollback_only = False
-    _hooks: Hooks | None = None
-    _joined: Unit | None = None
     _transaction: SessionTransaction | None = None
     _unprotected: frozenset[sa.Connection] = frozenset()
     _row: Row
@@ -182,12 +178,15 @@ class Unit:
         self.read_only = options.read_only
         if attempt > 1:
             self.attempt = attempt
-        if deadline is not None:
-            self.deadline = deadline
+        self.deadline = deadline
+        self.was_committed = False
+        self.live: Live | None = None
         self._state = state
         self._options = options
         self._place = place
         self._around: Unit | None = None
+        self._joined: Unit | None = None
+        self._hooks: Hooks | None = None
 
     def __repr__(self) -> str:
         return f"<Unit {self.label!r} depth={self.depth} {'active' if self.is_active else 'ended'}>"
@@ -566,8 +565,10 @@ class Unit:
 
     def late_options(self, connection: sa.Connection) -> str | None:
         """What gives the unit's options to a PostgreSQL connection taken without them: they ride, or it is late."""
-        options, given = outermost_of(self)._options, connection.get_execution_options()
-        modes = []
+        options = outermost_of(self)._options
+        if not options.needs_connection:
+            return None
+        modes, given = [], connection.get_execution_options()
         if options.isolation and given.get("isolation_level") != options.isolation:
             modes.append(f"ISOLATION LEVEL {options.isolation}")
         if options.read_only and not given.get("postgresql_readonly"):
