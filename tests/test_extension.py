@@ -282,12 +282,15 @@ def test_events_that_are_asked_for_between_two_sessions_fire(app: Flask, uow: Un
 
 def test_events_of_a_session_that_listens_to_itself_fire(database: Database) -> None:
     """A session class may listen to its own sessions as it makes them."""
-    heard: list[str] = []
+    heard: list[bool] = []
 
     class ListeningSession(Session):
         def __init__(self, *args: Any, **options: Any) -> None:
             super().__init__(*args, **options)
-            event.listen(self, "before_commit", lambda session: heard.append("commit"))
+            event.listen(self, "before_commit", self.note)
+
+        def note(self, session: Session) -> None:
+            heard.append(session is self)
 
     uow = UnitOfWork(session_options={"class_": ListeningSession})
     app = make_app(database, uow)
@@ -295,7 +298,7 @@ def test_events_of_a_session_that_listens_to_itself_fire(database: Database) -> 
         with app.app_context(), transactional():
             uow.session.add(Item(name=name))
 
-    assert heard == ["commit"] * 3
+    assert heard == [True] * 3
 
 
 def test_events_of_one_extension_are_its_own(database: Database, second_database: Database) -> None:
