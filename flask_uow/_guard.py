@@ -158,7 +158,7 @@ class GuardedSession(_Session):
         if state.is_stale:
             state.expire_unmodified(self)
         if self._new and len(state.inserted) < MAX_INSERTS:
-            state.inserted.extend(self._new.values())
+            state.inserted += self._new.values()
         state.is_flushing = True
         try:
             super().flush(objects)

@@ -991,8 +991,9 @@ def _refuse_unseen_writes(state: SessionState) -> None:
 
     :raises RuleViolationError: UOW111, then.
     """
-    if any(link.is_to_refuse_writes and has_written_unseen(link) for link in state.links):
-        raise state.refusal("UOW111", statement="a statement of the driver's own connection")
+    for link in state.links:
+        if link.is_to_refuse_writes and has_written_unseen(link):
+            raise state.refusal("UOW111", statement="a statement of the driver's own connection")
 
 
 def _lift_read_only(state: SessionState) -> None:

@@ -305,8 +305,8 @@ class RidingConnection(plain_connection):
         """Return a new cursor."""
         if name is None and cursor_factory is None and not withhold and scrollable is None:
             cursor = super().cursor()
-        else:
-            cursor = self._special_cursor(name, cursor_factory, withhold, scrollable)
+            return cursor if type(cursor) is RidingCursor else self._let_ride(cursor)
+        cursor = self._special_cursor(name, cursor_factory, withhold, scrollable)
         if type(cursor) is RidingCursor and name is None:
             return cursor
         return self._let_ride(cursor)
@@ -445,7 +445,7 @@ class RidingConnection(plain_connection):
         return text
 
     def _prefix(self) -> str:
-        return self.riders.text + PREFIX_END
+        return SEPARATOR.join(self.riders.waiting) + PREFIX_END
 
     def _send_waiting(self) -> None:
         """Send what waits by itself."""
@@ -560,7 +560,7 @@ class RidingConnection(plain_connection):
         if not along and _server_status(self) == IDLE:
             return self._ended()
         try:
-            tag = self._run(SEPARATOR.join([*along, "COMMIT"]))
+            tag = self._run(SEPARATOR.join([*along, "COMMIT"]) if along else "COMMIT")
         except BaseException:
             if along and not self.closed and _server_status(self) == IN_ERROR:
                 self._run("ROLLBACK")

@@ -107,8 +107,9 @@ class RidingCursor(plain_cursor):
 
     def _execute_first(self, query: str, parameters: Any) -> None:
         """Run a statement that the server knows, as a transaction's first: it can carry all that may wait then."""
-        was_begun = self.connection._begin()
-        self._send_behind(self.connection._prefix(), query, parameters, was_begun)
+        connection = self.connection
+        connection._begin()
+        self._send_behind(connection._prefix(), query, parameters, was_begun=False)
 
     def executemany(self, query: Any, vars_list: Iterable[Any]) -> None:
         """Run a statement for each of many parameters; what waits rides in front of the first."""
@@ -222,12 +223,12 @@ class RidingCursor(plain_cursor):
             connection._send_waiting()
             self._send(query, parameters)
             return
-        self._send_behind(connection._prefix(), query, parameters, was_begun)
+        self._send_behind(connection._prefix(), query, parameters, was_begun=was_begun)
 
-    def _send_behind(self, prefix: str, query: Any, parameters: Any, was_begun: bool) -> None:
+    def _send_behind(self, prefix: str, query: Any, parameters: Any, *, was_begun: bool) -> None:
         """Run a statement with what waits in front of it."""
         before = _last_query.__get__(self)
-        self._shift_by(prefix)
+        self._shift, self._is_odd = len(prefix.encode()), True
         try:
             self._send(prefix + query if isinstance(query, str) else prefix.encode() + query, parameters)
         except BaseException as error:
