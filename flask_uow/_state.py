@@ -140,8 +140,10 @@ class SessionState:
     """The extension's side of one session.
 
     :param app_state: the app under whose context the session was made.
-    :param is_own_session: whether this extension made the session, so that it may expire its objects.
+    :param is_own_session: whether this extension made the session, so that it may expire its objects, and takes it back
+        in a later context if it goes on after its own.
     :ivar is_over: whether the context of the session has ended.
+    :ivar has_begun: whether it has begun a transaction.
     :ivar lock: held while the session's thread talks to the server; None where no other thread takes the session back.
     :ivar is_stale: whether objects of an earlier transaction are still to be expired.
     :ivar wrote: whether this transaction has sent something that writes.

@@ -445,7 +445,7 @@ class RidingConnection(plain_connection):
         return text
 
     def _prefix(self) -> str:
-        return SEPARATOR.join(self.riders.waiting) + PREFIX_END
+        return self.riders.text + PREFIX_END
 
     def _send_waiting(self) -> None:
         """Send what waits by itself."""
