@@ -143,7 +143,6 @@ class SessionState:
     :param is_own_session: whether this extension made the session, so that it may expire its objects, and takes it back
         in a later context if it goes on after its own.
     :ivar is_over: whether the context of the session has ended.
-    :ivar has_begun: whether it has begun a transaction.
     :ivar lock: held while the session's thread talks to the server; None where no other thread takes the session back.
     :ivar is_stale: whether objects of an earlier transaction are still to be expired.
     :ivar wrote: whether this transaction has sent something that writes.
@@ -165,7 +164,7 @@ class SessionState:
 
     # What a session has at first, and most have until their end: said here, it makes each of them cheaper.
     reader: Reader | None = None
-    is_over = is_closed = has_begun = False
+    is_over = is_closed = False
     committed_label: str | None = None
     committed_request: object = None
     committed: set[Any] | None = None
@@ -196,10 +195,7 @@ class SessionState:
             board.count(OPENED)
 
     def begin_transaction(self) -> None:
-        """Forget the transaction before, if there was one."""
-        if not self.has_begun:
-            self.has_begun = True
-            return
+        """Forget the transaction before."""
         self.links = []
         self.error = self.breach = self.begin_site = self.write_site = self.lost_commit = None
         self.wrote = self.sent_commit = self.confirms = False
