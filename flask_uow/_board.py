@@ -84,7 +84,9 @@ LIVE_FIELDS = ("turn", "told", "began_s", "told_before", "label", "connection", 
 """The record of a slot. The turn is how often it was taken, 0 where nobody has it; what is told is one number made of
 how many statements the session has sent, what it does, and since when, in seconds of the monotonic clock."""
 LIVE = struct.Struct("=q3d3q")
-pack_live, _pack_label = LIVE.pack, LABEL.pack
+pack_live = LIVE.pack
+_pack_label, _pack_rare = struct.Struct("=q56s5dq").pack, struct.Struct("=7q").pack
+"""Of a label's record, the second to the eighth count what is so of few units; they are packed when one changes."""
 LIVE_KIND, LIVE_PARENT, LIVE_DEPTH, LIVE_ATTEMPT, LIVE_THREAD, LIVE_THREAD_NAME = range(7, 13)
 LIVE_CONNECTION = LIVE_FIELDS.index("connection") - LIVE_FIELDS.index("told")
 """Where a slot's connection is, from where it tells what it does."""
@@ -221,7 +223,7 @@ class Row:
 
     __slots__ = ("at", "code", "count", "errors", "failed", "held_s", "idle_s", "index", "is_inner", "line",
                  "long_held", "long_idle", "long_units",
-                 "place", "rolled_back", "span", "statements",
+                 "place", "rare", "rolled_back", "span", "statements",
                  "took_s", "without_connection", "worst_s")  # fmt: skip
 
     def __init__(self, index: int, site: CallSite | None, *, is_inner: bool) -> None:
@@ -234,6 +236,7 @@ class Row:
         self.is_inner = is_inner
         self.count = self.rolled_back = self.failed = self.errors = self.without_connection = 0
         self.long_units = self.long_idle = self.long_held = 0
+        self.rare = bytes(7 * WORD)
         self.statements = self.took_s = self.worst_s = self.idle_s = self.held_s = 0.0
 
 
@@ -410,10 +413,8 @@ class Board:
             if outcome or is_error or not held_s or took_s > _FIRST_BOUND_S or idle_s > _FIRST_BOUND_S:
                 self._count_rare(row, outcome, is_error, took_s, idle_s, held_s)
             self.memory[row.span] = _pack_label(
-                count, row.rolled_back, row.failed, row.errors, row.without_connection,
-                row.long_units, row.long_idle, row.long_held, row.statements, row.took_s, row.worst_s, row.idle_s,
-                row.held_s, count,
-            )  # fmt: skip
+                count, row.rare, row.statements, row.took_s, row.worst_s, row.idle_s, row.held_s, count
+            )
 
     def _count_rare(self, row: Row, outcome: int, is_error: bool, took_s: float, idle_s: float, held_s: float) -> None:
         """Count what is not so of most units, or of none that is short."""
@@ -424,8 +425,19 @@ class Board:
             row.errors += 1
         if not held_s:
             row.without_connection += 1
-        if row.is_inner:
-            return  # only outermost units are in a histogram, and not in its first bucket
+        if not row.is_inner:  # only outermost units are in a histogram, and not in its first bucket
+            self._count_long(row, took_s, idle_s, held_s)
+        row.rare = _pack_rare(
+            row.rolled_back,
+            row.failed,
+            row.errors,
+            row.without_connection,
+            row.long_units,
+            row.long_idle,
+            row.long_held,
+        )
+
+    def _count_long(self, row: Row, took_s: float, idle_s: float, held_s: float) -> None:
         if took_s > _FIRST_BOUND_S:
             row.long_units += 1
             self.words[UNIT_SECONDS + bisect_left(_BOUNDS_S, took_s)] += 1

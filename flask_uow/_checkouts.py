@@ -347,9 +347,7 @@ def hold(link: Link, state: SessionState) -> None:
         if checkout is None:
             return
     unit = state.unit
-    if unit is not None and unit.parent is not None:
-        unit = outermost_of(unit)
-    live = unit.live if unit is not None else None
+    live = None if unit is None else (unit if unit.parent is None else outermost_of(unit)).live
     if live is None:
         if checkout.own is None:  # another session than that of the unit for which it was taken
             _place(pooled, checkout, _OF_SESSION)

@@ -167,7 +167,8 @@ def _refuse_parents(dbapi_connection: Any, record: Any, proxy: Any) -> None:
 
 
 def _refuse_dead(dbapi_connection: Any, record: Any, proxy: Any) -> None:
-    _refuse_parents(dbapi_connection, record, proxy)
+    if record.info[_GENERATION] != _fork.generation:
+        _refuse_parents(dbapi_connection, record, proxy)
     if has_ended(dbapi_connection):
         raise sa.exc.DisconnectionError("The server has closed this pooled connection.")
 

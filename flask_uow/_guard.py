@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 import sqlalchemy as sa
 from sqlalchemy import event
 from sqlalchemy.engine import ExceptionContext
+from sqlalchemy.orm import SessionTransactionOrigin
 
 from . import _fork, signals
 from ._application_name import rename
@@ -67,6 +68,12 @@ End = Callable[[Any], None]
 Execute = Callable[..., None]
 """A dialect's method that sends a statement."""
 
+_OF_FLUSH, _NESTED = SessionTransactionOrigin.SUBTRANSACTION, SessionTransactionOrigin.BEGIN_NESTED
+_AUTOBEGIN = SessionTransactionOrigin.AUTOBEGIN
+_NEVER, _READ, _WRITE, _IDLE = Begins.NEVER, Kind.READ, Kind.WRITE, TransactionStatus.IDLE
+_NOT_BEGUN = (TransactionStatus.IDLE, TransactionStatus.UNKNOWN)
+_NOT_YET = math.inf
+_monotonic = time.monotonic
 _TIMED_OUT = ("57014", "25P03", "25P04")  # of a statement, of a session that idled, of a transaction
 _USE_FLUSH = "the outermost unit commits. Use session.flush() if you need the primary key now."
 _OF_SAVEPOINTS = ("SAVEPOINT ", "RELEASE ", "ROLLBACK TO ")
@@ -151,7 +158,7 @@ class GuardedSession(_Session):
         if state.is_stale:
             state.expire_unmodified(self)
         if self._new and len(state.inserted) < MAX_INSERTS:
-            state.inserted.extend(self._new.values())
+            state.inserted += self._new.values()
         state.is_flushing = True
         try:
             super().flush(objects)
@@ -233,12 +240,14 @@ def _watch_sessions(cls: type[Session]) -> None:
 
 def _transaction_created(session: Session, transaction: SessionTransaction) -> None:
     state: SessionState | None = session._uow  # type: ignore[attr-defined]
-    if transaction.parent is not None:
-        if transaction.nested and state is not None:
-            failure = state.unit.failure if state.unit is not None else None
-            transaction._uow_before = (state.wrote, failure)  # type: ignore[attr-defined]
+    origin = transaction.origin
+    if origin is _OF_FLUSH or state is None:
         return
-    if state is None or state.is_guarded:
+    if origin is _NESTED:
+        failure = state.unit.failure if state.unit is not None else None
+        transaction._uow_before = (state.wrote, failure)  # type: ignore[attr-defined]
+        return
+    if state.unit is not None and not state.is_own_call:
         return  # the unit's own transaction was ended by hand, and what is known of that must stay
     if state.inserted:
         note_end(state)
@@ -247,7 +256,7 @@ def _transaction_created(session: Session, transaction: SessionTransaction) -> N
         state.begin_site = application_site()
     if state.is_own_session and session.identity_map:
         state.is_stale = True
-        if transaction.origin.name != "AUTOBEGIN":
+        if origin is not _AUTOBEGIN:
             state.expire_unmodified(session)
 
 
@@ -265,18 +274,20 @@ def connection_begun(session: Session, transaction: SessionTransaction, connecti
     link = know_connection(state, connection)
     if state.unit is None:
         _notice_begin(session, state)
-    link.is_lent = not transaction._connections[connection][-1]  # whether SQLAlchemy closes it when it is done
+    if not transaction._connections[connection][-1]:  # whether SQLAlchemy closes it when it is done
+        link.is_lent = True
     if state.lock is None:
-        _begin(link)
+        _begin(link, connection, state.unit)
         return
     with state.lock:
-        _begin(link)
+        _begin(link, connection, state.unit)
 
 
 def _name_leak(session: Session, state: SessionState) -> None:
     """A session begins after its context has ended: say so, and let a later context take it back."""
     state.lock = state.lock or threading.RLock()
-    state.leaked.append(session)
+    if state.is_own_session:
+        state.app_state.sessions.scopes.leaked.append(session)
     if state.board is not None:
         state.board.count(LEAKED)
     error = violation("UOW202", who="session", what="it took a connection after its context had ended")
@@ -291,9 +302,9 @@ def _notice_begin(session: Session, state: SessionState) -> None:
         _name_leak(session, state)
 
 
-def _begin(link: Link) -> None:
-    name, unit = link.connection.dialect.name, link.state.unit
-    if unit is not None and link.connection.get_execution_options().get("isolation_level") == "AUTOCOMMIT":
+def _begin(link: Link, connection: sa.Connection, unit: Unit | None) -> None:
+    name, options = connection.dialect.name, connection.get_execution_options()
+    if options and unit is not None and options.get("isolation_level") == "AUTOCOMMIT":
         raise UnitOptionsError(
             f"A connection in AUTOCOMMIT was asked for inside unit of work {unit.label!r}, which could not undo its "
             "writes.",
@@ -301,7 +312,7 @@ def _begin(link: Link) -> None:
             "Use uow.engine.connect() with that option, outside the unit.",
         )
     if name == "sqlite":
-        _begin_on_sqlite(link)
+        _begin_on_sqlite(link, unit)
     elif name == "postgresql" and unit is not None:
         _set_options(link, unit)
 
@@ -318,9 +329,9 @@ def know_connection(state: SessionState, connection: sa.Connection) -> Link:
     return link
 
 
-def _begin_on_sqlite(link: Link) -> None:
+def _begin_on_sqlite(link: Link, unit: Unit | None) -> None:
     """Send the BEGIN that Python's sqlite3 leaves out."""
-    unit, driver = link.state.unit, link.dbapi_connection
+    driver: Any = link.pooled.dbapi_connection
     if driver.in_transaction and (link.is_lent or driver.isolation_level is not None):
         link.is_lent = True  # a transaction of its lender's; an engine's own recipe for BEGIN leaves no isolation level
     elif unit is not None:
@@ -347,11 +358,12 @@ def _let_ride(link: Link, riders: Riders, unit: Unit, late_options: str | None) 
     """Let the unit's options and its label ride behind BEGIN; a unit that only reads may do without any."""
     if late_options is not None:
         riders.add((late_options,))
-    driver = link.dbapi_connection
+    driver: Any = link.pooled.dbapi_connection
     name = getattr(driver, NAME, None)
     if name is not None and link.state.settings.label_server:
         riders.add((rename(name, outermost_of(unit).label),))
-    link.reads_alone = unit.read_only and driver.is_read_only_at_start and unit.may_read_alone
+    if unit.read_only:
+        link.reads_alone = driver.is_read_only_at_start and unit.may_read_alone
 
 
 def _about_to_commit(session: Session) -> None:
@@ -399,8 +411,12 @@ def watch_engine(engine: sa.Engine) -> None:
     setattr(dialect, STATUS_PROBE, status_probe(dialect.driver))
     warn_of_what_blocks(dialect.driver)
     event.listen(engine, "handle_error", _failed)
-    for name in ("do_execute", "do_executemany", "do_execute_no_params"):
+    for name in ("do_execute", "do_executemany"):
         setattr(dialect, name, _watched_execute(getattr(dialect, name)))
+    without_parameters = _watched_execute(_with_parameters(dialect.do_execute_no_params))
+    dialect.do_execute_no_params = lambda cursor, statement, context=None: without_parameters(  # type: ignore[method-assign]
+        cursor, statement, None, context
+    )
     setattr(dialect, COMMIT, dialect.do_commit)
     dialect.do_commit = _watched_commit(dialect.do_commit, dialect.do_rollback)  # type: ignore[method-assign,assignment]
     dialect.do_rollback = _watched_rollback(dialect.do_rollback)  # type: ignore[method-assign,assignment]
@@ -408,19 +424,20 @@ def watch_engine(engine: sa.Engine) -> None:
 
 def _watched_commit(commit: End, rollback: End) -> End:
     def do_commit(connection: Any) -> None:
-        link = link_of(connection)
+        link: Link | None = getattr(connection, "_uow", None)
         if link is None:
             commit(connection)
             return
         state = link.state
-        if state.unit is not None and not state.is_own_call:
+        if not state.is_own_call and state.unit is not None:
             rollback(connection)  # so that nothing is committed by halves
             raise _break(state, "UOW101", "commit")
-        now_s, live = time.monotonic(), state.live
+        now_s, live = _monotonic(), state.live
         if live is not None:
             live.reals[live.at] = state.told + (COMMITTING + now_s)
-        _end_idle(link, now_s, may_raise=True)
-        link.idle_since = math.inf
+        if link.was_begun and now_s > link.idle_since:
+            _end_idle(link, now_s, may_raise=True)
+        link.idle_since = _NOT_YET
         if not link.was_committed:
             (send_commit if len(state.links) == 1 and not state.confirms else _commit)(link)
 
@@ -445,10 +462,12 @@ def _commit(link: Link) -> None:
 
 def _watched_rollback(rollback: End) -> End:
     def do_rollback(connection: Any) -> None:
-        link = link_of(connection)
+        link: Link | None = getattr(connection, "_uow", None)
         if link is not None:
-            _end_idle(link, time.monotonic(), may_raise=False)
-            link.idle_since = math.inf
+            if link.was_committed and link.is_at_rest():
+                return  # its pool makes sure of what the COMMIT has done already
+            _end_idle(link, _monotonic(), may_raise=False)
+            link.idle_since = _NOT_YET
         rollback(connection)
         if link is not None and link.refuses_writes:
             link.accept_writes()
@@ -465,66 +484,73 @@ def _break(state: SessionState, code: str, name: str) -> RuleViolationError:
     return state.breach
 
 
-def _watched_execute(execute: Execute) -> Execute:
-    """One of the dialect's three ways to send a statement, which differ in what stands before the context."""
+def _with_parameters(execute: Execute) -> Execute:
+    """The dialect's way to send a statement without parameters, as if it took some."""
+    return lambda cursor, statement, parameters, context: execute(cursor, statement, context)
 
-    def do_execute(cursor: Any, statement: str, *rest: Any, **options: Any) -> None:
-        context = options.get("context") or rest[-1]
+
+def _watched_execute(execute: Execute) -> Execute:
+    def do_execute(cursor: Any, statement: str, parameters: Any, context: Any = None) -> None:
         link = _note_statement(statement, context) if context is not None else None
         if link is None:
-            execute(cursor, statement, *rest, **options)
+            execute(cursor, statement, parameters, context)
             return
-        if link.was_lost and link.state.is_own_call:
+        state = link.state
+        if link.was_lost and state.is_own_call:
             return  # a savepoint is gone with its transaction, and there is nothing to roll back to
         try:
-            if link.state.lock is None:
-                execute(cursor, statement, *rest, **options)
+            if state.lock is None:
+                execute(cursor, statement, parameters, context)
             else:
-                run_locked(link, execute, cursor, statement, *rest, **options)
+                run_locked(link, execute, cursor, statement, parameters, context)
         finally:
-            link.idle_since = now_s = time.monotonic()
+            link.idle_since = now_s = _monotonic()
             if not link.was_begun:
-                link.was_begun = link.status() not in (TransactionStatus.IDLE, TransactionStatus.UNKNOWN)
-            live = link.state.live
+                link.was_begun = link.status() not in _NOT_BEGUN
+            live = state.live
             if live is not None:
-                live.reals[live.at] = link.state.told + (IDLE + now_s if link.was_begun else 0.0)
+                live.reals[live.at] = state.told + (IDLE + now_s if link.was_begun else 0.0)
 
     return do_execute
 
 
 def _note_statement(statement: str, context: Any) -> Link | None:
-    link = link_of(context.root_connection)
-    if link is None:
-        _meet_stranger(context.root_connection, statement, context)
+    link: Link | None = getattr(context.root_connection, "_uow", None)
+    if link is None or link.state.generation != _fork.generation:
+        _meet_stranger(link, context.root_connection, statement, context)
         return None
-    state = link.state
-    if state.generation != _fork.generation:
-        state.check_process()
-    if _is_of_savepoint(statement):
+    state, unit = link.state, link.state.unit
+    if statement.startswith(_OF_SAVEPOINTS) and _is_of_savepoint(statement):
         return _note_savepoint(link)
     kind = kind_of(statement, context)
-    if link.begins is not Begins.NEVER:
+    if link.begins is not _NEVER:
         _begin_late(link, kind)
-    if state.unit is not None:
-        _check_statement(link, state.unit, kind, statement)
+    if unit is not None:
+        _check_statement(link, state, unit, kind, statement)
+    elif kind is _WRITE and state.write_site is None:
+        state.write_site = application_site()
     _begin_statement(link, state, may_raise=True)
-    if kind is Kind.WRITE:
-        _note_write(state)
-    elif (
-        link.reads_alone and link.limit_s is None and statement is context.statement and is_harmless_read(context)
-    ):  # a listener of the application's may have put another text there
-        link.dbapi_connection.needs_no_transaction = True
+    if kind is _WRITE:
+        state.wrote = True
+    elif link.reads_alone:
+        _read_alone(link, statement, context)
     return link
+
+
+def _read_alone(link: Link, statement: str, context: Any) -> None:
+    """Let a statement go without a transaction if it reads, and no listener has put another one in its place."""
+    if link.limit_s is None and statement is context.statement and is_harmless_read(context):
+        link.dbapi_connection.needs_no_transaction = True
 
 
 def _begin_statement(link: Link, state: SessionState, *, may_raise: bool) -> None:
     """Count a statement, say that it runs, and look how long the server has waited for it."""
     state.told = told = state.told + STATEMENT
-    now_s = time.monotonic()
-    live = state.live
+    now_s, live = _monotonic(), state.live
     if live is not None:
         live.reals[live.at] = told + (RUNNING + now_s)
-    _end_idle(link, now_s, may_raise=may_raise)
+    if link.was_begun and now_s > link.idle_since:
+        _end_idle(link, now_s, may_raise=may_raise)
 
 
 def _end_idle(link: Link, now_s: float, *, may_raise: bool) -> None:
@@ -539,12 +565,6 @@ def _end_idle(link: Link, now_s: float, *, may_raise: bool) -> None:
 def _is_of_savepoint(statement: str) -> bool:
     """Whether it is one of a savepoint's and nothing else; a COMMIT may stand behind a semicolon."""
     return statement.startswith(_OF_SAVEPOINTS) and ";" not in statement
-
-
-def _note_write(state: SessionState) -> None:
-    state.wrote = True
-    if state.unit is None and state.write_site is None:
-        state.write_site = application_site()
 
 
 def _note_savepoint(link: Link) -> Link:
@@ -569,8 +589,10 @@ def _begin_late(link: Link, kind: Kind) -> None:
         begin_before_write(link.connection)
 
 
-def _meet_stranger(connection: sa.Connection, statement: str, context: Any) -> None:
-    """A connection that is no session's under guard sends a statement."""
+def _meet_stranger(link: Link | None, connection: sa.Connection, statement: str, context: Any) -> None:
+    """A connection that is no session's under guard, or a parent process's, sends a statement."""
+    if link is not None:
+        link.state.check_process()
     if connection.closed:
         raise sa.exc.ResourceClosedError("This connection was taken back by another thread.")
     if begins_by_statement(connection) and (
@@ -586,23 +608,23 @@ def _meet_stranger(connection: sa.Connection, statement: str, context: Any) -> N
         notice(state, "UOW110", label=state.unit.label)
 
 
-def _check_statement(link: Link, unit: Unit, kind: Kind, statement: str) -> None:
-    if link.state.breach is not None:
-        raise link.state.breach
-    if link.was_begun and (link.was_lost or link.status() is TransactionStatus.IDLE) and not link.state.is_own_call:
+def _check_statement(link: Link, state: SessionState, unit: Unit, kind: Kind, statement: str) -> None:
+    if state.breach is not None:
+        raise state.breach
+    if link.was_begun and (link.was_lost or link.status() is _IDLE) and not state.is_own_call:
         link.was_lost = True
         raise UnitFailedError(
             f"Unit of work {unit.label!r} cannot go on: its transaction has ended, by an error inside it or by hand.",
             unit.where,
             "Let the exception leave the unit, and the transaction to it.",
-        ) from link.state.error
+        ) from state.error
     if unit.deadline is not None:
         unit.check_deadline()
         limit_again(link, unit.remaining_s or 0.0, is_outermost=unit.parent is None)
     if unit.parent is not None:
         unit.protect(link.connection)
-    if kind is not Kind.READ and (kind is not Kind.WRITE or unit.read_only):
-        raise _refused_statement(link.state, kind, statement)
+    if kind is not _READ and (kind is not _WRITE or unit.read_only):
+        raise _refused_statement(state, kind, statement)
     if link.is_to_refuse_writes and not is_select(statement):
         link.refuse_writes()
 

@@ -59,11 +59,12 @@ def has_written_unseen(link: Link) -> bool:
 
     PostgreSQL is asked, a round trip; SQLite's driver counts the rows.
     """
+    name, dbapi_connection = link.connection.dialect.name, link.pooled.dbapi_connection
+    if name == "sqlite" and not link.has_past and dbapi_connection is not None:
+        return bool(dbapi_connection.total_changes != link.changes_before)
     status = link.status()
-    if link.connection.dialect.name == "postgresql" and status is TransactionStatus.IN_TRANSACTION:
+    if name == "postgresql" and status is TransactionStatus.IN_TRANSACTION:
         return transaction_id(link.connection) is not None
-    if link.connection.dialect.name == "sqlite" and not link.has_past and link.dbapi_connection is not None:
-        return bool(link.dbapi_connection.total_changes != link.changes_before)
     return link.has_past and status is not TransactionStatus.IDLE
 
 
@@ -79,8 +80,8 @@ def note_end(state: SessionState) -> None:
     """The transaction before has ended: what it inserted was committed, or is no more."""
     if state.sent_commit:
         inspected = [sa.inspect(entity) for entity in state.inserted]
-        if len(state.committed) > MAX_INSERTS:
-            state.committed.clear()  # a context that lives so long is no request
+        if state.committed is None or len(state.committed) > MAX_INSERTS:
+            state.committed = set()  # a context that lives so long is no request
         state.committed.update(each.key for each in inspected if each.key is not None and not each.was_deleted)
     state.inserted = []
 

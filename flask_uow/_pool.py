@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import threading
 from collections import deque
+from collections.abc import Callable
 from typing import Any, Literal
 
 from sqlalchemy import QueuePool
+from sqlalchemy.pool import ConnectionPoolEntry
 from sqlalchemy.pool.base import _ConnectionRecord
 from sqlalchemy.util.queue import Empty, Full, Queue
 
@@ -43,7 +45,8 @@ class FairQueue(Queue[Any]):
     def __init__(self, maxsize: int = 0, use_lifo: bool = False) -> None:
         super().__init__(maxsize, use_lifo)
         self._waiters: deque[_Waiter] = deque()
-        self._take = self.queue.pop if use_lifo else self.queue.popleft
+        #: Takes one that nobody has, or raises IndexError.
+        self.take: Callable[[], Any] = self.queue.pop if use_lifo else self.queue.popleft
 
     def get(self, block: bool = True, timeout: float | None = None) -> Any:
         """Take a connection.
@@ -52,7 +55,7 @@ class FairQueue(Queue[Any]):
         :raises Empty: if there is none, or none has come back in that time.
         """
         try:
-            return self._take()
+            return self.take()
         except IndexError:
             if not block:
                 raise Empty from None
@@ -73,7 +76,10 @@ class FairQueue(Queue[Any]):
         with self.mutex:
             if 0 < self.maxsize <= len(self.queue):
                 raise Full
-            self._hand_on(item)
+            if self._waiters:
+                self._hand_on(item)
+            else:
+                self.queue.append(item)
 
     @property
     def has_waiter(self) -> bool:
@@ -85,7 +91,7 @@ class FairQueue(Queue[Any]):
             self._waiters.append(waiter)
             while self.queue and self._leave(waiter):  # one has come back meanwhile
                 try:
-                    return self._take()
+                    return self.take()
                 except IndexError:  # and somebody was faster
                     self._waiters.appendleft(waiter)
         waiter.lock.acquire(timeout=-1 if timeout is None else max(0.0, timeout))
@@ -117,6 +123,12 @@ class FairQueuePool(QueuePool):
 
     _queue_class = FairQueue
     _pool: FairQueue
+
+    def _do_get(self) -> ConnectionPoolEntry:
+        try:
+            return self._pool.take()  # type: ignore[no-any-return]  # as mostly
+        except IndexError:
+            return super()._do_get()
 
     def _dec_overflow(self) -> Literal[True]:
         with self._pool.mutex:

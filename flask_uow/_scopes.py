@@ -50,22 +50,25 @@ class Scope:
     :ivar home: the thread that pushed the context.
     :ivar is_over: whether the context has ended.
     :ivar slots: the sessions of each thread, the current one last; those before it are suspended.
-    :ivar adopted: sessions of another library that were seen under this context.
+    :ivar adopted: sessions of another library that were seen under this context; None before the first.
     :ivar taken: connections that were taken by hand under this context; None before the first.
     :ivar turn: which reader's turn it is under this context; None before the first.
     :ivar written: what is known of the last write under this context, where no request remembers it.
     """
 
-    __slots__ = ("adopted", "home", "is_over", "slots", "taken", "turn", "written")
+    is_over = False
+    adopted: list[weakref.ref[Session]] | None = None
+    taken: list[Taken] | None = None
+    turn: int | None = None
+    written: float | None = None
 
     def __init__(self, home: object) -> None:
         self.home = home
-        self.is_over = False
         self.slots: dict[object, list[Session]] = {}
-        self.adopted: list[weakref.ref[Session]] = []
-        self.taken: list[Taken] | None = None
-        self.turn: int | None = None
-        self.written: float | None = None
+
+    def adopt(self, session: Session) -> None:
+        """Know a session of another library."""
+        self.adopted = [*(self.adopted or ()), weakref.ref(session)]
 
     def slot(self) -> list[Session]:
         """The calling thread's sessions."""
@@ -76,7 +79,7 @@ class Scope:
     def abandon(self) -> object:
         """Hand over what it holds."""
         slots, self.slots = self.slots, {}
-        adopted, self.adopted = self.adopted, []
+        adopted, self.adopted = self.adopted, None
         return slots, adopted
 
 
@@ -100,8 +103,10 @@ def current_context(what: str) -> AppContext:
 class NotingContext(_AppContext):
     """Put in front of a context's class: notes the thread that pushes it."""
 
+    _uow_scope: Scope | None = None
+
     def push(self) -> None:
-        scope: Scope | None = getattr(self, "_uow_scope", None)
+        scope = self._uow_scope
         if scope is None:
             self._uow_scope = Scope(thread.token)
         else:
@@ -149,11 +154,10 @@ class Scopes:
 
     def of(self, context: AppContext) -> Scope:
         """The scope of a context."""
-        try:
-            return context._uow_scope  # type: ignore[attr-defined,no-any-return]
-        except AttributeError:
+        scope: Scope | None = getattr(context, "_uow_scope", None)
+        if scope is None:
             scope = context._uow_scope = Scope(thread.token)  # type: ignore[attr-defined]
-            return scope
+        return scope
 
     def abandon(self) -> object:
         """Hand over a parent process's sessions; they are never to be touched.

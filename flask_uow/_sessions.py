@@ -10,7 +10,9 @@ from __future__ import annotations
 import threading
 import weakref
 from asyncio import _get_running_loop
+from collections import deque
 from collections.abc import Callable
+from itertools import repeat
 from typing import TYPE_CHECKING, Any, Protocol
 
 import sqlalchemy as sa
@@ -37,6 +39,15 @@ if TYPE_CHECKING:
     _Session = Session
 else:
     _Session = object  # the class in front of which the routing is put
+
+
+_EVENTS = (
+    *("after_transaction_create", "after_transaction_end", "after_begin", "before_commit", "after_commit"),
+    *("before_attach", "after_attach", "transient_to_pending", "pending_to_persistent", "pending_to_transient"),
+    *("before_flush", "after_flush", "after_flush_postexec", "persistent_to_detached", "persistent_to_transient"),
+    *("deleted_to_detached", "do_orm_execute", "loaded_as_persistent"),
+)
+"""What SQLAlchemy asks of nearly every session."""
 
 
 class Sessions(Protocol):
@@ -72,6 +83,7 @@ class OwnSessions:
     def __init__(self, make_session: Callable[[], Session]) -> None:
         self.scopes = Scopes()
         self._make_session = make_session
+        self._listeners: dict[type[Session], list[object]] = {}
 
     def __call__(self) -> Session:
         context = contexts.get(None)
@@ -79,12 +91,15 @@ class OwnSessions:
 
     def current(self, context: AppContext) -> Session:
         scope: Scope = getattr(context, "_uow_scope", None) or self.scopes.of(context)
-        slot = scope.slots.get(thread.token if _get_running_loop() is None else scope.home)
+        key = thread.token if _get_running_loop() is None else scope.home
+        slot = scope.slots.get(key)
         if slot:
             return slot[-1]
-        slot = scope.slot()
-        self._put(scope, slot, self._make(context.app))
-        return slot[-1]
+        if slot is None:
+            slot = scope.slots.setdefault(key, [])
+        session = self._make(context.app)
+        self._put(scope, slot, session)
+        return session
 
     def peek(self, context: AppContext) -> Session | None:
         slot = self.scopes.of(context).slot()
@@ -139,7 +154,7 @@ class OwnSessions:
     @staticmethod
     def _put(scope: Scope, slot: list[Session], session: Session) -> None:
         if slot is not scope.slots.get(scope.home):
-            session._uow.lock = threading.RLock()  # type: ignore[attr-defined]  # another thread takes it back
+            guarded_state(session).lock = threading.RLock()  # another thread takes it back
         slot.append(session)
         if scope.is_over:  # looked at last, because another thread may be ending the context right now
             close_session(session)
@@ -148,19 +163,25 @@ class OwnSessions:
     def _make(self, app: Flask) -> Session:
         session = self._make_session()
         self._take_in(app, session)
+        if "dispatch" not in vars(session):
+            self._tell_listeners(session)
         return session
+
+    def _tell_listeners(self, session: Session) -> None:
+        """Tell a new session at once who listens to its class; SQLAlchemy looks for that at each event's first time."""
+        known = self._listeners.get(type(session))
+        if known is None:
+            self._listeners[type(session)] = [getattr(session.dispatch, name) for name in _EVENTS]
+        else:
+            deque(map(setattr, repeat(session.dispatch), _EVENTS, known), maxlen=0)
 
     def _take_in(self, app: Flask, session: Session) -> None:
         app_state = state_of_app(app, self)
-        state = SessionState(app_state, is_own_session=True)
-        state.leaked = self.scopes.leaked
-        put_under_guard(session, state)
-        if app_state.engines and session.bind is None:
-            session.bind = app_state.engines["default"]
-            if len(app_state.binds) > 1:
-                route(session, app_state.binds)
-            if app_state.readers is not None:
-                _put_in_front(ReadingSession, session)
+        put_under_guard(session, SessionState(app_state, is_own_session=True))
+        if session.bind is None:
+            session.bind = app_state.default_engine
+            if app_state.has_several_engines:
+                _let_choose(session, app_state)
 
 
 class RoutedSession(_Session):
@@ -190,6 +211,14 @@ def route(session: Session, engines: dict[str, sa.Engine]) -> None:
     """Let a session choose among several engines; one with a single engine is not asked at every statement."""
     _put_in_front(RoutedSession, session)
     session.engines_by_name = engines  # type: ignore[attr-defined]
+
+
+def _let_choose(session: Session, app_state: AppState) -> None:
+    """Let a session find its engine by what it is asked for, and its units find a reader."""
+    if len(app_state.binds) > 1:
+        route(session, app_state.binds)
+    if app_state.readers is not None:
+        _put_in_front(ReadingSession, session)
 
 
 def _put_in_front(front: type, session: Session) -> None:
@@ -256,7 +285,7 @@ class AdoptedSessions:
         if state_of(session) is not None or context is None:
             return
         put_under_guard(session, SessionState(state_of_app(context.app, self), is_own_session=False))
-        self.scopes.of(context).adopted.append(weakref.ref(session))
+        self.scopes.of(context).adopt(session)
         connection_begun(session, transaction, connection)
 
 
@@ -329,7 +358,7 @@ def _adopt(scope: Scope, app_state: AppState, session: Session) -> Session:
     if state_of(session) is None:
         state = SessionState(app_state, is_own_session=False)
         put_under_guard(session, state)
-        scope.adopted.append(weakref.ref(session))
+        scope.adopt(session)
         if session.in_transaction():
             link = know_connection(state, session.connection())
             link.has_past = True
@@ -352,17 +381,16 @@ def close_scope(scopes: Scopes, context: AppContext, exception: BaseException | 
     scope.is_over = True
     slots, scope.slots = scope.slots, {}
     for token, slot in list(slots.items()):
-        is_foreign = token is not scope.home and token is not thread.token
+        is_own = token is scope.home or token is thread.token
         while slot:
             session = slot.pop()
-            if is_foreign:
-                if not _close_of_another_thread(session, exception):
-                    scopes.leaked.append(session)
-                    _report_leak(session)
-                continue
-            if exception is None and session.in_transaction():
-                report_lost_writes(session)
-            close_session(session)
+            if is_own:
+                if exception is None and session._transaction is not None:
+                    report_lost_writes(session)
+                close_session(session)
+            elif not _close_of_another_thread(session, exception):
+                scopes.leaked.append(session)
+                _report_leak(session)
     if scopes.leaked:
         _close_leaked(scopes)
     if scope.taken:
@@ -401,7 +429,7 @@ def release_adopted(scope: Scope, exception: BaseException | None) -> None:
 
     :param exception: what ended the context; then lost writes are no surprise and UOW103 is not reported.
     """
-    for reference in scope.adopted:
+    for reference in scope.adopted or ():
         session = reference()
         state = state_of(session) if session is not None else None
         if session is None or state is None:
@@ -409,7 +437,7 @@ def release_adopted(scope: Scope, exception: BaseException | None) -> None:
         state.close()
         if exception is None:
             report_lost_writes(session)
-    scope.adopted = []
+    scope.adopted = None
 
 
 def report_lost_writes(session: Session) -> None:

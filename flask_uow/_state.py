@@ -28,7 +28,7 @@ from ._drivers import TransactionStatus
 from ._engines import refuse_writes
 from ._outcome import LostCommit
 from ._rules import RuleBook, report, violation
-from ._settings import Settings
+from ._settings import DEFAULT_BIND, Settings
 from .exceptions import ConfigurationError, RuleViolationError, UnitOfWorkError
 
 if TYPE_CHECKING:
@@ -56,6 +56,8 @@ class AppState:
     :param note_full: is told the name of a pool that has had no connection for as long as somebody was to wait.
     :param view_labels: the label of each function that was called as a unit in a request, by endpoint, rule and method.
     :ivar binds: the engines without the readers'.
+    :ivar default_engine: where sessions run that are told of no other; None where another library owns the engines.
+    :ivar has_several_engines: whether there are others.
     """
 
     app: Flask
@@ -73,9 +75,13 @@ class AppState:
         default_factory=weakref.WeakKeyDictionary
     )
     binds: dict[str, sa.Engine] = field(init=False)
+    default_engine: sa.Engine | None = field(init=False)
+    has_several_engines: bool = field(init=False)
 
     def __post_init__(self) -> None:
         self.binds = {name: self.engines[name] for name in self.settings.binds}
+        self.default_engine = self.engines.get(DEFAULT_BIND)
+        self.has_several_engines = len(self.engines) > 1
 
     def open_board(self) -> Board | None:
         """This process's board, made when it is first asked for; None where ``UOW_STATS`` is off."""
@@ -134,7 +140,8 @@ class SessionState:
     """The extension's side of one session.
 
     :param app_state: the app under whose context the session was made.
-    :param is_own_session: whether this extension made the session, so that it may expire its objects.
+    :param is_own_session: whether this extension made the session, so that it may expire its objects, and takes it back
+        in a later context if it goes on after its own.
     :ivar is_over: whether the context of the session has ended.
     :ivar lock: held while the session's thread talks to the server; None where no other thread takes the session back.
     :ivar is_stale: whether objects of an earlier transaction are still to be expired.
@@ -153,108 +160,79 @@ class SessionState:
     :ivar is_closed: whether it was counted as closed.
     :ivar inserted: the objects that this transaction has inserted, but for those after very many, for UOW106.
     :ivar committed: the identity keys of those that earlier transactions have inserted and committed.
-    :ivar leaked: where a session puts itself that goes on after its context, so that a later one takes it back.
     """
 
-    __slots__ = (
-        "app",
-        "begin_site",
-        "board",
-        "breach",
-        "committed",
-        "committed_label",
-        "committed_request",
-        "committing",
-        "confirms",
-        "error",
-        "generation",
-        "idle_s",
-        "inserted",
-        "is_closed",
-        "is_flushing",
-        "is_own_call",
-        "is_over",
-        "leaked",
-        "links",
-        "live",
-        "lock",
-        "is_own_session",
-        "is_stale",
-        "reader",
-        "readers",
-        "rules",
-        "lost_commit",
-        "sent_commit",
-        "settings",
-        "told",
-        "told_in_units",
-        "unit",
-        "write_site",
-        "wrote",
-    )
+    # What a session has at first, and most have until their end: said here, it makes each of them cheaper.
+    reader: Reader | None = None
+    is_over = is_closed = False
+    committed_label: str | None = None
+    committed_request: object = None
+    committed: set[Any] | None = None
+    told_in_units = 0.0
+    error: BaseException | None = None
+    begin_site: CallSite | None = None
+    write_site: CallSite | None = None
+    confirms = sent_commit = False
+    lost_commit: LostCommit | None = None  # who is to be asked when a COMMIT loses its connection
 
     def __init__(self, app_state: AppState, *, is_own_session: bool) -> None:
-        self.app = app_state.app
+        self.app_state = app_state
         self.settings = app_state.settings
-        self.rules = app_state.rules
         self.readers = app_state.readers
-        self.reader: Reader | None = None
         self.generation = _fork.generation
-        self.unit: Unit | None = None
-        self.is_own_call = False
-        self.is_flushing = False
-        self.is_own_session = is_own_session
-        self.is_over = False
-        self.is_stale = False
         self.lock: threading.RLock | None = None
-        self.leaked: list[Session] = []
-        self.committed_label: str | None = None
-        self.committed_request: object = None
+        self.unit: Unit | None = None
+        self.is_own_call = self.is_flushing = self.is_stale = self.wrote = False
+        self.is_own_session = is_own_session
         self.committing: Unit | None = None
         self.inserted: list[Any] = []
-        self.committed: set[Any] = set()
+        self.links: list[Link] = []
+        self.breach: RuleViolationError | None = None
         self.live: Live | None = None
-        self.told = self.told_in_units = self.idle_s = 0.0
-        self.is_closed = False
-        self.board = app_state.board or app_state.open_board()
-        if self.board is not None:
-            self.board.count(OPENED)
-        self.begin_transaction()
+        self.told = self.idle_s = 0.0
+        self.board = board = app_state.board or app_state.open_board()
+        if board is not None:
+            board.count(OPENED)
 
     def begin_transaction(self) -> None:
         """Forget the transaction before."""
-        self.links: list[Link] = []
-        self.error: BaseException | None = None
-        self.breach: RuleViolationError | None = None
-        self.wrote = False
-        self.begin_site: CallSite | None = None
-        self.write_site: CallSite | None = None
-        self.sent_commit = False
-        self.confirms = False
-        self.lost_commit: LostCommit | None = None  # who is to be asked when a COMMIT loses its connection
+        self.links = []
+        self.error = self.breach = self.begin_site = self.write_site = self.lost_commit = None
+        self.wrote = self.sent_commit = self.confirms = False
+
+    @property
+    def app(self) -> Flask:
+        """Its app."""
+        return self.app_state.app
+
+    @property
+    def rules(self) -> RuleBook:
+        """The app's rule book."""
+        return self.app_state.rules
 
     def close(self) -> None:
         """Forget the units that its owner closes it under, and count what it did outside of units."""
         while self.unit is not None:
             self.unit.leave_board(End.ROLLED_BACK, is_error=True)
             self.unit = self.unit.parent
-        if self.board is None:
+        board, told = self.board, self.told
+        if board is None:
             return
-        if self.told > self.told_in_units:
-            self.board.count(STATEMENTS_OUTSIDE, round((self.told - self.told_in_units) / STATEMENT))
-            self.told_in_units = self.told
+        if told > self.told_in_units:
+            board.count(STATEMENTS_OUTSIDE, round((told - self.told_in_units) / STATEMENT))
+            self.told_in_units = told
         if not self.is_closed:
             self.is_closed = True
-            self.board.count(CLOSED)
+            board.count(CLOSED)
 
     def forget_connections(self) -> None:
         """Untie the connections of a transaction that has ended, so that no cycle keeps them."""
-        if self.links:
-            for link in self.links:
-                link.cut()
-                if not link.connection.closed and not link.is_lent:
-                    link.give_back()
-            self.links = []
+        for link in self.links:
+            connection: Any = link.connection
+            connection._uow = link.pooled._uow = None  # type: ignore[attr-defined]
+            if not connection.closed and not link.is_lent:
+                link.give_back()
+        self.links = []
 
     def expire_unmodified(self, session: Session) -> None:
         """A new transaction reads fresh rows; what was changed before it began must not be lost, and stays.
@@ -318,9 +296,11 @@ class SessionState:
         """Whether a COMMIT sent now would not commit what was done: the servers' own word, at no cost."""
         for link in self.links:
             status = link.status()
+            if status is _IN_TRANSACTION and not link.was_lost:
+                continue  # as nearly always
             if link.was_lost or status is TransactionStatus.IN_ERROR or status is None:
                 return True
-            if status is TransactionStatus.IDLE and link.has_lost_transaction():
+            if status is _IDLE and link.has_lost_transaction():
                 return True
         return False
 
@@ -341,6 +321,10 @@ class Begins(Enum):
     NOW = "before the next statement, to write"
 
 
+_NEVER, _NOT_YET = Begins.NEVER, math.inf
+_IDLE, _IN_TRANSACTION = TransactionStatus.IDLE, TransactionStatus.IN_TRANSACTION
+
+
 class Link:
     """What ties a connection to the session whose transaction it carries.
 
@@ -359,40 +343,20 @@ class Link:
     :ivar has_past: whether the transaction was open already when it was met, so that it may have written unseen.
     """
 
-    __slots__ = (
-        "_probe",
-        "begins",
-        "changes_before",
-        "connection",
-        "has_past",
-        "idle_since",
-        "is_to_refuse_writes",
-        "limit_s",
-        "is_lent",
-        "pooled",
-        "reads_alone",
-        "refuses_writes",
-        "riders",
-        "state",
-        "was_begun",
-        "was_committed",
-        "was_lost",
-    )
+    has_past = is_lent = refuses_writes = reads_alone = False
+    changes_before = 0
+    limit_s: float | None = None
 
     def __init__(self, state: SessionState, connection: sa.Connection) -> None:
         self.state = state
         self.connection = connection
-        self.has_past = self.is_lent = self.refuses_writes = self.is_to_refuse_writes = False
-        self.was_begun = self.was_committed = self.was_lost = False
-        self.begins = Begins.NEVER
-        self.changes_before = 0
-        self.limit_s: float | None = None
-        self.idle_since = math.inf
-        self.pooled = connection.connection
-        self.riders: Riders | None = getattr(self.pooled.dbapi_connection, "riders", None)
-        self.reads_alone = False
+        self.was_begun = self.was_committed = self.was_lost = self.is_to_refuse_writes = False
+        self.begins = _NEVER
+        self.idle_since = _NOT_YET
+        self.pooled = pooled = connection.connection
+        self.riders: Riders | None = getattr(pooled.dbapi_connection, "riders", None)
         self._probe: Callable[[Any], TransactionStatus | None] = connection.dialect._uow_probe  # type: ignore[attr-defined]
-        connection._uow = self.pooled._uow = self  # type: ignore[attr-defined]
+        connection._uow = pooled._uow = self  # type: ignore[attr-defined]
 
     @property
     def dbapi_connection(self) -> Any:
@@ -402,10 +366,6 @@ class Link:
     def is_from(self, pool: sa.Pool) -> bool:
         """Whether a connection of ``pool`` is held, and not closed or lost."""
         return self.connection.engine.pool is pool and self.pooled.dbapi_connection is not None
-
-    def cut(self) -> None:
-        """Untie the connection."""
-        self.connection._uow = self.pooled._uow = None  # type: ignore[attr-defined]
 
     def give_back(self) -> None:
         """Close what its session has lost sight of; its driver may refuse, and the pool replaces it."""
@@ -431,6 +391,10 @@ class Link:
             self.was_lost = True
         return self.was_lost
 
+    def is_at_rest(self) -> bool:
+        """Whether its server and its driver know of no transaction."""
+        return (self.riders is None or not self.riders.is_begun) and self.status() is _IDLE
+
     def status(self) -> TransactionStatus | None:
         """The server's word on its transaction; None if the connection is closed or was lost.
 
@@ -438,12 +402,14 @@ class Link:
         that heals the one of which it has.
         """
         dbapi_connection, riders = self.pooled.dbapi_connection, self.riders
-        status = None if dbapi_connection is None else self._probe(dbapi_connection)
+        if dbapi_connection is None:
+            return None
+        status = self._probe(dbapi_connection)
         if riders is not None and riders.waiting and status is not None:
             if riders.is_doomed:
                 return TransactionStatus.IN_ERROR
             if status is TransactionStatus.IN_ERROR:
-                return TransactionStatus.IN_TRANSACTION
+                return _IN_TRANSACTION
         return status
 
 

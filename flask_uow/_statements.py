@@ -24,6 +24,7 @@ class Kind(Enum):
     BEGIN = "BEGIN"
 
 
+_WRITE = Kind.WRITE
 _GRAVEST_FIRST = (Kind.COMMIT, Kind.ROLLBACK, Kind.BEGIN, Kind.WRITE)
 _LONGEST_KEPT = 4096  # characters; longer texts are read anew each time, so that the cache stays small
 
@@ -55,7 +56,7 @@ def kind_of(statement: str, context: Any) -> Kind:
     """
     if context is not None and context.compiled is not None and not context.is_text:
         if context.isinsert or context.isupdate or context.isdelete:
-            return Kind.WRITE
+            return _WRITE
         if not context.isddl:  # which holds texts
             return _kept_kind_of_one(statement) if len(statement) <= _LONGEST_KEPT else _kind_of_one(statement)
     return _kept_kind_of_text(statement) if len(statement) <= _LONGEST_KEPT else _kind_of_text(statement)

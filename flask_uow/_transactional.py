@@ -61,6 +61,8 @@ class Options(TypedDict, total=False):
     label: str | None
 
 
+_BEGIN = Relation.BEGIN
+
 OPTIONS = "_uow_options"
 """Where a decorated function has its options."""
 
@@ -96,9 +98,11 @@ class Transactional:
         return cast(F, decorated)
 
     def _decorate(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        options, sessions = self._options, self._bound_to
+
         @wraps(function)
         def unit_of_work(*args: Any, **kwargs: Any) -> Any:
-            boundary = Boundary(self._options, self._bound_to, unit_of_work)
+            boundary = Boundary(options, sessions, unit_of_work)
             while True:
                 value = None
                 boundary.enter()
@@ -196,49 +200,49 @@ class Boundary:
     :ivar wait_s: seconds to wait before another attempt, None if there is none.
     """
 
-    __slots__ = (
-        "_app_state",
-        "_attempt",
-        "_body",
-        "_bound_to",
-        "_context",
-        "_deadline",
-        "_inner",
-        "_is_committed",
-        "_known",
-        "_options",
-        "_outer",
-        "_place",
-        "_sessions",
-        "error",
-        "is_judge",
-        "unit",
-        "wait_s",
-    )
+    unit: Unit | None = None
+    error: BaseException | None = None
+    wait_s: float | None = None
+    _attempt = 0
+    _body: Body | None = None
+    _deadline: float | None = None
+    _inner: Session | None = None
+    _is_past_mending = False
+    _known: list[object] | None = None
 
     def __init__(self, options: UnitOptions, sessions: Sessions | None, place: Callable[..., Any] | CallSite) -> None:
         self._options = options
         self._bound_to = sessions
         self._place = place
-        self._attempt = 0
-        self._deadline = None if options.timeout is None else time.monotonic() + options.timeout
-        self._known: list[object] | None = None
-        self._body: Body | None = None
+        if options.timeout is not None:
+            self._deadline = time.monotonic() + options.timeout
 
     def enter(self) -> None:
         """Begin an attempt."""
-        context = self._context = current_context("@transactional")
-        self._app_state = state_of_app(context.app, self._bound_to)
-        self._sessions = self._app_state.sessions
+        if self._attempt:
+            self._forget_attempt()
         self._attempt += 1
-        self._inner: Session | None = None
-        self.unit: Unit | None = None
-        self.error: BaseException | None = None
-        self.wait_s: float | None = None
-        self._is_committed = False
-        self.is_judge = (self._options.rollback_on_status or self._app_state.settings.rollback_on_status) is not None
-        session = self._outer = self._sessions.current(context)
+        context = self._context = current_context("@transactional")
+        app_state = self._app_state = state_of_app(context.app, self._bound_to)
+        options, sessions = self._options, app_state.sessions
+        self.is_judge = options.rollback_on_status is not None or app_state.settings.rollback_on_status is not None
+        session = self._outer = sessions.current(context)
         state: SessionState = session._uow  # type: ignore[attr-defined]
+        try:
+            if state.unit is None and options.outside is _BEGIN:
+                self._begin(_BEGIN, session, state)
+            else:
+                self._enter_around(session, state)
+        except UnitOfWorkError as error:
+            error.locate(application_site())
+            raise
+
+    def _forget_attempt(self) -> None:
+        self.unit = self.error = self.wait_s = self._inner = None
+        self._is_past_mending = False
+
+    def _enter_around(self, session: Session, state: SessionState) -> None:
+        """Begin an attempt where another unit is active, or as the propagation says where none is."""
         active = state.unit
         if active is not None and active.ended_around is not None:
             session = self._outer = self._without_strays(session)
@@ -248,43 +252,44 @@ class Boundary:
             raise state.refusal(
                 "UOW203", what=f"a task began a unit beside unit of work {active.label!r}, which is another task's"
             )
-        try:
-            how = self._options.outside if active is None else None
-            if how is None:
-                how = relation(self._options, active.label if active else None)
-            if how is not Relation.WITHOUT:
-                self._begin(how, session, state)
-        except UnitOfWorkError as error:
-            error.locate(application_site())
-            raise
-
-    def _begin(self, how: Relation, session: Session, state: SessionState) -> None:
+        how = relation(self._options, active.label if active else None)
         if how is Relation.INDEPENDENT or how is Relation.SUSPEND:
             _check_writer(state)
             _check_pool(session, state, may_read_elsewhere=how is Relation.INDEPENDENT and self._options.read_only)
             session = self._inner = self._sessions.replace(self._context, session)
             state = guarded_state(session)
-            if how is Relation.SUSPEND:
-                return
-        is_repeatable = True
-        if state.unit is None and (self._attempt > 1 or self._retries):
-            self._forget_lost_attempt(session)
-            is_repeatable = not any(map(has_written_unseen, state.links))
-        place = self._place
-        request = find_request()
+        if how is not Relation.WITHOUT and how is not Relation.SUSPEND:
+            self._begin(how, session, state)
+
+    @property
+    def _sessions(self) -> Sessions:
+        return self._app_state.sessions
+
+    def _begin(self, how: Relation, session: Session, state: SessionState) -> None:
+        place, options, request = self._place, self._options, find_request()
         of_view = None if isinstance(place, CallSite) else view_label(self._app_state, place, request)
-        label = self._options.label or of_view
+        label = options.label or of_view
         if label is None:
             label = place.code.co_qualname if isinstance(place, CallSite) else place.__qualname__
-        unit = Unit(session, state, self._options, label, place, self._attempt, self._deadline)
-        unit.is_view, unit.request = of_view is not None, request
+        unit = Unit(session, state, options, label, place, self._attempt, self._deadline)
+        if of_view is not None:
+            unit.is_view = True
+        unit.request = request
+        is_first = state.unit is None and (self._attempt > 1 or self._retries > 0)
+        is_repeatable = not is_first or self._is_repeatable(session, state)
         try:
             unit.begin(how)
         except BaseException:
             self._resume()
             raise
-        unit.is_repeatable = unit.is_repeatable and is_repeatable
+        if not is_repeatable:
+            unit.is_repeatable = False
         self.unit = unit
+
+    def _is_repeatable(self, session: Session, state: SessionState) -> bool:
+        """Whether another attempt could follow, as far as what came before the unit goes; prepare for that one."""
+        self._forget_lost_attempt(session)
+        return not any(map(has_written_unseen, state.links))
 
     def _forget_lost_attempt(self, session: Session) -> None:
         """Later attempts start with the objects that the first one met, and no others."""
@@ -299,9 +304,10 @@ class Boundary:
 
     @property
     def _retries(self) -> int:
-        if isinstance(self._place, CallSite):
-            return 0
-        return self._app_state.settings.retries if self._options.retries is None else self._options.retries
+        retries = self._options.retries
+        if retries is None:
+            retries = self._app_state.settings.retries
+        return 0 if retries and isinstance(self._place, CallSite) else retries
 
     def look_at(self, value: object) -> None:
         """Let the status veto judge what a function returned."""
@@ -321,15 +327,19 @@ class Boundary:
             self._resume()
             return
         try:
-            self.error = unit.end(exception)
+            self.error = error = unit.end(exception)
         finally:
             if self._inner is not None:
                 self._resume()
-        self._is_committed = unit.was_committed
-        if unit.parent is not None:
-            return
-        if self.error is not None and self._may_retry(self.error):
-            self._plan_retry(unit, self.error)
+        if unit.parent is None and (
+            error is not None or unit.has_hooks or unit.took_s > self._app_state.settings.slow_unit_s
+        ):
+            self._follow_up(unit, error)
+
+    def _follow_up(self, unit: Unit, error: BaseException | None) -> None:
+        """Do what comes after an outermost unit: plan another attempt, log it, run its hooks."""
+        if error is not None and self._may_retry(error):
+            self._plan_retry(unit, error)
         is_slow = unit.took_s > self._app_state.settings.slow_unit_s
         if self.error is not None or is_slow:
             unit.log(self.error, is_slow=is_slow, is_retried=self.wait_s is not None)
@@ -387,14 +397,15 @@ class Boundary:
         errors = unit.run_after_hooks()
         if errors and self.error is None and self._app_state.app.testing:
             self.error = errors[0] if len(errors) == 1 else ExceptionGroup(f"hooks of {unit.label!r}", errors)
-            self._is_committed = True  # nothing for on_error to mend
+            self._is_past_mending = True
 
     def answer(self) -> Any:
         """What the caller gets for :attr:`error`: the value of ``on_error``, or the error itself, raised."""
         error, self.error = self.error, None
         assert error is not None
+        is_kept = self._is_past_mending or (self.unit is not None and self.unit.was_committed)
         try:
-            if self._options.on_error is None or self._is_committed or not isinstance(error, Exception):
+            if self._options.on_error is None or is_kept or not isinstance(error, Exception):
                 raise error
             return self._options.on_error(error)
         finally:

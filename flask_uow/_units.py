@@ -65,9 +65,9 @@ if TYPE_CHECKING:
     from sqlalchemy.orm import Session, SessionTransaction
 
 
-_get_ident = threading.get_ident
+_get_ident, _monotonic = threading.get_ident, time.monotonic
+_unit_began, _unit_committed, _unit_rolled_back = signals.unit_began, signals.unit_committed, signals.unit_rolled_back
 _COMMITTED, _ROLLED_BACK, _FAILED = int(End.COMMITTED), int(End.ROLLED_BACK), int(End.FAILED)
-_NONE: frozenset[sa.Connection] = frozenset()
 
 
 def _states_around() -> Iterator[SessionState]:
@@ -120,6 +120,9 @@ def ending(*, has_raised: bool, is_kept: bool, is_failed: bool, is_rollback_only
     return Ending.FAIL if is_failed else Ending.COMMIT
 
 
+_COMMIT = Ending.COMMIT
+
+
 class Unit:
     """One unit of work; made by ``transactional``, reached as ``current_unit``.
 
@@ -143,46 +146,19 @@ class Unit:
     :ivar parent: the unit around it on the same session, or None.
     """
 
-    __slots__ = (
-        "__weakref__",
-        "_around",
-        "_asked_before",
-        "_has_savepoint",
-        "_failure",
-        "_has_failed",
-        "_hooks",
-        "_is_in_doubt",
-        "_is_rollback_only",
-        "_joined",
-        "_options",
-        "_state",
-        "_transaction",
-        "_unended",
-        "_unprotected",
-        "_began_s",
-        "_idle_before_s",
-        "_is_length_noticed",
-        "_place",
-        "_row",
-        "_told_before",
-        "attempt",
-        "deadline",
-        "depth",
-        "is_active",
-        "is_known_aborted",
-        "is_repeatable",
-        "is_undone",
-        "is_view",
-        "label",
-        "live",
-        "parent",
-        "read_only",
-        "request",
-        "session",
-        "took_s",
-        "was_committed",
-        "was_on_reader",
-    )
+    # What a unit is at first, and most are until their end: said here, it makes each of them cheaper.
+    depth = attempt = 1
+    is_active = is_known_aborted = is_undone = is_view = was_on_reader = False
+    is_repeatable = True
+    request: object = None
+    took_s = 0.0
+    _asked_before = 0.0
+    _failure: BaseException | None = None
+    _unended: UnitFailedError | None = None
+    _has_failed = _has_savepoint = _is_in_doubt = _is_length_noticed = _is_rollback_only = False
+    _transaction: SessionTransaction | None = None
+    _unprotected: frozenset[sa.Connection] = frozenset()
+    _row: Row
 
     def __init__(
         self,
@@ -194,37 +170,23 @@ class Unit:
         attempt: int = 1,
         deadline: float | None = None,
     ) -> None:
-        parent = state.unit
         self.session = session
         self.label = label
-        self.parent = parent
-        self.depth: int = parent.depth + 1 if parent else 1
-        self.attempt = attempt
+        self.parent = parent = state.unit
+        if parent is not None:
+            self.depth = parent.depth + 1
         self.read_only = options.read_only
-        self.is_active = False
-        self.was_committed = self.was_on_reader = False
-        self.is_known_aborted = False
-        self.is_repeatable = True
-        self.is_view = False
-        self.request: object = None
-        self.is_undone = False
+        if attempt > 1:
+            self.attempt = attempt
+        self.deadline = deadline
+        self.was_committed = False
+        self.live: Live | None = None
         self._state = state
         self._options = options
         self._place = place
         self._around: Unit | None = None
         self._joined: Unit | None = None
-        self._transaction: SessionTransaction | None = None
-        self._unprotected: frozenset[sa.Connection] = _NONE
-        self._has_savepoint = False
-        self._failure: BaseException | None = None
-        self._unended: UnitFailedError | None = None
-        self._is_in_doubt = False
-        self._is_rollback_only = False
         self._hooks: Hooks | None = None
-        self.live: Live | None = None
-        self._is_length_noticed = self._has_failed = False
-        self.took_s = 0.0
-        self.deadline = deadline
 
     def __repr__(self) -> str:
         return f"<Unit {self.label!r} depth={self.depth} {'active' if self.is_active else 'ended'}>"
@@ -289,10 +251,9 @@ class Unit:
 
         :raises UnitOptionsError: if an option cannot hold here.
         """
-        if how is Relation.BEGIN or how is Relation.INDEPENDENT:
+        if self.parent is None:
             self._begin_outermost()
             return
-        assert self.parent is not None
         self._check_options_inside(self.parent)
         if how is Relation.JOIN:
             self._joined = self.parent._owner
@@ -305,24 +266,24 @@ class Unit:
         self._limit(self._state.links)
 
     def _begin_outermost(self) -> None:
-        if self._state.links or (self._options.needs_connection and self.session.in_transaction()):
-            _meet_open_transaction(self.session, self._state, self._options)
-        session, state = self.session, self._state
-        if session.in_transaction():
-            self._transaction = session.get_transaction()
-            self.is_repeatable = not (state.wrote or has_pending(session))
-            if state.is_stale:
-                state.expire_unmodified(session)
-        else:
+        session, state, options = self.session, self._state, self._options
+        if state.links or (options.needs_connection and session.in_transaction()):
+            _meet_open_transaction(session, state, options)
+        self._transaction = session.get_transaction()
+        if self._transaction is None:
             state.is_own_call = True
             try:
                 self._transaction = session.begin()
             finally:
                 state.is_own_call = False
+        else:
+            self.is_repeatable = not (state.wrote or has_pending(session))
+            if state.is_stale:
+                state.expire_unmodified(session)
         self._activate()
-        if self._options.timeout is not None:
+        if options.timeout is not None:
             self._limit(state.links)
-        if self._options.needs_connection and not state.links:
+        if options.needs_connection and not state.links:
             try:
                 self.take_connection()
             except BaseException as error:
@@ -371,17 +332,21 @@ class Unit:
         state = self._state
         state.unit = self
         self.is_active = True
-        self._began_s = time.monotonic()
+        self._began_s = _monotonic()
         self._told_before = state.told
         if state.board is not None:
-            self._enter_board(state, state.board)
+            if self.parent is None:
+                self._enter_board(state, state.board)
+            else:
+                self._enter_board_inside(state, state.board, self.parent)
         around = get_innermost(None)
-        while around is not None and not around.is_active:
-            around = around._around
-        self._around = around
+        if around is not None:
+            while around is not None and not around.is_active:
+                around = around._around
+            self._around = around
         set_innermost(self)
-        if self._joined is None and signals.unit_began.receivers:
-            self.tell(signals.unit_began)
+        if _unit_began.receivers and self._joined is None:
+            self.tell(_unit_began)
 
     def _check_options_inside(self, parent: Unit) -> None:
         if parent.read_only and not self.read_only:
@@ -408,27 +373,34 @@ class Unit:
     # ---- what others can see of it
 
     def _enter_board(self, state: SessionState, board: Board) -> None:
-        """Take a place on the board; every unit pays for each line here."""
-        now_s, told, place = self._began_s, state.told, self._place
+        """Take a place on the board; every outermost unit pays for each line here."""
+        told, place = state.told, self._place
         self._idle_before_s = state.idle_s
         row = board.rows.get(self.label)
-        if self.parent is not None or row is None or row.place is not place:
-            row = board.row(self.label, self._site, is_inner=self.parent is not None)
-            row.place = place if self.parent is None else None
+        if row is None or row.place is not place:
+            row = board.row(self.label, self._site, is_inner=False)
+            row.place = place
         self._row = row
         live = board.homes.get(_get_ident())
-        if live is None or live.is_taken or self.parent is not None or self.attempt > 1:
+        if live is None or live.is_taken or self.attempt > 1:
             live = self._take_other_place(board, row)
         else:
             live.is_taken = True
             live.held_since_s = 0.0
             live.turns = turn = live.turns + 1
-            board.memory[live.span] = pack_live(turn, told, now_s, told, row.index, 0, turn)
+            board.memory[live.span] = pack_live(turn, told, self._began_s, told, row.index, 0, turn)
         self.live = state.live = live
-        if self.parent is not None:
-            live.tell_as(self.parent.live)
-        elif state.links:
+        if state.links:
             self._adopt_links(live)
+
+    def _enter_board_inside(self, state: SessionState, board: Board, parent: Unit) -> None:
+        """Take a place beside that of the unit around."""
+        self._idle_before_s = state.idle_s
+        self._row = row = board.row(self.label, self._site, is_inner=True)
+        self.live = state.live = board.occupy(
+            Kind.UNIT, row, self._began_s, state.told, parent=parent.live, depth=self.depth, attempt=self.attempt
+        )
+        self.live.tell_as(parent.live)
 
     def _adopt_links(self, live: Live) -> None:
         """Connections that the session has already are the unit's from now on, idle as long as they were."""
@@ -440,10 +412,7 @@ class Unit:
 
     def _take_other_place(self, board: Board, row: Row) -> Live:
         """Where the thread's own place is not for this unit, or there is none yet."""
-        parent, now_s, told = self.parent, self._began_s, self._state.told
-        if parent is not None:
-            depth, around = self.depth, parent.live
-            return board.occupy(Kind.UNIT, row, now_s, told, parent=around, depth=depth, attempt=self.attempt)
+        now_s, told = self._began_s, self._state.told
         home = board.home()
         if home is None or home.is_taken or self.attempt > 1:
             board.count(BEGUN)
@@ -457,20 +426,21 @@ class Unit:
         :param outcome: an :class:`~flask_uow._board.Outcome`.
         """
         live, state = self.live, self._state
-        if live is None or state.board is None:
+        if live is None:
             return
-        held_since_s, took_s = live.held_since_s, self.took_s or time.monotonic() - self._began_s
-        around = None if self.parent is None else self.parent.live
-        if around is not None:
-            around.tell_as(live)
-        self.live, state.live = None, around
+        held_since_s, took_s = live.held_since_s, self.took_s or _monotonic() - self._began_s
+        self.live = state.live = None
+        if self.parent is not None:
+            state.live = around = self.parent.live
+            if around is not None:
+                around.tell_as(live)
         if live.is_home:
             live.words[live.at - 1] = 0
             live.is_taken = False
         else:
             live.free()
         idle_s = state.idle_s - self._idle_before_s
-        state.board.count_unit(
+        live.board.count_unit(
             self._row,
             outcome,
             is_error,
@@ -485,7 +455,7 @@ class Unit:
         """Say what it does from now on."""
         live = self.live
         if live is not None:
-            live.reals[live.at] = self._state.told + (what + time.monotonic())
+            live.reals[live.at] = self._state.told + (what + _monotonic())
 
     @property
     def outcome(self) -> UnitOutcome:
@@ -554,7 +524,7 @@ class Unit:
 
         :raises UnitTimeoutError: then.
         """
-        if self.deadline is not None and time.monotonic() > self.deadline:
+        if self.deadline is not None and _monotonic() > self.deadline:
             raise UnitTimeoutError(
                 f"Unit of work {self.label!r} ran past its deadline.",
                 self.where,
@@ -564,7 +534,7 @@ class Unit:
     @property
     def remaining_s(self) -> float | None:
         """Seconds until the deadline, None without one."""
-        return None if self.deadline is None else max(self.deadline - time.monotonic(), 0.001)
+        return None if self.deadline is None else max(self.deadline - _monotonic(), 0.001)
 
     def _limit(self, links: list[Link]) -> None:
         """Let the servers end what runs past the deadline, on connections that were taken before the unit."""
@@ -595,8 +565,10 @@ class Unit:
 
     def late_options(self, connection: sa.Connection) -> str | None:
         """What gives the unit's options to a PostgreSQL connection taken without them: they ride, or it is late."""
-        options, given = outermost_of(self)._options, connection.get_execution_options()
-        modes = []
+        options = outermost_of(self)._options
+        if not options.needs_connection:
+            return None
+        modes, given = [], connection.get_execution_options()
         if options.isolation and given.get("isolation_level") != options.isolation:
             modes.append(f"ISOLATION LEVEL {options.isolation}")
         if options.read_only and not given.get("postgresql_readonly"):
@@ -644,10 +616,11 @@ class Unit:
         :param exception: what the body raised, None if it returned.
         :return: what is to be raised: ``exception`` again, another error, or None.
         """
-        if not self.is_active or self._state.generation != _fork.generation or self._state.is_over:
+        state = self._state
+        if not self.is_active or state.generation != _fork.generation or state.is_over:
             self._hooks = None  # in a forked child, they are the parent's to run
             return exception or self._failure or self._outlived_error()
-        if self._state.unit is not self:
+        if state.unit is not self:
             self._end_strays()
         leaving = exception
         try:
@@ -658,27 +631,32 @@ class Unit:
             if not self.was_committed:
                 self._undo(leaving)
         finally:
-            self._deactivate()
-            self._tell_end(leaving, has_failed=leaving is not exception)
+            self._conclude(state, leaving, has_failed=leaving is not exception)
         if self._options.timeout is not None:
             self._lift_limit()
         if self._joined is None:
             self._announce(leaving)
         return leaving
 
-    def _tell_end(self, leaving: BaseException | None, *, has_failed: bool) -> None:
-        """Tell whoever watches.
+    def _conclude(self, state: SessionState, leaving: BaseException | None, *, has_failed: bool) -> None:
+        """Be over, and tell whoever watches.
 
         :param has_failed: whether the work was to be kept, and could not be.
         """
-        self._has_failed = has_failed
-        outcome = _COMMITTED if self.was_committed else _FAILED if has_failed else _ROLLED_BACK
-        self.took_s = time.monotonic() - self._began_s
-        self.leave_board(outcome, is_error=leaving is not None)
-        if self.parent is None:
-            self._state.told_in_units += self._state.told - self._told_before
-            if not self.was_committed:
-                self._notice_length(may_raise=False)
+        self.is_active = False
+        state.unit = parent = self.parent
+        if get_innermost(None) is self:
+            set_innermost(self._around)
+        if parent is None:
+            self._leave_session(state)
+        self.took_s = _monotonic() - self._began_s
+        if has_failed:
+            self._has_failed = True
+        if self.live is not None:
+            outcome = _COMMITTED if self.was_committed else _FAILED if has_failed else _ROLLED_BACK
+            self.leave_board(outcome, is_error=leaving is not None)
+        if parent is None and not self.was_committed:
+            self._notice_length(may_raise=False)
 
     def _outlived_error(self) -> BaseException | None:
         if not self.is_active or not self._state.is_over:
@@ -689,16 +667,18 @@ class Unit:
         )
 
     def _carry_out(self, exception: BaseException | None) -> BaseException | None:
-        if self._joined is not None and self.read_only and exception is None:
+        joined = self._joined
+        if joined is not None and self.read_only and exception is None:
             self.session.flush()  # what was added in it is refused in it
         decision = self._decide(exception)
-        if decision is Ending.COMMIT and self._joined is None and self.parent is None and self._hooks is not None:
+        if decision is _COMMIT and self._hooks is not None and joined is None and self.parent is None:
             self._hooks.run_before_commit()
             decision = self._decide(exception)
-        if decision is Ending.COMMIT:
-            if self._joined is None:
+        if decision is _COMMIT:
+            if joined is None:
                 self._keep()
             self.was_committed = True
+            return exception
         return self._failed_error() if decision is Ending.FAIL else exception
 
     def run_late_hooks(self) -> None:
@@ -710,21 +690,20 @@ class Unit:
             raise self._failed_error()
 
     def _notice_length(self, *, may_raise: bool) -> None:
-        seconds = time.monotonic() - self._began_s
+        seconds = _monotonic() - self._began_s
         if seconds > self._state.settings.max_unit_s and not self._is_length_noticed:
             self._is_length_noticed = True
             notice_length(self._state, self.label, self._site, seconds, may_raise=may_raise)
 
-    def _deactivate(self) -> None:
-        self.is_active = False
-        self._state.unit = self.parent
-        if get_innermost(None) is self:
-            set_innermost(self._around)
-        if self.parent is None:
-            self._state.committed_label = None
-            if self.was_committed and self.request is not None and self._state.links:
-                note_committed(self._state, self.label, self.request, is_view=self.is_view)
-            self._state.forget_connections()
+    def _leave_session(self, state: SessionState) -> None:
+        """Leave the session to what comes after an outermost unit."""
+        state.told_in_units += state.told - self._told_before
+        state.committed_label = None
+        if state.links:
+            if self.was_committed and self.request is not None:
+                note_committed(state, self.label, self.request, is_view=self.is_view)
+            state.forget_connections()
+        if state.reader is not None:
             self._leave_reader()
 
     @property
@@ -760,13 +739,14 @@ class Unit:
 
     def _is_failed(self) -> bool:
         owner, state = self._joined or self, self._state
+        transaction = owner._transaction
         return (
             owner._failure is not None
             or owner._unended is not None
             or state.breach is not None
-            or not self.session.is_active
-            or owner._transaction is None
-            or not owner._transaction.is_active
+            or transaction is None
+            or not transaction.is_active
+            or (self.session._transaction is not transaction and not self.session.is_active)
             or state.has_lost_transaction()
         )
 
@@ -805,7 +785,7 @@ class Unit:
         if self.parent is None:
             if self.deadline is not None:
                 self.check_deadline()
-            if time.monotonic() - self._began_s > self._state.settings.max_unit_s:
+            if _monotonic() - self._began_s > self._state.settings.max_unit_s:
                 self._notice_length(may_raise=True)
             self._commit()
             return
@@ -856,7 +836,7 @@ class Unit:
         :raises CommitOutcomeUnknownError: if the connection was lost in it and the server cannot be asked.
         """
         state = self._state
-        if self.read_only:
+        if self.read_only and state.links:
             _refuse_unseen_writes(state)
             _lift_read_only(state)
         state.confirms = self._options.confirm_commit
@@ -912,10 +892,10 @@ class Unit:
         if self.parent is not None and self._hooks is not None:
             self._hand_on_hooks(self.parent._owner, self._hooks)
         if self.was_committed:
-            if signals.unit_committed.receivers:
-                self.tell(signals.unit_committed)
-        elif signals.unit_rolled_back.receivers and not self._is_in_doubt:
-            self.tell(signals.unit_rolled_back, exception=leaving)
+            if _unit_committed.receivers:
+                self.tell(_unit_committed)
+        elif _unit_rolled_back.receivers and not self._is_in_doubt:
+            self.tell(_unit_rolled_back, exception=leaving)
 
     def tell(self, signal: NamedSignal, **details: Any) -> None:
         """Send a signal; a receiver's error is logged, and changes nothing."""
@@ -1011,8 +991,9 @@ def _refuse_unseen_writes(state: SessionState) -> None:
 
     :raises RuleViolationError: UOW111, then.
     """
-    if any(link.is_to_refuse_writes and has_written_unseen(link) for link in state.links):
-        raise state.refusal("UOW111", statement="a statement of the driver's own connection")
+    for link in state.links:
+        if link.is_to_refuse_writes and has_written_unseen(link):
+            raise state.refusal("UOW111", statement="a statement of the driver's own connection")
 
 
 def _lift_read_only(state: SessionState) -> None:

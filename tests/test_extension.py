@@ -269,6 +269,38 @@ def test_events_of_the_session_fire_whenever_they_were_asked_for(database: Datab
     assert (before, after, late) == (["a", "b"], ["a", "b"], ["b"])
 
 
+def test_events_that_are_asked_for_between_two_sessions_fire(app: Flask, uow: UnitOfWork) -> None:
+    """A session hears of listeners that came after the first session of its class."""
+    with app.app_context(), transactional():
+        uow.session.add(Item(name="a"))
+    heard = listen_after_flush(uow.session)
+    with app.app_context(), transactional():
+        uow.session.add(Item(name="b"))
+
+    assert heard == ["b"]
+
+
+def test_events_of_a_session_that_listens_to_itself_fire(database: Database) -> None:
+    """A session class may listen to its own sessions as it makes them."""
+    heard: list[bool] = []
+
+    class ListeningSession(Session):
+        def __init__(self, *args: Any, **options: Any) -> None:
+            super().__init__(*args, **options)
+            event.listen(self, "before_commit", self.note)
+
+        def note(self, session: Session) -> None:
+            heard.append(session is self)
+
+    uow = UnitOfWork(session_options={"class_": ListeningSession})
+    app = make_app(database, uow)
+    for name in ("a", "b", "c"):
+        with app.app_context(), transactional():
+            uow.session.add(Item(name=name))
+
+    assert heard == [True] * 3
+
+
 def test_events_of_one_extension_are_its_own(database: Database, second_database: Database) -> None:
     """What listens to one extension's sessions hears nothing of another's."""
     first_uow, second_uow = UnitOfWork(), UnitOfWork()

@@ -126,15 +126,17 @@ def has_ended(dbapi_connection: Any) -> bool:
         file_descriptor = dbapi_connection.fileno()
     except Exception:  # noqa: BLE001  # a closed connection has no file descriptor, and each driver says so in its own way
         return True
-    wait_ms = 0
+    return _is_readable(file_descriptor, 0) and _ends_with_what_it_reads(dbapi_connection, file_descriptor)
+
+
+def _ends_with_what_it_reads(dbapi_connection: Any, file_descriptor: int) -> bool:
     for _ in range(_READS):
-        if not _is_readable(file_descriptor, wait_ms):
-            return False
         try:
             has_notice = _read_waiting(dbapi_connection)
         except Exception:  # noqa: BLE001  # either driver's error for a stream that has ended, or makes no sense
             return True
-        wait_ms = _LAST_WORDS_MS if has_notice else 0
+        if not _is_readable(file_descriptor, _LAST_WORDS_MS if has_notice else 0):
+            return False
     return False  # a listener whose notifications come faster than they are read
 
 

@@ -69,6 +69,8 @@ class RidingConnection(plain_connection):
         #: Whether the server has taken the start option by which all is read-only that does not say otherwise.
         self.is_read_only_at_start = False
         self._may_be_standby = False
+        # The BEGIN of the characteristics, None before it is known.
+        self._said_at_begin: str | None = None
         # One thread at a time sends what waits.
         self._lock = threading.RLock()
         # Grows with each transaction's end, which named cursors do not survive.
@@ -107,6 +109,7 @@ class RidingConnection(plain_connection):
             self.is_read_only_at_start = is_on and (is_told or not is_standby)
             if is_on and not self.is_read_only_at_start:
                 cursor.execute(f"SET {READ_ONLY} TO off")
+        self._said_at_begin = None
         # A primary does not become a standby while it is connected to.
         self._may_be_standby = self.get_parameter_status("in_hot_standby") == "on"
         return self.is_read_only_at_start
@@ -149,6 +152,8 @@ class RidingConnection(plain_connection):
         if riders.is_begun:
             with self._lock:
                 self._commit_begun()
+            if type(self) is RidingConnection:
+                return None  # psycopg2 has nothing to commit, and no class of the program's hears of it
         riders.along = ()
         if not self._is_at_rest():
             super().commit()  # which refuses
@@ -196,6 +201,7 @@ class RidingConnection(plain_connection):
         self._is_native = False
         self._ended()
         self._characteristics = self._session = self._session_wanted = AS_THE_SERVER
+        self._said_at_begin = None
         self._autocommit = False
         _real_autocommit.__set__(self, True)
 
@@ -260,6 +266,7 @@ class RidingConnection(plain_connection):
         if autocommit is not None:
             self._autocommit = bool(autocommit)
         self._characteristics = (level, is_read_only, is_deferrable)
+        self._said_at_begin = None
         # In autocommit psycopg2 tells the session what is set, and only that.
         session = AS_THE_SERVER
         if self._autocommit:
@@ -298,8 +305,8 @@ class RidingConnection(plain_connection):
         """Return a new cursor."""
         if name is None and cursor_factory is None and not withhold and scrollable is None:
             cursor = super().cursor()
-        else:
-            cursor = self._special_cursor(name, cursor_factory, withhold, scrollable)
+            return cursor if type(cursor) is RidingCursor else self._let_ride(cursor)
+        cursor = self._special_cursor(name, cursor_factory, withhold, scrollable)
         if type(cursor) is RidingCursor and name is None:
             return cursor
         return self._let_ride(cursor)
@@ -422,20 +429,20 @@ class RidingConnection(plain_connection):
         riders = self.riders
         if riders.is_begun:
             return True
-        if self._session != self._session_wanted:
+        if self._session is not self._session_wanted and self._session != self._session_wanted:
             self._set_session(self._session_wanted)
-        riders.begin(self._begin_text())
+        riders.begin(self._said_at_begin or self._begin_text())
         return False
 
     def _begin_text(self) -> str:
-        characteristics = self._characteristics
-        if characteristics == AS_THE_SERVER and not self.is_read_only_at_start:
-            return "BEGIN"
-        level, is_read_only, is_deferrable = characteristics
+        level, is_read_only, is_deferrable = self._characteristics
         if is_read_only is None and self.is_read_only_at_start:
             is_standby = self._may_be_standby and self.get_parameter_status("in_hot_standby") == "on"
             is_read_only = None if is_standby else False
-        return begin_text(level, is_read_only, is_deferrable)
+        text = begin_text(level, is_read_only, is_deferrable)
+        if not self._may_be_standby:
+            self._said_at_begin = text
+        return text
 
     def _prefix(self) -> str:
         return self.riders.text + PREFIX_END
@@ -553,7 +560,7 @@ class RidingConnection(plain_connection):
         if not along and _server_status(self) == IDLE:
             return self._ended()
         try:
-            tag = self._run(SEPARATOR.join([*along, "COMMIT"]))
+            tag = self._run(SEPARATOR.join([*along, "COMMIT"]) if along else "COMMIT")
         except BaseException:
             if along and not self.closed and _server_status(self) == IN_ERROR:
                 self._run("ROLLBACK")

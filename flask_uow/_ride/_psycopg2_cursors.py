@@ -75,22 +75,23 @@ class RidingCursor(plain_cursor):
     def execute(self, query: Any, vars: Any = None) -> None:
         """Run a statement, or let it wait."""
         connection = self.connection
-        riders = connection.riders
         if (
-            riders.is_begun
-            and not riders.waiting
-            and not self._is_odd
+            not self._is_odd
             and type(query) is str
             and connection._texts.get(query) is PROVEN
             and not connection.needs_no_transaction
         ):
-            try:
-                super().execute(query, vars)
-            except BaseException as error:
-                connection.trips += was_sent(error)
-                raise
-            connection.trips += 1
-            return None
+            riders = connection.riders
+            if riders.is_begun and not riders.waiting:
+                return self._send(query, vars)
+            if not riders.is_begun and not connection._is_passive() and not self.closed:
+                with connection._lock:
+                    return self._execute_first(query, vars)
+        return self._execute_with_care(query, vars)
+
+    def _execute_with_care(self, query: Any, vars: Any) -> None:
+        """Run a statement of which nothing is known yet, or which may wait, or go without a transaction."""
+        connection = self.connection
         if self._is_odd:
             self._be_even()
         is_harmless, connection.needs_no_transaction = connection.needs_no_transaction, False
@@ -103,6 +104,12 @@ class RidingCursor(plain_cursor):
             return super().execute(query, vars)  # psycopg2 refuses
         with connection._lock:
             return self._execute_in_transaction(query, vars, is_harmless)
+
+    def _execute_first(self, query: str, parameters: Any) -> None:
+        """Run a statement that the server knows, as a transaction's first: it can carry all that may wait then."""
+        connection = self.connection
+        connection._begin()
+        self._send_behind(connection._prefix(), query, parameters, was_begun=False)
 
     def executemany(self, query: Any, vars_list: Iterable[Any]) -> None:
         """Run a statement for each of many parameters; what waits rides in front of the first."""
@@ -216,15 +223,18 @@ class RidingCursor(plain_cursor):
             connection._send_waiting()
             self._send(query, parameters)
             return
-        prefix = connection._prefix()
+        self._send_behind(connection._prefix(), query, parameters, was_begun=was_begun)
+
+    def _send_behind(self, prefix: str, query: Any, parameters: Any, *, was_begun: bool) -> None:
+        """Run a statement with what waits in front of it."""
         before = _last_query.__get__(self)
-        self._shift_by(prefix)
+        self._shift, self._is_odd = len(prefix.encode()), True
         try:
             self._send(prefix + query if isinstance(query, str) else prefix.encode() + query, parameters)
         except BaseException as error:
             self._settle_failure(error, prefix, before, was_begun)
             raise
-        riders.sent()
+        self.connection.riders.sent()
 
     def _read_alone(self, query: Any, parameters: Any) -> None:
         """Read without a transaction on the server; one that fails has failed for the caller all the same."""

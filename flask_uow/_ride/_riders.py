@@ -173,7 +173,7 @@ class Riders:
     @property
     def needs_sound_text(self) -> bool:
         """Whether what waits must not be lost with a string that is refused as a whole: a SAVEPOINT, a RELEASE."""
-        return self.has_savepoint or any(map(_is_release, self.waiting))
+        return len(self.waiting) > self._head and (self.has_savepoint or any(map(_is_release, self.waiting)))
 
     @property
     def text(self) -> str:

@@ -4,7 +4,7 @@ import asyncio
 import threading
 import warnings
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import suppress
+from contextlib import closing, suppress
 from typing import Any
 
 import psycopg2.errors
@@ -337,6 +337,25 @@ def test_a_listener_that_raises_after_the_commit_cannot_undo_it(bench: Bench) ->
 
     assert bench.committed() == ["a"]
     assert ran == ["commit"]
+
+
+def test_what_a_listener_begins_on_a_connection_that_returns_is_rolled_back(bench: Bench) -> None:
+    """A unit's COMMIT leaves nothing to roll back, unless somebody speaks between it and the pool."""
+    heard: list[object] = []
+
+    def write(dbapi_connection: Any, record: object, state: object) -> None:
+        heard.append(state)
+        with closing(dbapi_connection.cursor()) as cursor:
+            cursor.execute("INSERT INTO item (name) VALUES ('left')")
+
+    with bench.app.app_context():
+        sa.event.listen(bench.uow.engine, "reset", write)
+    for name in ("a", "b"):
+        with bench.app.app_context(), transactional():
+            bench.add(name)
+
+    assert len(heard) == 2
+    assert sorted(bench.committed()) == ["a", "b"]
 
 
 @pytest.fixture
