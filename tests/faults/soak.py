@@ -176,7 +176,7 @@ def look(app: Flask, database: PostgreSQLDatabase) -> Held:
     objects = gc.get_objects()
     return Held(
         sessions_alive=len(list(_sessions.values())),
-        sessions_in_scopes=sum(len(each.slots) + len(each.adopted) for each in objects if type(each) is Scope),
+        sessions_in_scopes=sum(len(each.slots) + len(each.adopted or ()) for each in objects if type(each) is Scope),
         units_on_the_board=len(worker.live),
         connections_checked_out=checked_out,
         sessions_of_the_server=_count_server_sessions(database),
