@@ -108,7 +108,8 @@ class UnitOfWork:
                 f"App {app.name!r} has a UnitOfWork already; two would commit apart from each other.",
                 fix="Call init_app once per app, and use SQLALCHEMY_BINDS for a second database.",
             )
-        from ._cli import db_session_stats  # here, so that an import alone does not load the command
+        from ._cli import db_session_stats  # here, so that an import alone does not load the commands
+        from .lint._command import db_session_lint
 
         settings = read_settings(app.config, owns_engines=self._owns_engines, engine_options=self._engine_options)
         engines = make_engines(app, settings)
@@ -130,6 +131,7 @@ class UnitOfWork:
         app.extensions.setdefault(OBSERVERS_KEY, []).append(ServerTiming(settings.server_timing))
         record_requests(app, app_state)
         app.cli.add_command(db_session_stats)
+        app.cli.add_command(db_session_lint)
 
     def _take_back_sessions(self, app: Flask) -> None:
         """Close the context's sessions after its teardown functions, the first of which to raise stops the others."""
