@@ -79,7 +79,7 @@ class Functions:
         return Facts(
             is_unit=bool(units and not too_high) or node in self._wrapped or self._is_in_unit_class(node, scope),
             is_view=self._is_view(node, scope),
-            is_teardown=bool(decorator_names(node) & TEARDOWNS),
+            is_teardown=any(map(_is_teardown, node.decorator_list)),
             too_high=node.decorator_list[too_high[0]] if too_high else None,
             is_refused=(is_direct or bool(too_high)) and is_generator(node),
         )
@@ -147,6 +147,12 @@ def _is_route(node: ast.expr) -> bool:
     rules = [*node.args[:1], *(keyword.value for keyword in node.keywords if keyword.arg == "rule")]
     rule = literal(rules[0]) if rules else None
     return isinstance(rule, str) and rule[:1] in ("/", "")
+
+
+def _is_teardown(node: ast.expr) -> bool:
+    """Whether a decorator is ``@app.teardown_appcontext``, or Celery's ``@task_postrun.connect``."""
+    names = dotted(node.func if isinstance(node, ast.Call) else node).split(".")
+    return bool(TEARDOWNS.intersection(names)) or "task_postrun" in names
 
 
 def _is_registrar(node: ast.expr) -> bool:

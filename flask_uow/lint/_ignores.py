@@ -5,7 +5,8 @@ from __future__ import annotations
 import io
 import re
 import tokenize
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from ._checks import CHECKS, UNREADABLE, UNUSED_IGNORE
@@ -37,15 +38,15 @@ class Ignore:
         return is_here and finding.code in self.codes and finding.code not in _NEVER_IGNORED
 
 
-def read_ignores(source: bytes) -> list[Ignore]:
-    """The comments of a file; as many as can be read of one that is no whole Python."""
+def read_ignores(lines: Sequence[str]) -> list[Ignore]:
+    """The comments of a file; as many as can be read of one that the tokenizer does not understand."""
     ignores: list[Ignore] = []
-    try:
-        for token in tokenize.tokenize(io.BytesIO(source).readline):
+    if not any(map(_COMMENT.search, lines)):
+        return ignores
+    with suppress(tokenize.TokenError, SyntaxError):
+        for token in tokenize.generate_tokens(io.StringIO("".join(lines)).readline):
             if token.type == tokenize.COMMENT:
                 ignores.extend(_ignores_in(token))
-    except (tokenize.TokenError, SyntaxError, ValueError):
-        pass  # what is wrong with the file has been said
     return ignores
 
 

@@ -6,7 +6,7 @@ import ast
 from collections.abc import Iterator
 
 from ._resolve import Resolver, dotted, literal
-from ._scopes import Binding, How, Scope, own_nodes
+from ._scopes import Binding, How, Scope
 from ._values import SESSIONS, Method, Role
 
 _ONE = frozenset("first first_or_404 get get_one get_or_404 one one_or_404 one_or_none scalar".split())
@@ -18,7 +18,7 @@ _LETTING_GO = frozenset(
 
 def merges_of_loaded(scope: Scope, resolver: Resolver) -> Iterator[tuple[ast.Call, int]]:
     """The merges of one function that merge what it has loaded, each with the line that loads it."""
-    calls = [node for node in own_nodes(scope.node) if isinstance(node, ast.Call)]
+    calls = [node for node in scope.nodes if isinstance(node, ast.Call)]
     for call in calls:
         loaded = _loaded_before(call, scope, resolver)
         if loaded and not _lets_go(calls, loaded, call.lineno):

@@ -32,11 +32,11 @@ class Project:
         self._files: dict[tuple[Path, str], Path | None] = {}
 
     def read(self, path: Path) -> Module:
-        """The module in a file.
+        """The module in a file, which is read once.
 
         :raises UnreadableError: if it is no Python.
         """
-        return self.parse(path, read_bytes(path))
+        return self._modules.get(path.absolute()) or self.parse(path, read_bytes(path))
 
     def parse(self, path: Path, source: bytes) -> Module:
         """The module that a text makes at the place of a file.

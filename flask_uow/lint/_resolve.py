@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from ._project import Project
-from ._scopes import FUNCTION_NODES, SCOPE_NODES, Binding, How, Module, Scope, all_nodes, own_nodes
+from ._scopes import FUNCTION_NODES, SCOPE_NODES, Binding, How, Module, Scope, all_nodes
 from ._values import (
     FACTORY_CLASSES,
     HANDING_ON,
@@ -40,6 +40,7 @@ CONTAINERS = frozenset(
     "Annotated AsyncGenerator AsyncIterator Final ClassVar Generator Iterator Mapped Optional Union".split()
 )
 
+CONNECTIONS = frozenset(("conn", "connect", "connection", "get_bind"))
 MANAGERS = frozenset(("contextmanager", "asynccontextmanager"))
 UNITS = (Role.TRANSACTIONAL, Role.UNIT)
 
@@ -59,6 +60,7 @@ class Resolver:
         self._sessions = frozenset(sessions)
         self._units = frozenset(units)
         self._known: dict[ast.AST, Value | None] = {}
+        self._opening: dict[ast.AST, bool] = {}
         self._depth = 0
         self._by_type: dict[type[ast.AST], Callable[[Any, Scope], Value | None]] = {
             ast.Name: self._name,
@@ -240,10 +242,8 @@ class Resolver:
     # ---- calls
 
     def _called(self, value: Value | None, node: ast.Call, scope: Scope) -> Value | None:
-        if isinstance(value, Role):
-            return self._role_called(value, node, scope)
-        if isinstance(value, External):
-            return self._external_called(value.path, node, scope)
+        if isinstance(value, (Role, External)):
+            return self._library_called(value, node, scope)
         if isinstance(value, ClassValue):
             return self._made(value)
         if isinstance(value, FunctionValue):
@@ -251,6 +251,14 @@ class Resolver:
         if isinstance(value, Method):
             return _returned_by(value)
         return None
+
+    def _library_called(self, value: Role | External, node: ast.Call, scope: Scope) -> Value | None:
+        if isinstance(value, Role):
+            found = self._role_called(value, node, scope)
+        else:
+            found = self._external_called(value.path, node, scope)
+        is_made = found is Role.OWN_SESSION or found is Role.FACTORY
+        return Role.FOREIGN if is_made and _is_on_connection(node) else found
 
     def _role_called(self, role: Role, node: ast.Call, scope: Scope) -> Value | None:
         if role is Role.FACTORY:
@@ -285,7 +293,7 @@ class Resolver:
             return found
         answers = [
             inner.value
-            for inner in own_nodes(node)
+            for inner in scope.nodes
             if isinstance(inner, (ast.Return, ast.Yield, ast.YieldFrom)) and inner.value is not None
         ]
         return self._any(answers, scope) or found
@@ -327,9 +335,14 @@ class Resolver:
         """Whether a function of the project opens units for those whom it decorates, or in whose ``with`` it stands."""
         if not isinstance(value, FunctionValue) or isinstance(value.node, ast.Lambda):
             return False
+        if value.node not in self._opening:
+            self._opening[value.node] = self._opens_unit(value)
+        return self._opening[value.node]
+
+    def _opens_unit(self, value: FunctionValue) -> bool:
         is_manager = decorator_names(value.node) & MANAGERS
-        is_decorator = any(isinstance(statement, SCOPE_NODES) for statement in value.node.body)
-        if not is_manager and not is_decorator and not _returns_call(value.node):
+        is_decorator = any(isinstance(inner, SCOPE_NODES) for inner in value.scope.nodes)
+        if not is_manager and not is_decorator and not _returns_call(value.scope):
             return False
         names = ((node, scope) for node, scope in all_nodes(value.scope) if isinstance(node, (ast.Name, ast.Attribute)))
         return any(self.value(node, scope) in UNITS for node, scope in names)
@@ -401,9 +414,16 @@ def _ends_with(name: str, text: str) -> bool:
     return text == name or text.endswith(f".{name}")
 
 
-def _returns_call(node: ast.AST) -> bool:
+def _returns_call(scope: Scope) -> bool:
     """Whether a function returns what another one makes: ``return transactional(retries=3)(function)``."""
-    return any(isinstance(inner, ast.Return) and isinstance(inner.value, ast.Call) for inner in own_nodes(node))
+    return any(isinstance(inner, ast.Return) and isinstance(inner.value, ast.Call) for inner in scope.nodes)
+
+
+def _is_on_connection(node: ast.Call) -> bool:
+    """Whether a session is made on a connection, whose transaction is its owner's: ``Session(bind=connection)``."""
+    binds = [*node.args[:1], *(keyword.value for keyword in node.keywords if keyword.arg == "bind")]
+    names = (dotted(bind.func if isinstance(bind, ast.Call) else bind).rpartition(".")[2] for bind in binds)
+    return any(name in CONNECTIONS for name in names)
 
 
 def _receiver(binding: Binding) -> Value | None:

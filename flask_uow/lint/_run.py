@@ -9,7 +9,7 @@ from ._checks import CHECKS, UNREADABLE
 from ._files import find_files
 from ._findings import Finding, Report, Unresolved
 from ._ignores import apply_ignores, read_ignores
-from ._project import Project, UnreadableError, read_bytes
+from ._project import Project, UnreadableError
 from ._resolve import Resolver
 from ._settings import Settings
 from ._walk import walk
@@ -46,13 +46,12 @@ class Checker:
         """
         name = path.as_posix()
         try:
-            source = read_bytes(path) if source is None else source
-            module = self._project.parse(path, source)
+            module = self._project.read(path) if source is None else self._project.parse(path, source)
             is_data_access = self._settings.is_data_access(path)
             findings, unresolved = walk(module, name, self._resolver, is_data_access=is_data_access)
         except (UnreadableError, RecursionError) as error:
             why = str(error) if isinstance(error, UnreadableError) else "it is nested too deeply"
             return [Finding(name, 1, 1, UNREADABLE, CHECKS[UNREADABLE].what.format(why=why))], []
         wanted = [finding for finding in findings if finding.code not in self._settings.ignore]
-        kept = apply_ignores(wanted, read_ignores(source), name, self._settings.ignore)
+        kept = apply_ignores(wanted, read_ignores(module.lines), name, self._settings.ignore)
         return sorted(finding for finding in kept if finding.code not in self._settings.ignore), sorted(unresolved)

@@ -56,6 +56,14 @@ class Scope:
     parent: Scope | None = None
     bindings: dict[str, list[Binding]] = field(default_factory=dict)
     attributes: dict[str, list[Binding]] = field(default_factory=dict)
+    _nodes: list[ast.AST] | None = None
+
+    @property
+    def nodes(self) -> list[ast.AST]:
+        """What it consists of, without what is inside the functions and classes in it."""
+        if self._nodes is None:
+            self._nodes = list(own_nodes(self.node))
+        return self._nodes
 
     @property
     def is_class(self) -> bool:
@@ -107,8 +115,10 @@ class Module:
 
     @property
     def is_migration(self) -> bool:
-        """Whether Alembic runs it, in a transaction that is Alembic's."""
-        return {"revision", "down_revision"} <= self.scope.bindings.keys()
+        """Whether Alembic runs it, in a transaction that is Alembic's: a revision, or what lies beside ``env.py``."""
+        is_revision = {"revision", "down_revision"} <= self.scope.bindings.keys()
+        folders = self.path.parents[:3]
+        return is_revision or any((each / "env.py").is_file() and (each / "versions").is_dir() for each in folders)
 
     def column(self, line: int, offset: int) -> int:
         """The column of a node, from 1 and in characters: the parser counts bytes."""
@@ -135,7 +145,7 @@ def own_nodes(node: ast.AST) -> Iterator[ast.AST]:
 
 def all_nodes(scope: Scope) -> Iterator[tuple[ast.AST, Scope]]:
     """What a function, class or module consists of, all the way down, each with the scope that it is in."""
-    for node in own_nodes(scope.node):
+    for node in scope.nodes:
         yield node, scope
         if isinstance(node, SCOPE_NODES):
             yield from all_nodes(scope.module.scopes[node])

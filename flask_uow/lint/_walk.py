@@ -124,11 +124,8 @@ class _Walker(ast.NodeVisitor):
 
     def _judge_decorators(self, node: DefinedNode, facts: Facts) -> None:
         if facts.is_refused:
-            self._find(
-                "UOW305",
-                node,
-                what=f"@transactional refuses generator function {node.name!r}, whose body runs when the unit has ended",
-            )
+            why = "whose body runs when the unit has ended"
+            self._find("UOW305", node, what=f"@transactional refuses generator function {node.name!r}, {why}")
         if facts.too_high is not None:
             self._find("UOW306", facts.too_high, decorator=f"@{shown(facts.too_high)}")
 
@@ -219,7 +216,7 @@ class _Walker(ast.NodeVisitor):
         if name in ("commit", "rollback"):
             return True
         text = ast.unparse(owner)
-        calls = (each.func for each in own_nodes(self._around.scope.node) if isinstance(each, ast.Call))
+        calls = (each.func for each in self._around.scope.nodes if isinstance(each, ast.Call))
         methods = (each for each in calls if isinstance(each, ast.Attribute) and each.attr in _TELLING)
         return any(ast.unparse(each.value) == text for each in methods)
 
@@ -267,12 +264,17 @@ class _Walker(ast.NodeVisitor):
     # ---- findings
 
     def _by_hand(self, node: ast.expr, method: Method) -> None:
-        may_close = method.is_own or self._around.facts.is_teardown
+        may_close = method.is_own or self._around.facts.is_teardown or self._has_engine()
         if (method.name in CLOSES and may_close) or (self._module.is_migration and not self._is_in_unit):
             return
         is_commit = method.name in COMMITS
         self._around.is_mended_elsewhere |= is_commit
         self._find(self._code(is_commit=is_commit), node, call=shown(node))
+
+    def _has_engine(self) -> bool:
+        """Whether this function disposes of an engine or configures a session, and so has both in its hands."""
+        calls = (each.func for each in self._around.scope.nodes if isinstance(each, ast.Call))
+        return any(isinstance(each, ast.Attribute) and each.attr in ("configure", "dispose") for each in calls)
 
     def _code(self, *, is_commit: bool) -> str:
         if self._is_in_unit:
