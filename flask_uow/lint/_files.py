@@ -18,7 +18,7 @@ def find_files(paths: Iterable[Path], settings: Settings) -> tuple[list[Path], i
     excluded = 0
     for path in paths:
         if path.is_dir():
-            found.update(dict.fromkeys(_in_folder(path, settings)))
+            found.update(dict.fromkeys(sorted(_in_folder(path, settings))))
         elif settings.is_excluded(path):
             excluded += 1
         else:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -52,7 +51,7 @@ def as_sarif(report: Report) -> str:
         }
         for check in CHECKS.values()
     ]
-    driver = {"name": "flask-uow", "version": metadata.version("flask_uow"), "rules": rules}
+    driver = {"name": "flask-uow", "rules": rules}
     run: dict[str, Any] = {
         "tool": {"driver": driver},
         "columnKind": "unicodeCodePoints",

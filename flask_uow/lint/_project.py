@@ -45,7 +45,8 @@ class Project:
         """
         absolute = path.absolute()
         root, name = _place(absolute)
-        module = Module(absolute, name, root, _parse(source), _lines(source))
+        tree, lines = _parse(source)
+        module = Module(absolute, name, root, tree, lines)
         try:
             bind_names(module)
         except RecursionError:
@@ -105,12 +106,12 @@ def _lines(source: bytes) -> list[str]:
     return io.TextIOWrapper(io.BytesIO(source), encoding, errors="replace", newline=None).readlines()
 
 
-def _parse(source: bytes) -> ast.Module:
+def _parse(source: bytes) -> tuple[ast.Module, list[str]]:
     try:
         with warnings.catch_warnings():
             # An odd escape is another tool's business.
             warnings.simplefilter("ignore")
-            return ast.parse(source)
+            return ast.parse(source), _lines(source)
     except SyntaxError as error:
         where = f" in line {error.lineno}" if error.lineno else ""
         raise UnreadableError(f"{error.msg}{where}") from None

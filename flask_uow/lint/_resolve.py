@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from typing import Any
 
 from ._project import Project
@@ -60,6 +61,7 @@ class Resolver:
         self._sessions = frozenset(sessions)
         self._units = frozenset(units)
         self._known: dict[ast.AST, Value | None] = {}
+        self._following: set[object] = set()
         self._opening: dict[ast.AST, bool] = {}
         self._depth = 0
         self._by_type: dict[type[ast.AST], Callable[[Any, Scope], Value | None]] = {
@@ -126,6 +128,19 @@ class Resolver:
         return one_of([self._binding(binding) for binding in bindings])
 
     def _binding(self, binding: Binding) -> Value | None:
+        return self._once(binding, lambda: self._bound_by(binding))
+
+    def _once(self, key: object, follow: Callable[[], Value | None]) -> Value | None:
+        """What following a name leads to, unless that leads back to the name: modules may import each other."""
+        if key in self._following:
+            return None
+        self._following.add(key)
+        try:
+            return follow()
+        finally:
+            self._following.discard(key)
+
+    def _bound_by(self, binding: Binding) -> Value | None:
         node, scope = binding.node, binding.scope
         if binding.how is How.IMPORTED:
             return self._dotted(binding.path, scope.module)
@@ -158,7 +173,8 @@ class Resolver:
     def _starred(self, name: str, module: Module) -> Value | None:
         """A name that is bound nowhere may come from a module of which all names are imported."""
         for star in module.stars:
-            found = self._dotted(f"{star}.{name}", module)
+            path = f"{star}.{name}"
+            found = self._once((path, module.path), partial(self._dotted, path, module))
             if found is not None and (not isinstance(found, External) or made_by(found.path)):
                 return found
         return None
