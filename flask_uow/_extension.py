@@ -1,4 +1,4 @@
-"""``UnitOfWork``: ties engines, sessions, units and the command to an app; computes nothing itself."""
+"""``UnitOfWork``: ties engines, sessions, units and the commands to an app; computes nothing itself."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ class UnitOfWork:
         return scoped, own
 
     def init_app(self, app: Flask) -> None:
-        """Serve an app: read its configuration, make its engines, take its sessions back, add the command.
+        """Serve an app: read its configuration, make its engines, take its sessions back, add the commands.
 
         Nothing connects, and no app context is needed.
 

@@ -19,7 +19,7 @@ FINDINGS = [
 REPORT = Report(FINDINGS, [Unresolved("bank/views.py", 7, 9, "store.commit()")], files=2)
 
 # What the SARIF 2.1.0 schema requires of each object that is written, by its name there.
-REQUIRED = {
+REQUIRED: dict[str, dict[str, type]] = {
     "sarifLog": {"version": str, "runs": list},
     "run": {"tool": dict},
     "tool": {"driver": dict},
