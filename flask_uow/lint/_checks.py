@@ -60,13 +60,13 @@ CHECKS = {
             "UOW301",
             "commit or begin by hand in code that is no unit",
             "{call} is called by hand, outside any unit of work.",
-            "Make the function a unit with @transactional, and delete the call.",
+            "Make the function, or a block of it, a unit with transactional, and delete the call.",
         ),
         Check(
             "UOW302",
             "rollback or close by hand in code that is no unit",
             "{call} is called by hand, outside any unit of work.",
-            "Make the function a unit with @transactional, which rolls back on an exception, and delete the call.",
+            "Delete it, and make the function, or a block of it, a unit with transactional: an exception rolls it back.",
         ),
         Check(
             "UOW303",
