@@ -66,7 +66,7 @@ CHECKS = {
             "UOW302",
             "rollback or close by hand in code that is no unit",
             "{call} is called by hand, outside any unit of work.",
-            "Delete it, and make the function, or a block of it, a unit with transactional: an exception rolls it back.",
+            "Delete it, and make the function, or a block of it, a unit with transactional: exceptions roll it back.",
         ),
         Check(
             "UOW303",
