@@ -6,8 +6,9 @@ import ast
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from ._resolve import UNITS, Resolver, decorator_names, dotted, literal
+from ._resolve import UNITS, Resolver
 from ._scopes import Module, Scope, all_nodes, own_nodes
+from ._syntax import decorator_names, dotted, literal
 from ._values import ClassValue, FunctionValue, Role
 
 DefinedNode = ast.FunctionDef | ast.AsyncFunctionDef

@@ -5,8 +5,9 @@ from __future__ import annotations
 import ast
 from collections.abc import Iterator
 
-from ._resolve import Resolver, dotted, literal
+from ._resolve import Resolver
 from ._scopes import Binding, How, Scope
+from ._syntax import dotted, literal
 from ._values import SESSIONS, Method, Role
 
 _ONE = frozenset("first first_or_404 get get_one get_or_404 one one_or_404 one_or_none scalar".split())

@@ -10,7 +10,8 @@ from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from ._scopes import Module, bind_names
+from ._binding import bind_names
+from ._scopes import Module
 
 MAX_BYTES = 5_000_000
 _SOURCE_FOLDER = "src"

@@ -10,32 +10,14 @@ from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import Any
 
+from ._libraries import HANDING_ON, annotated_with, external, made_by, member_of_role, returned_by
 from ._project import Project
 from ._scopes import FUNCTION_NODES, SCOPE_NODES, Binding, How, Module, Scope, all_nodes
-from ._values import (
-    FACTORY_CLASSES,
-    HANDING_ON,
-    KNOWN_METHODS,
-    REACHING_PAST,
-    SCOPED_CLASSES,
-    SESSION_CLASSES,
-    SESSIONS,
-    TRANSACTIONAL,
-    ClassValue,
-    External,
-    FunctionValue,
-    Instance,
-    Method,
-    ModuleValue,
-    Role,
-    Value,
-    is_foreign,
-    made_by,
-)
+from ._syntax import decorator_names, dotted, is_getattr, literal
+from ._values import ClassValue, External, FunctionValue, Instance, Method, ModuleValue, Role, Value
 
 MAX_DEPTH = 40  # steps from a name to what it stands for
 WITHOUT_UNIT = frozenset(("never", "not_supported"))
-UNIT_CLASSES = frozenset(("flask_uow.Unit", "flask_uow.current_unit"))
 PROPERTIES = frozenset(("property", "cached_property", "hybrid_property", "classproperty"))
 CONTAINERS = frozenset(
     "Annotated AsyncGenerator AsyncIterator Final ClassVar Generator Iterator Mapped Optional Union".split()
@@ -198,7 +180,7 @@ class Resolver:
 
     def _member(self, owner: Value | None, name: str, module: Module) -> Value | None:
         if isinstance(owner, Role):
-            return _member_of_role(owner, name)
+            return member_of_role(owner, name)
         if isinstance(owner, External):
             return external(f"{owner.path}.{name}")
         if isinstance(owner, ModuleValue):
@@ -226,7 +208,7 @@ class Resolver:
             if isinstance(base, ClassValue):
                 found = self._class_member(base, name, seen | {cls.node})
             elif isinstance(base, External) and (role := made_by(base.path)) is not None:
-                found = _member_of_role(role, name)
+                found = member_of_role(role, name)
             if found is not None:
                 return found
         return None
@@ -265,7 +247,7 @@ class Resolver:
         if isinstance(value, FunctionValue):
             return self._returned(value)
         if isinstance(value, Method):
-            return _returned_by(value)
+            return returned_by(value)
         return None
 
     def _library_called(self, value: Role | External, node: ast.Call, scope: Scope) -> Value | None:
@@ -330,7 +312,7 @@ class Resolver:
         if isinstance(found, ClassValue):
             made = self._made(found)
             return Role.SESSION if made is Role.OWN_SESSION else made
-        return _annotated(found.path) if isinstance(found, External) else None
+        return annotated_with(found.path) if isinstance(found, External) else None
 
     def _quoted(self, text: str, scope: Scope) -> Value | None:
         try:
@@ -376,15 +358,6 @@ def one_of(values: Iterable[Value | None]) -> Value | None:
     return Role.FOREIGN if found and None not in found else None
 
 
-def external(path: str) -> Value:
-    """What a library's name stands for."""
-    if path == TRANSACTIONAL:
-        return Role.TRANSACTIONAL
-    if path == "flask_uow.current_unit":
-        return Role.DATABASE
-    return Role.FOREIGN if is_foreign(path) else External(path)
-
-
 def qualified(value: Value | None) -> str:
     """The full name of something, or nothing if it has none."""
     if isinstance(value, External):
@@ -392,38 +365,6 @@ def qualified(value: Value | None) -> str:
     if isinstance(value, FunctionValue) and not isinstance(value.node, ast.Lambda):
         return f"{value.scope.module.name}.{value.node.name}"
     return f"{value.scope.module.name}.{value.node.name}" if isinstance(value, ClassValue) else ""
-
-
-def dotted(node: ast.AST) -> str:
-    """A chain of names as it is written; nothing for what is none."""
-    names: list[str] = []
-    while isinstance(node, ast.Attribute):
-        names.append(node.attr)
-        node = node.value
-    if not isinstance(node, ast.Name):
-        return ".".join(["", *names[::-1]]) if names else ""
-    return ".".join([node.id, *names[::-1]])
-
-
-def decorator_names(node: ast.AST) -> set[str]:
-    """The last names of a function's decorators."""
-    decorators = node.decorator_list if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)) else []
-    return {dotted(each.func if isinstance(each, ast.Call) else each).rpartition(".")[2] for each in decorators}
-
-
-def is_getattr(node: ast.Call) -> bool:
-    """Whether a call is ``getattr(something, "literal")``."""
-    return is_any_getattr(node) and isinstance(literal(node.args[1]), str)
-
-
-def is_any_getattr(node: ast.Call) -> bool:
-    """Whether a call is ``getattr(something, name)``."""
-    return isinstance(node.func, ast.Name) and node.func.id == "getattr" and len(node.args) >= 2
-
-
-def literal(node: ast.AST | None) -> object:
-    """What a literal says; None for anything else."""
-    return node.value if isinstance(node, ast.Constant) else None
 
 
 def _ends_with(name: str, text: str) -> bool:
@@ -448,37 +389,6 @@ def _receiver(binding: Binding) -> Value | None:
         return None
     cls = ClassValue(scope.node, scope)
     return Instance(cls) if binding.how is How.SELF else cls
-
-
-def _member_of_role(role: Role, name: str) -> Value | None:
-    if role in SESSIONS and name in KNOWN_METHODS:
-        return Method(name, role is Role.OWN_SESSION)
-    if role is Role.TRANSACTION and name in KNOWN_METHODS:
-        return Method(name)
-    if role is Role.FACTORY and name == "begin":
-        return Method(name, makes_session=True)
-    if role is Role.DATABASE and name == "session":
-        return Role.SESSION
-    if role is Role.DATABASE and name == "transactional":
-        return Role.TRANSACTIONAL
-    makes_sessions = role in SESSIONS and name in ("registry", "session_factory", "sessionmaker")
-    if makes_sessions:
-        return Role.SESSION if name == "registry" else Role.FACTORY
-    return None if role is Role.DATABASE else Role.FOREIGN
-
-
-def _returned_by(method: Method) -> Value | None:
-    if method.makes_session:
-        return Role.OWN_SESSION
-    return Role.TRANSACTION if method.name in REACHING_PAST else None
-
-
-def _annotated(path: str) -> Value | None:
-    if path in UNIT_CLASSES:
-        return Role.DATABASE
-    if path in SESSION_CLASSES or path in SCOPED_CLASSES:
-        return Role.SESSION
-    return Role.FACTORY if path in FACTORY_CLASSES else made_by(path)
 
 
 def _propagation(node: ast.Call) -> str:

@@ -5,17 +5,18 @@ from __future__ import annotations
 import ast
 from dataclasses import dataclass, field
 
-from .._statements import Kind, kind_of
+from .._statements import Kind
 from ._checks import CHECKS
 from ._findings import Finding, Unresolved
 from ._functions import TEARDOWNS, DefinedNode, Facts, Functions, is_generator, is_without_unit, may_hold_unit
+from ._libraries import HANDING_ON
 from ._merges import merges_of_loaded
-from ._resolve import Resolver, dotted, is_any_getattr, is_getattr, literal
+from ._resolve import Resolver
 from ._scopes import How, Module, Scope, own_nodes
+from ._syntax import dotted, is_any_getattr, is_getattr, literal, shown
 from ._values import (
     CLOSES,
     COMMITS,
-    HANDING_ON,
     ROLLBACKS,
     SESSIONS,
     STATEMENTS,
@@ -24,12 +25,11 @@ from ._values import (
     External,
     Method,
 )
+from ._writes import changes_by_query, kind_of_argument
 
-_CHANGES = frozenset(("delete", "insert", "update"))
 # What tells a session from something else that can be closed.
 _TELLING = frozenset("add add_all commit execute flush merge query refresh rollback scalar scalars".split())
 _BLOCKS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.With, ast.AsyncWith)
-_SHOWN = 60  # characters of a call
 
 
 @dataclass(eq=False, slots=True)
@@ -37,13 +37,13 @@ class _Around:
     """The function that is walked through.
 
     :param writes: the writes that stand in no unit.
-    :param is_mended_elsewhere: whether a commit by hand in it has been found: one cause, one finding.
+    :param has_commit: whether it commits by hand, which is told there: one cause, one finding.
     """
 
     scope: Scope
     facts: Facts = field(default_factory=Facts)
     writes: list[tuple[str, int]] = field(default_factory=list)
-    is_mended_elsewhere: bool = False
+    has_commit: bool = False
 
 
 def walk(
@@ -130,7 +130,7 @@ class _Walker(ast.NodeVisitor):
             self._find("UOW306", facts.too_high, decorator=f"@{shown(facts.too_high)}")
 
     def _judge_view(self, node: DefinedNode, around: _Around) -> None:
-        is_told = around.is_mended_elsewhere or around.facts.too_high is not None
+        is_told = around.has_commit or around.facts.too_high is not None
         if around.facts.is_view and around.writes and not is_told:
             call, line = around.writes[0]
             self._find("UOW304", node, name=node.name, call=call, line=line)
@@ -157,7 +157,7 @@ class _Walker(ast.NodeVisitor):
             self._judge_unknown(node)
         if not (isinstance(method, External) and method.path in HANDING_ON):
             self._judge_arguments(node)
-        if self._changes_by_query(node):
+        if changes_by_query(node, self._around.scope, self._resolver):
             self._note_write(node)
 
     def _judge_method(self, node: ast.Call, method: Method) -> None:
@@ -173,7 +173,7 @@ class _Walker(ast.NodeVisitor):
             self._by_hand(node, method)
 
     def _judge_statement(self, node: ast.Call) -> None:
-        kind = self._kind(node.args[0]) if node.args else Kind.READ
+        kind = kind_of_argument(node.args[0], self._around.scope) if node.args else Kind.READ
         if kind is Kind.WRITE:
             self._note_write(node)
         elif kind in (Kind.COMMIT, Kind.BEGIN):
@@ -231,36 +231,6 @@ class _Walker(ast.NodeVisitor):
         if not self._is_in_unit:
             self._around.writes.append((shown(node), node.lineno))
 
-    def _kind(self, node: ast.expr, *, may_look_up: bool = True) -> Kind:
-        """What a statement does that is executed here."""
-        if isinstance(node, ast.Name) and may_look_up:
-            bound = [each.node for each in self._around.scope.find(node.id) if each.how is How.ASSIGNED]
-            kinds = [self._kind(each, may_look_up=False) for each in bound if isinstance(each, ast.expr)]
-            return kinds[-1] if kinds else Kind.READ
-        if isinstance(node, ast.Constant) and isinstance(node.value, str):
-            return kind_of(node.value, None)
-        while isinstance(node, ast.Call):
-            name = dotted(node.func).rpartition(".")[2]
-            if name == "text" and node.args:
-                return self._kind(node.args[0])
-            is_chained = isinstance(node.func, ast.Attribute) and isinstance(node.func.value, ast.Call)
-            if name in _CHANGES and not is_chained:
-                return Kind.WRITE
-            node = node.func.value if isinstance(node.func, ast.Attribute) else node.func
-        return Kind.READ
-
-    def _changes_by_query(self, node: ast.Call) -> bool:
-        """Whether a call is ``session.query(...).delete()`` or ``Model.query.filter(...).update(...)``."""
-        if not isinstance(node.func, ast.Attribute) or node.func.attr not in ("delete", "update"):
-            return False
-        inner: ast.expr = node.func.value
-        while isinstance(inner, (ast.Call, ast.Attribute)):
-            if isinstance(inner, ast.Attribute) and inner.attr == "query":
-                is_of_session = self._resolver.value(inner.value, self._around.scope) in SESSIONS
-                return is_of_session or dotted(inner.value).rpartition(".")[2][:1].isupper()
-            inner = inner.func if isinstance(inner, ast.Call) else inner.value
-        return False
-
     # ---- findings
 
     def _by_hand(self, node: ast.expr, method: Method) -> None:
@@ -268,7 +238,7 @@ class _Walker(ast.NodeVisitor):
         if (method.name in CLOSES and may_close) or (self._module.is_migration and not self._is_in_unit):
             return
         is_commit = method.name in COMMITS
-        self._around.is_mended_elsewhere |= is_commit
+        self._around.has_commit |= is_commit
         self._find(self._code(is_commit=is_commit), node, call=shown(node))
 
     def _has_engine(self) -> bool:
@@ -293,16 +263,6 @@ class _Walker(ast.NodeVisitor):
 
     def _column(self, node: ast.expr | ast.stmt) -> int:
         return self._module.column(node.lineno, node.col_offset)
-
-
-def shown(node: ast.AST) -> str:
-    """A call as it is written, without its arguments and in one line."""
-    if isinstance(node, ast.Call):
-        text = f"{ast.unparse(node.func)}({'...' if node.args or node.keywords else ''})"
-    else:
-        text = ast.unparse(node)
-    text = " ".join(text.split())
-    return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 3]}..."
 
 
 def _is_savepoint(node: ast.Call, method: Method) -> bool:

@@ -181,6 +181,20 @@ SESSIONS = {
             till.session.commit()  # UOW301
             Till(db.session).other.commit()  # UOW301
             """,
+    "names of a class are not seen by its methods": """
+        class Till:
+            session = db.session
+            teller = session
+            teller.commit()  # UOW301
+
+            def deposit(self, x):
+                teller.commit()
+
+            @classmethod
+            def make(cls):
+                cls().commit()
+                return cls().teller.rollback()  # UOW302
+        """,
     "functions that return one": """
         from contextlib import contextmanager
         from typing import Iterator
@@ -221,6 +235,8 @@ SESSIONS = {
             db.session.execute(statement)  # UOW302
             db.session.execute(text("ROLLBACK TO SAVEPOINT a"))
             db.session.execute(text("SELECT 'COMMIT'"))
+            again = text(again)
+            db.session.execute(again)
             """,
     "a subclass": """
         from sqlalchemy.orm import Session

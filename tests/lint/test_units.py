@@ -67,6 +67,13 @@ UNITS = {
                 return function(*args)
             return inside
 
+        def noted(function):
+            print(transactional)
+            return function
+
+        @noted
+        def d(): db.session.commit()  # UOW301
+
         @atomic
         def a(): db.session.commit()  # UOW101
 
@@ -96,7 +103,8 @@ UNITS = {
             db.session.commit()  # UOW301
             with transactional() as unit:
                 db.session.commit()  # UOW101
-                unit.session.rollback()  # UOW102
+                s = unit.session
+                s.rollback()  # UOW102
             with open("x"), uow.transactional(read_only=True):
                 db.session.commit()  # UOW101
             with atomic():
