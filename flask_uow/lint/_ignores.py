@@ -35,7 +35,7 @@ class Ignore:
     def takes_back(self, finding: Finding) -> bool:
         """Whether a finding stands on its line and is of one of its rules."""
         is_here = finding.line <= self.line <= max(finding.line, finding.last_line)
-        return is_here and finding.code in self.codes and finding.code not in _NEVER_IGNORED
+        return is_here and finding.code in self.codes
 
 
 def read_ignores(lines: Sequence[str]) -> list[Ignore]:

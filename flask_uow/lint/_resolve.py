@@ -312,7 +312,9 @@ class Resolver:
         if isinstance(found, ClassValue):
             made = self._made(found)
             return Role.SESSION if made is Role.OWN_SESSION else made
-        return annotated_with(found.path) if isinstance(found, External) else None
+        if isinstance(found, External):
+            return annotated_with(found.path)
+        return found if found is Role.FOREIGN else None
 
     def _quoted(self, text: str, scope: Scope) -> Value | None:
         try:

@@ -1,6 +1,7 @@
 """``flask db-session-lint`` and ``python -m flask_uow.lint``: what they print, and how they end."""
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -168,7 +169,7 @@ def test_hook_of_pre_commit(tmp_path: Path) -> None:
 
 def _python(folder: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
     command = [sys.executable, *arguments]
-    environment = {"PYTHONPATH": str(ROOT), "PATH": ""}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     return subprocess.run(
         command, cwd=folder, env=environment, capture_output=True, text=True, timeout=TIMEOUT_S, check=False
     )

@@ -45,7 +45,7 @@ def test_ignore_at_the_head_of_a_function(tmp_path: Path) -> None:
 
         @app.post("/b")
         def b():  # UOW304
-            db.session.add(1)
+            db.session.add(1)  # uow: ignore[UOW304] UOW307
         """,
     )
 

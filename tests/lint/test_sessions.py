@@ -107,6 +107,42 @@ SESSIONS = {
             b.commit()  # UOW301
             c.commit()  # UOW301
             """,
+    "parameters that are something else": """
+        import requests
+        import sqlite3
+
+        def deposit(session: requests.Session, db_session: "sqlite3.Connection", odd: "not a name"):
+            session.commit()
+            db_session.commit()
+            odd.close()
+        """,
+    "statements of all kinds": """
+        async def deposit(rows, given):
+            async with db.session() as a:
+                await a.commit()  # UOW301
+            async for a in rows:
+                match given:
+                    case {"x": b} as c:
+                        b.commit()
+                        c.commit()
+            try:
+                count = 0
+                count += 1
+            except ValueError as d:
+                d.commit()
+            first, *rest = rows
+            rest.commit()
+
+        def outer():
+            teller = None
+
+            def choose():
+                nonlocal teller
+                teller = db.session
+
+            choose()
+            teller.commit()  # UOW301
+        """,
     "a session of one's own": """
         from sqlalchemy import create_engine
         from sqlalchemy.orm import Session, sessionmaker, scoped_session

@@ -111,6 +111,14 @@ UNITS = {
                 db.session.commit()  # UOW101
             db.session.commit()  # UOW301
         """,
+    "a unit that is handed on": """
+        from flask_uow import Unit, current_unit
+
+        def deposit(unit: Unit):
+            s, t = unit.session, current_unit.session
+            s.commit()  # UOW301
+            t.commit()  # UOW301
+        """,
     "a function inside is called by whoever wants": """
         @transactional
         def deposit(unit):
@@ -357,6 +365,10 @@ MERGES = {
             for h in db.session.query(Account):
                 db.session.merge(h)  # UOW105
             db.session.merge(db.session.get(Account, number))  # UOW105
+
+        async def withdraw(number):
+            a = await db.session.get(Account, number)
+            await db.session.merge(a)  # UOW105
         """,
     "of anything else": """
         from sqlalchemy import select
@@ -376,8 +388,12 @@ MERGES = {
             db.session.merge(c)
             for d in given:
                 db.session.merge(d)
-            e = db.session.query(Account.id, Account.x).first()
+            e = db.session.query(Account.id).first()
             db.session.merge(e)
+            f = db.session.query(Account, Account).first()
+            db.session.merge(f)
+            m = db.session.merge
+            m(db.session.get(Account, number))
 
         def let_go(number):
             a = db.session.get(Account, number)
