@@ -51,6 +51,14 @@ def test_file_that_cannot_be_checked(tmp_path: Path, source: bytes, why: str) ->
     assert "\n" not in report.findings[0].text
 
 
+@pytest.mark.parametrize("piece", ["-", "not ", "f()."])
+def test_each_depth_is_survived(piece: str) -> None:
+    """Also those that are read, and are too deep for the walk alone."""
+    results = {_survive(f"x = {piece * depth}y\n".encode()) for depth in range(20, 1000, 15)}
+
+    assert results == {True, False}
+
+
 @pytest.mark.parametrize(
     "source",
     [
