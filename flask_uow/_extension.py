@@ -1,4 +1,4 @@
-"""``UnitOfWork``: ties engines, sessions, units and the command to an app; computes nothing itself."""
+"""``UnitOfWork``: ties engines, sessions, units and the commands to an app; computes nothing itself."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ class UnitOfWork:
         return scoped, own
 
     def init_app(self, app: Flask) -> None:
-        """Serve an app: read its configuration, make its engines, take its sessions back, add the command.
+        """Serve an app: read its configuration, make its engines, take its sessions back, add the commands.
 
         Nothing connects, and no app context is needed.
 
@@ -113,7 +113,8 @@ class UnitOfWork:
                 f"App {app.name!r} has a UnitOfWork already; two would commit apart from each other.",
                 fix="Call init_app once per app, and use SQLALCHEMY_BINDS for a second database.",
             )
-        from ._cli import db_session_stats  # here, so that an import alone does not load the command
+        from ._cli import db_session_stats  # here, so that an import alone does not load the commands
+        from .lint._command import db_session_lint
 
         settings = read_settings(app.config, owns_engines=self._owns_engines, engine_options=self._engine_options)
         engines = make_engines(app, settings)
@@ -135,6 +136,7 @@ class UnitOfWork:
         app.extensions.setdefault(OBSERVERS_KEY, []).append(ServerTiming(settings.server_timing))
         record_requests(app, app_state)
         app.cli.add_command(db_session_stats)
+        app.cli.add_command(db_session_lint)
 
     def _take_back_sessions(self, app: Flask) -> None:
         """Close the context's sessions after its teardown functions, the first of which to raise stops the others."""

@@ -57,6 +57,7 @@ LAYERS = (
     "_tables",
     "_watch",
     "_cli",
+    "lint",
     "_extension",
     "testing",
     "contrib",
@@ -141,5 +142,7 @@ def _without_typing(tree: ast.Module) -> list[ast.stmt]:
 
 
 def _is_harmless(node: ast.stmt) -> bool:
+    if isinstance(node, ast.If) and ast.unparse(node.test) == "__name__ == '__main__'":
+        return True
     is_text = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
     return is_text or isinstance(node, HARMLESS)

@@ -83,6 +83,7 @@ def test_wheel_holds_nothing_else(built: Built) -> None:
 def test_source_archive_holds_what_proves_and_shows_the_package(built: Built) -> None:
     """Whoever packages it further can run its tests and its sample."""
     top_level = {"setup.cfg", "pyproject.toml", "Makefile", "README.rst", "CHANGES.rst", "LICENSE.txt", ".ci/run"}
+    top_level |= {".pre-commit-hooks.yaml"}
 
     assert top_level | _files_under("flask_uow") | _files_under("tests") | _files_under("sample") <= built.sdist_names()
 
