@@ -339,7 +339,8 @@ class CalledSessions:
 
 
 def _binds_of(session: Session) -> list[sa.Engine | sa.Connection]:
-    by_class: dict[object, sa.Engine | sa.Connection] = session._Session__binds  # type: ignore[attr-defined]
+    name = "binds" if hasattr(session, "binds") else "_Session__binds"  # before SQLAlchemy 2.1
+    by_class: dict[object, sa.Engine | sa.Connection] = getattr(session, name)
     return [bind for bind in (session.bind, *by_class.values()) if bind is not None]
 
 

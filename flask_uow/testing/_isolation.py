@@ -55,6 +55,11 @@ class Isolation:
         self._pools.append((engine, pool))
         engine.pool = _logical_pool(pool, outer)
 
+    def hold_sequences(self) -> None:
+        """Let what is taken from PostgreSQL's sequences be undone as well."""
+        for outer in self._outers.values():
+            outer.hold_sequences()
+
     def end(self) -> None:
         """Put the pools back, and undo everything."""
         for engine, pool in self._pools:
@@ -65,7 +70,7 @@ class Isolation:
 
 
 @contextmanager
-def isolated(app: Flask) -> Iterator[Isolation]:
+def isolated(app: Flask, *, sequences: bool = False) -> Iterator[Isolation]:
     """Undo, at the end of the block, all that the app has done in its databases.
 
     .. code-block:: python
@@ -73,6 +78,8 @@ def isolated(app: Flask) -> Iterator[Isolation]:
         with isolated(app) as isolation:
             client.post("/transfers", json={"amount": 30})
 
+    :param sequences: whether PostgreSQL's sequences are to be as before too. Nobody else can take numbers from them
+        meanwhile, so that the tests of several processes on one database come one after the other.
     :raises IsolationError: if its databases cannot be isolated.
     """
     app, state = tested(app)
@@ -80,6 +87,8 @@ def isolated(app: Flask) -> Iterator[Isolation]:
     try:
         for engine in engines_of(app, state):
             isolation.add(engine, _key(engine, state))
+        if sequences:
+            isolation.hold_sequences()
         state.settings = dataclasses.replace(settings, two_phase=False)
         yield isolation
     finally:

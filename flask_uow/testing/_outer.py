@@ -32,6 +32,12 @@ WAIT_S = 5.0
 """How long a connection waits for the transaction of another thread."""
 _IN_ERROR = 3
 _CHECK = ("SAVEPOINT uow_check", "SET CONSTRAINTS ALL IMMEDIATE", "ROLLBACK TO uow_check", "RELEASE uow_check")
+_RESTARTS = """
+    SELECT format('ALTER SEQUENCE %I.%I RESTART WITH %s', schemaname, sequencename,
+                  coalesce(last_value + increment_by, start_value))
+      FROM pg_sequences
+     ORDER BY schemaname, sequencename
+"""
 
 _UNTRUE = "which in life would be there and is not."
 _EARLIER = "Begin the independent unit before the one around it writes, or run this test without isolation."
@@ -105,6 +111,14 @@ class OuterTransaction:
             except self.dialect.loaded_dbapi.Error as error:
                 self._pooled.invalidate(error)
             self._pooled.close()
+
+    def hold_sequences(self) -> None:
+        """Restart PostgreSQL's sequences where they stand: a sequence that the transaction has restarted is its own."""
+        if self.is_postgresql:
+            with closing(self.real.cursor()) as cursor:
+                cursor.execute(_RESTARTS)
+                for (text,) in cursor.fetchall():
+                    cursor.execute(text)
 
     # ---- statements
 

@@ -34,7 +34,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     """Register the marks."""
     config.addinivalue_line(
-        "markers", f"{_ISOLATION}(on=True): undo what the test does in the databases of the fixture 'app'"
+        "markers",
+        f"{_ISOLATION}(on=True, sequences=False): undo what the test does in the databases of the fixture 'app'",
     )
     config.addinivalue_line("markers", "uow_violations(*codes): the test breaks these rules of flask_uow on purpose")
 
@@ -51,7 +52,10 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
 def uow_isolation(request: pytest.FixtureRequest) -> Isolation:
     """The test's isolation: what it does in the databases of the fixture ``app`` is undone when it has ended."""
     isolation: Isolation | None = request.getfixturevalue("_uow_around").isolation
-    assert isolation is not None
+    if isolation is None:
+        pytest.fail(
+            "uow_isolation: ask for it as an argument of the test or of a fixture, or by the mark of that name."
+        )
     return isolation
 
 
@@ -110,7 +114,8 @@ class _Around:
         from ._left_open import checkouts
 
         if is_isolated:
-            self.isolation = stack.enter_context(isolated(app))
+            mark = self._node.get_closest_marker(_ISOLATION)
+            self.isolation = stack.enter_context(isolated(app, sequences=bool(mark and mark.kwargs.get("sequences"))))
         if self._node.config.getini(_LEAKS):
             self._checkouts = stack.enter_context(checkouts(app))
         if self._node.config.getini(_VIOLATIONS):
@@ -130,7 +135,7 @@ class _Around:
 def _is_isolated(request: pytest.FixtureRequest) -> bool:
     mark = request.node.get_closest_marker(_ISOLATION)
     if mark is not None:
-        return bool(mark.kwargs.get("on", mark.args[0] if mark.args else True))
+        return bool(mark.kwargs.get("on", True))
     if _ISOLATION in request.fixturenames:
         return True
     return bool(request.config.getini(_ISOLATION)) and "app" in request.fixturenames

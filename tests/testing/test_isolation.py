@@ -8,12 +8,14 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 from flask import Flask
+from sqlalchemy import orm
 
 from flask_uow import UnitOfWork, current_unit, transactional
 from flask_uow.exceptions import IsolationError, RuleViolationError, UnitFailedError, UnitOptionsError
 from flask_uow.testing import Isolation, _outer, isolated
+from tests.contrib.owners import OWNERS
 from tests.databases import Database
-from tests.models import Item, checked_out, make_app, names
+from tests.models import Item, checked_out, create_tables, make_app, names
 
 DEADLINE_S = 30.0
 
@@ -349,6 +351,62 @@ def test_deferred_constraints_are_checked_at_the_commit(uow: UnitOfWork) -> None
         uow.session.execute(sa.text("INSERT INTO item (id, name) VALUES (4711, 'parent')"))
 
     assert seen(uow) == ["parent"]
+
+
+@on_postgresql
+def test_sequences_may_be_held(app: Flask, uow: UnitOfWork, database: Database) -> None:
+    """They then go on where they stood; else a test that is undone leaves a gap."""
+    database.execute("INSERT INTO item (name) VALUES ('real')")
+    numbers = []
+    for sequences in (True, True, False, True):
+        with isolated(app, sequences=sequences), app.app_context():
+            add(uow, "numbered")
+            with transactional():
+                numbers.append(uow.session.scalar(sa.select(sa.func.max(Item.id))))
+
+    assert numbers == [2, 2, 2, 3]
+
+
+@pytest.mark.parametrize("database", ["sqlite", "psycopg"], indirect=True)
+@pytest.mark.parametrize("owner", OWNERS)
+def test_engines_of_other_libraries_are_isolated(owner: str, database: Database) -> None:
+    """Those of Flask-SQLAlchemy and of your own sessions, which a unit has adopted or is about to."""
+    owned = OWNERS[owner](database)
+    for _ in range(2):
+        with isolated(owned.app):
+            with owned.app.app_context(), transactional():
+                assert owned.session().scalars(sa.select(Item.name)).all() == []
+                owned.session().add(Item(name="undone"))
+            with owned.app.app_context(), transactional(read_only=True):
+                assert owned.session().scalars(sa.select(Item.name)).all() == ["undone"]
+
+    assert (names(database), owned.checked_out()) == ([], 0)
+
+
+def test_engines_of_a_sessionmaker_are_isolated(database: Database) -> None:
+    """Your own, also where it chooses by class."""
+    factory = orm.sessionmaker(binds={Item: sa.create_engine(database.url)})
+    uow = UnitOfWork(sessionmaker=factory)
+    create_tables(database)
+    app = Flask("bank")
+    app.config.update(TESTING=True)
+    uow.init_app(app)
+
+    with isolated(app), app.app_context():
+        add(uow, "undone")
+        assert seen(uow) == ["undone"]
+
+    assert names(database) == []
+
+
+def test_sessions_on_a_connection_are_refused(database: Database) -> None:
+    """They have no pool whose connections could be others."""
+    with sa.create_engine(database.url).connect() as connection:
+        app = Flask("bank")
+        app.config.update(TESTING=True)
+        UnitOfWork(app, sessionmaker=orm.sessionmaker(connection))
+        with pytest.raises(IsolationError, match="bound to a connection, and not to an engine"), isolated(app):
+            pass
 
 
 @on_postgresql

@@ -171,6 +171,37 @@ def test_processes_of_one_run_do_not_meet(run: Callable[..., pytest.RunResult], 
 
 
 @on_sqlite
+def test_a_request_context_around_each_test_does_no_harm(
+    run: Callable[..., pytest.RunResult], project: pytest.Pytester, database: Database
+) -> None:
+    """As pytest-flask pushes one, before or after this plugin's fixtures."""
+    context = """
+@pytest.fixture(autouse=True)
+def _push_request_context(request):
+    if "app" in request.fixturenames:
+        with request.getfixturevalue("app").test_request_context():
+            yield
+    else:
+        yield
+"""
+    project.makeconftest(CONFTEST + context)
+    tests = """
+        from conftest import uow, Account
+        import pytest
+
+        @pytest.mark.parametrize("turn", [1, 2])
+        def test_open(client, turn, uow_isolation, uow_trace):
+            assert uow.session.query(Account).count() == 0
+            client.post("/accounts/1")
+            assert uow.session.query(Account).count() == 1
+    """
+
+    run(tests).assert_outcomes(passed=2)
+
+    assert database.rows("SELECT * FROM account") == []
+
+
+@on_sqlite
 def test_what_cannot_hold_fails_the_test(run: Callable[..., pytest.RunResult]) -> None:
     """Also where the app has swallowed the error."""
     result = run("""
