@@ -41,6 +41,7 @@ _FIRST_WORDS = ("BEG", "STA", "PRE", "COM", "END", "ROL", "ABO", "SAV", "REL", "
 _SETTINGS = re.compile(r"\bSET\s+LOCAL\s+(?P<name>[\w.]+)|\bset_config\s*\(", re.IGNORECASE)
 _LITERAL = re.compile(r"'([^\W\d][\w.]*)'")
 _CALL = re.compile(r'([^\W\d][\w.]*|")\s*\(')
+_LOCKS = re.compile(r"\bFOR\s+(?:NO\s+KEY\s+)?(?:UPDATE|KEY\s+SHARE|SHARE)\b|^\s*LOCK\b", re.IGNORECASE)
 _WORDS_BEFORE_A_BRACKET = frozenset(
     """
     all and any array as between bit by case cast char character check coalesce cross cube date decimal distinct else
@@ -188,7 +189,7 @@ class LogicalConnection:
             if self._controls(text):
                 return None
             kind = kind_of(text, None)
-            writes = kind is Kind.WRITE or (self._outer.is_postgresql and _may_write(text))
+            writes = kind is Kind.WRITE or (self._outer.is_postgresql and _is_more_than_read(text))
         if kind in (Kind.COMMIT, Kind.ROLLBACK, Kind.BEGIN):
             self._outer.refuse(
                 f"{kind.value} in the middle of a text of several statements cannot be kept inside a test's "
@@ -242,7 +243,7 @@ class LogicalConnection:
             self._outer.roll_back_to(self, match["name"])
 
     def _begin(self, modes: str) -> None:
-        self._outer.begin(self)
+        self._outer.begin(self, locks=modes.strip().upper().startswith(("IMMEDIATE", "EXCLUSIVE")))
         self._set_modes(modes)
 
     def _set_modes(self, modes: str) -> None:
@@ -343,6 +344,10 @@ class LogicalPostgreSQL(LogicalConnection):
 
     def __exit__(self, kind: object, error: object, traceback: object) -> None:
         self.commit() if kind is None else self.rollback()
+
+    def fileno(self) -> int:
+        """A file descriptor by which a pool can tell whether the connection lives."""
+        return self._outer.quiet_fileno()
 
     def set_isolation_level(self, level: Any) -> None:
         """Remember a level; psycopg2's 0 is autocommit."""
@@ -513,8 +518,10 @@ _CURRENT = "SELECT current_setting(%s, true)"
 _CONFIGURE = "SELECT set_config(%s, %s, true)"
 
 
-def _may_write(text: str) -> bool:
-    """Whether what looks like a read calls a function of which nobody knows what it does."""
+def _is_more_than_read(text: str) -> bool:
+    """Whether what looks like a read locks something, or calls a function of which nobody knows what it does."""
+    if _LOCKS.search(text):
+        return True
     names = (match[1].lower() for match in _CALL.finditer(text))
     return any(
         name not in _WORDS_BEFORE_A_BRACKET and name not in _KNOWN_FUNCTIONS and not name.startswith("pg_")

@@ -4,7 +4,8 @@ The connections that the code under test uses are logical ones upon it. What eac
 savepoints on the real connection: BEGIN makes one, COMMIT releases it, ROLLBACK goes back to it. Savepoints lie upon
 each other, and transactions do not, which leaves these rules for logical connections that are open at once:
 
-- What has only read is no hindrance: its stretch is released, and made again behind the other when it goes on.
+- What has only read, and locked nothing, is no hindrance: its stretch is released, and made again behind the other when
+  it goes on.
 - What has written keeps its stretch; another one of the same thread lies inside it, one of another thread waits.
 - What a connection has committed lies inside such a stretch. If that is rolled back, it is lost, as it would not be in
   life: then the next statement of anybody raises an :class:`~flask_uow.exceptions.IsolationError`.
@@ -13,6 +14,7 @@ each other, and transactions do not, which leaves these rules for logical connec
 from __future__ import annotations
 
 import itertools
+import os
 import threading
 import time
 from collections.abc import Callable, Iterable
@@ -23,6 +25,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 from sqlalchemy import Engine
 
 from .._checkouts import unseen
+from .._drivers import has_ended
 from ..exceptions import IsolationError
 
 if TYPE_CHECKING:
@@ -53,7 +56,7 @@ class Savepoint:
     :param owner: the logical connection whose it is; None once that has committed.
     :param name: its name in SQL.
     :param is_own: whether the code under test has made it, and not its connection's BEGIN.
-    :ivar wrote: whether its owner has written in it.
+    :ivar wrote: whether its owner has written in it, or locked something.
     :ivar holds_commit: whether another one's committed work lies in it.
     """
 
@@ -87,6 +90,7 @@ class OuterTransaction:
         self._lost: IsolationError | None = None
         self._savepoints: list[Savepoint] = []
         self._numbers = itertools.count(1)
+        self._quiet = os.pipe()
         self._changed = threading.Condition(threading.RLock())
         self.was_automatic = self.is_postgresql and bool(real.autocommit)
         if self.was_automatic:
@@ -111,6 +115,8 @@ class OuterTransaction:
             except self.dialect.loaded_dbapi.Error as error:
                 self._pooled.invalidate(error)
             self._pooled.close()
+            for end in self._quiet:
+                os.close(end)
 
     def hold_sequences(self) -> None:
         """Restart PostgreSQL's sequences where they stand: a sequence that the transaction has restarted is its own."""
@@ -146,10 +152,14 @@ class OuterTransaction:
                 self._savepoints[-1].holds_commit = True
             return self._run_real(statement)
 
-    def begin(self, logical: LogicalConnection) -> None:
-        """Begin a connection's transaction now."""
+    def begin(self, logical: LogicalConnection, *, locks: bool) -> None:
+        """Begin a connection's transaction now.
+
+        :param locks: whether it keeps others from writing, as one that has written does.
+        """
         with self._changed:
             self._open(logical)
+            self._savepoints[-1].wrote |= locks
 
     def make(self, logical: LogicalConnection, name: str) -> None:
         """Make a savepoint of the code's own."""
@@ -393,6 +403,16 @@ class OuterTransaction:
             cursor.execute(text)
 
     # ---- what cannot hold
+
+    def quiet_fileno(self) -> int:
+        """Where nothing is ever to be read: a thread that listened at the socket would take another one's answer.
+
+        :raises OSError: if the real connection has ended.
+        """
+        with self._changed:
+            if self.is_over or has_ended(self.real):
+                raise OSError("The test's connection has ended.")
+            return self._quiet[0]
 
     def check(self) -> None:
         """Refuse to go on where that would show something else than in life.

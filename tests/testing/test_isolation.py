@@ -447,6 +447,31 @@ def test_transactions_of_threads_come_one_after_the_other(app: Flask, uow: UnitO
             assert seen(uow) == ["second", "second again", "third", "third again"]
 
 
+def test_locks_of_threads_hold(app: Flask, uow: UnitOfWork) -> None:
+    """Each reads a row that it has locked, and writes what it makes of it: nothing is lost in between."""
+    errors: list[BaseException] = []
+
+    def append(number: int) -> None:
+        try:
+            with app.app_context():
+                for _ in range(5):
+                    with transactional():
+                        item = uow.session.scalars(sa.select(Item).with_for_update()).one()
+                        item.name += str(number)
+        except BaseException as error:  # noqa: BLE001  # looked at by the test
+            errors.append(error)
+
+    with isolated(app) as isolation, app.app_context():
+        add(uow, ":")
+        threads = [threading.Thread(target=append, args=(number,)) for number in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(DEADLINE_S)
+        assert (errors, isolation.errors) == ([], [])
+        assert sorted(seen(uow)[0]) == sorted(":" + "0123" * 5)
+
+
 @on_postgresql
 def test_a_thread_that_waits_in_vain_is_told_why(app: Flask, uow: UnitOfWork, monkeypatch: pytest.MonkeyPatch) -> None:
     """The test has written, and waits for a thread that waits for it."""
