@@ -57,7 +57,7 @@ def _keys(section: Any) -> Iterator[tuple[str, Key]]:
         yield key, (kind, unit)
 
 
-@pytest.mark.parametrize("name", ["db-session-stats", "in-depth", "metrics"])
+@pytest.mark.parametrize("name", ["db-session-stats", "in-depth", "metrics", "testing"])
 def test_page_renders(name: str) -> None:
     """Without a warning, and with no picture or link that leads nowhere."""
     docs = Path(__file__).parents[1] / "docs"

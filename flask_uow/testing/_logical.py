@@ -171,6 +171,10 @@ class LogicalConnection:
         """Whether a statement that comes now commits by itself."""
         raise NotImplementedError
 
+    def as_seen(self, text: Any) -> Any:
+        """A statement that has the answer in it that this connection would get in life."""
+        return text
+
     @property
     def begins_read_only(self) -> bool:
         """Whether the server is told of each of its savepoints that it refuses writes."""
@@ -345,6 +349,15 @@ class LogicalPostgreSQL(LogicalConnection):
     def __exit__(self, kind: object, error: object, traceback: object) -> None:
         self.commit() if kind is None else self.rollback()
 
+    def as_seen(self, text: Any) -> Any:
+        """A statement that has the answer in it that this connection would get in life.
+
+        A transaction that has not written has no number; the test's own may have one by then.
+        """
+        if isinstance(text, str) and _NUMBER in text and not self._outer.has_written(self):
+            return text.replace(_NUMBER, "NULL")
+        return text
+
     def fileno(self) -> int:
         """A file descriptor by which a pool can tell whether the connection lives."""
         return self._outer.quiet_fileno()
@@ -473,6 +486,7 @@ class LogicalCursor:
 
     def execute(self, text: Any, *parameters: Any, **options: Any) -> Any:
         """Execute a statement."""
+        text = self._logical.as_seen(text)
         self._logical.run(text, parameters[:1], lambda: self._real.execute(text, *parameters, **options))
         return self
 
@@ -514,6 +528,7 @@ def make_logical(outer: OuterTransaction) -> LogicalConnection:
     return _LOGICAL[outer.dialect.driver](outer)
 
 
+_NUMBER = "pg_current_xact_id_if_assigned()"
 _CURRENT = "SELECT current_setting(%s, true)"
 _CONFIGURE = "SELECT set_config(%s, %s, true)"
 

@@ -338,6 +338,11 @@ class OuterTransaction:
 
     # ---- savepoints
 
+    def has_written(self, logical: LogicalConnection) -> bool:
+        """Whether a connection's transaction has written, or locked something."""
+        with self._changed:
+            return any(each.wrote for each in self._of(logical))
+
     def _of(self, logical: LogicalConnection) -> list[Savepoint]:
         return [each for each in self._savepoints if each.owner is logical]
 

@@ -11,7 +11,7 @@ from flask import Flask
 from sqlalchemy import orm
 
 from flask_uow import UnitOfWork, current_unit, transactional
-from flask_uow.exceptions import IsolationError, RuleViolationError, UnitFailedError, UnitOptionsError
+from flask_uow.exceptions import IsolationError, RuleViolationError, RuleWarning, UnitFailedError, UnitOptionsError
 from flask_uow.testing import Isolation, _outer, isolated
 from tests.contrib.owners import OWNERS
 from tests.databases import Database
@@ -351,6 +351,16 @@ def test_deferred_constraints_are_checked_at_the_commit(uow: UnitOfWork) -> None
         uow.session.execute(sa.text("INSERT INTO item (id, name) VALUES (4711, 'parent')"))
 
     assert seen(uow) == ["parent"]
+
+
+@pytest.mark.usefixtures("context")
+def test_a_commit_of_nothing_is_noticed(uow: UnitOfWork) -> None:
+    """Although the test's own transaction has written before."""
+    add(uow, "before")
+    uow.session.execute(sa.text("SELECT 1"))
+
+    with pytest.warns(RuleWarning, match=r"^\[UOW104\]"):
+        uow.session.commit()
 
 
 @on_postgresql

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from docutils import core, nodes  # type: ignore[import-untyped]
 
 from tests.databases import Database
 
@@ -402,6 +403,18 @@ def test_an_app_of_something_else_is_left_alone(run: Callable[..., pytest.RunRes
         def test_it(app):
             pass
     """).assert_outcomes(passed=1)
+
+
+def test_the_pages_examples_run(run: Callable[..., pytest.RunResult]) -> None:
+    """As they stand, with the app of these tests and the fixtures of the first example."""
+    page = core.publish_doctree((ROOT / "docs" / "testing.rst").read_text(encoding="utf-8"))
+    fixtures, *tests = [block.astext() for block in page.findall(nodes.literal_block)]
+    imports = "import pytest\nfrom conftest import Base, create_app as make, transactional, uow\n"
+    factory = "def create_app(config):\n    return make()\n"
+
+    result = run("\n".join([imports, factory, fixtures, *tests]), "-o", "uow_fail_on_violations=true")
+
+    result.assert_outcomes(passed=5)
 
 
 def test_the_plugin_imports_late(tmp_path: Path) -> None:
