@@ -240,6 +240,34 @@ def test_an_independent_unit_survives_an_outer_one_that_has_only_read(uow: UnitO
 
 @on_postgresql
 @pytest.mark.usefixtures("context")
+def test_savepoints_outlive_an_independent_unit(uow: UnitOfWork) -> None:
+    """Those of the outer one, which has only read in them, can be rolled back to afterwards."""
+    with transactional():
+        savepoint = uow.session.begin_nested()
+        uow.session.scalars(sa.select(Item.name)).all()
+        add(uow, "audit", propagation="requires_new")
+        uow.session.execute(sa.text("INSERT INTO item (name) VALUES ('undone')"))
+        savepoint.rollback()
+        add(uow, "outer")
+
+    assert seen(uow) == ["audit", "outer"]
+
+
+@on_postgresql
+@pytest.mark.usefixtures("context")
+def test_a_read_that_fails_undoes_its_unit(uow: UnitOfWork, caplog: pytest.LogCaptureFixture) -> None:
+    """Although there is nothing to undo, the transaction was aborted."""
+    for _ in range(2):
+        with pytest.raises(sa.exc.DataError, match="division by zero"), transactional():
+            uow.session.execute(sa.text("SELECT 1 / 0"))
+
+    add(uow, "after it")
+    assert seen(uow) == ["after it"]
+    assert "discarded" not in caplog.text
+
+
+@on_postgresql
+@pytest.mark.usefixtures("context")
 def test_an_independent_unit_after_a_write_is_kept_with_the_outer_one(uow: UnitOfWork, isolation: Isolation) -> None:
     """Both commit; an independent one that fails undoes its own work alone."""
     with transactional():
@@ -549,7 +577,8 @@ def test_several_databases_are_isolated_together(database: Database, second_data
 @on_postgresql
 def test_a_reader_sees_what_the_primary_has_committed(database: Database, uow: UnitOfWork) -> None:
     """Read-only units run on its engine, in the same transaction of the test."""
-    app = make_app(database, uow, UOW_READER_URI=database.url)
+    reader = sa.make_url(database.url).update_query_dict({"connect_timeout": "4"})
+    app = make_app(database, uow, UOW_READER_URI=reader.render_as_string(hide_password=False))
 
     with isolated(app), app.app_context():
         add(uow, "kept")
