@@ -13,6 +13,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import sqlalchemy as sa
@@ -129,6 +130,19 @@ def unwatched(pool: sa.Pool) -> sa.Pool:
     if hasattr(alike, _WATCH):
         setattr(alike, _WATCH, None)
     return alike
+
+
+@contextmanager
+def unseen(pool: sa.Pool) -> Iterator[None]:
+    """Take a connection for a ``with`` block without a word of it to anybody."""
+    watch = getattr(pool, _WATCH, None)
+    if watch is not None:
+        setattr(pool, _WATCH, None)
+    try:
+        yield
+    finally:
+        if watch is not None:
+            setattr(pool, _WATCH, watch)
 
 
 def _forget_checkout(dbapi_connection: Any, record: Any, *exception: Any) -> None:

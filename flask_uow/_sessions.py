@@ -64,6 +64,9 @@ class Sessions(Protocol):
     def bind(self) -> sa.Engine:
         """The engine of a session, of which nothing is counted."""
 
+    def binds(self) -> list[sa.Engine | sa.Connection]:
+        """What such a session is bound to, as far as that is known before its first statement."""
+
     def replace(self, context: AppContext, outer: Session) -> Session:
         """Make a session current in place of ``outer``."""
 
@@ -134,6 +137,10 @@ class OwnSessions:
     def bind(self) -> sa.Engine:
         with self._make_session() as session:
             return session.get_bind().engine
+
+    def binds(self) -> list[sa.Engine | sa.Connection]:
+        with self._make_session() as session:
+            return _binds_of(session)
 
     def replace(self, context: AppContext, outer: Session) -> Session:
         scope = self.scopes.of(context)
@@ -271,6 +278,9 @@ class AdoptedSessions:
     def bind(self) -> sa.Engine:
         return self._scoped.get_bind().engine
 
+    def binds(self) -> list[sa.Engine | sa.Connection]:
+        return _binds_of(self._scoped())
+
     def replace(self, context: AppContext, outer: Session) -> Session:
         self._scoped.registry.set(self._scoped.session_factory())
         return self.current(context)
@@ -329,6 +339,9 @@ class CalledSessions:
     def bind(self) -> sa.Engine:
         return self._function().get_bind().engine
 
+    def binds(self) -> list[sa.Engine | sa.Connection]:
+        return _binds_of(self._function())
+
     def replace(self, context: AppContext, outer: Session) -> Session:
         with context.app.app_context():
             inner = self._function()
@@ -352,6 +365,12 @@ class CalledSessions:
         for holder in (vars(g._get_current_object()), *vars(g._get_current_object()).values()):
             if isinstance(holder, dict):
                 holder.update({key: new for key, value in holder.items() if value is old})
+
+
+def _binds_of(session: Session) -> list[sa.Engine | sa.Connection]:
+    name = "binds" if hasattr(session, "binds") else "_Session__binds"  # before SQLAlchemy 2.1
+    by_class: dict[object, sa.Engine | sa.Connection] = getattr(session, name)
+    return [bind for bind in (session.bind, *by_class.values()) if bind is not None]
 
 
 def _adopt(scope: Scope, app_state: AppState, session: Session) -> Session:

@@ -10,6 +10,7 @@ from __future__ import annotations
 __all__ = [
     "CommitOutcomeUnknownError",
     "ConfigurationError",
+    "IsolationError",
     "NoActiveUnitError",
     "PartialCommitError",
     "RuleViolationError",
@@ -116,6 +117,10 @@ class CommitOutcomeUnknownError(UnitOfWorkError):
         super().__init__(what, where, fix)
         self.args = (what, where, fix, xid)
         self.xid = xid
+
+
+class IsolationError(UnitOfWorkError):
+    """A test asked for what its isolation, one transaction that is rolled back, cannot give."""
 
 
 class RuleViolationError(UnitOfWorkError):

@@ -10,6 +10,7 @@ from flask_uow import exceptions
 from flask_uow.exceptions import (
     CommitOutcomeUnknownError,
     ConfigurationError,
+    IsolationError,
     NoActiveUnitError,
     PartialCommitError,
     RuleViolationError,
@@ -26,12 +27,14 @@ WHAT, WHERE, FIX = "It went wrong.", "bank/transfers.py:41 in transfer", "Do it 
 PLAIN = (
     UnitOfWorkError,
     ConfigurationError,
+    IsolationError,
     NoActiveUnitError,
     UnitActiveError,
     UnitOptionsError,
     UnitFailedError,
     PartialCommitError,
     UnitTimeoutError,
+    IsolationError,
 )
 WITH_CODE = (RuleViolationError, RuleWarning)
 
@@ -58,6 +61,7 @@ def test_hierarchy() -> None:
     assert bases == {
         "UnitOfWorkError": {"Exception"},
         "ConfigurationError": {"UnitOfWorkError"},
+        "IsolationError": {"UnitOfWorkError"},
         "NoActiveUnitError": {"UnitOfWorkError", "RuntimeError"},
         "UnitActiveError": {"UnitOfWorkError"},
         "UnitOptionsError": {"UnitOfWorkError"},

@@ -1,20 +1,57 @@
-"""For tests of applications: what units did and which rules were broken, recorded while a block runs."""
+"""For tests of applications: what units did and which rules were broken, and a database that forgets each test.
+
+pytest imports this in every run, for the plugin: what is large is imported when it is first asked for.
+"""
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from flask import Flask
-from werkzeug.local import LocalProxy
+if TYPE_CHECKING:
+    from flask import Flask
 
-from .. import signals
-from .._units import Unit
-from ..exceptions import RuleViolationError, RuleWarning
+    from .._units import Unit
+    from ..exceptions import RuleViolationError, RuleWarning
+    from ._commit_hooks import CommitHooks, collected
+    from ._isolation import Isolation, isolated
+    from ._trace import Event, Trace, traced
 
-__all__ = ["Record", "record"]
+__all__ = [
+    "CommitHooks",
+    "Event",
+    "Isolation",
+    "Record",
+    "Trace",
+    "collected",
+    "isolated",
+    "record",
+    "traced",
+]
+
+_HOMES = {
+    "CommitHooks": "_commit_hooks",
+    "Event": "_trace",
+    "Isolation": "_isolation",
+    "Trace": "_trace",
+    "collected": "_commit_hooks",
+    "isolated": "_isolation",
+    "traced": "_trace",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = globals()[name] = getattr(importlib.import_module(f".{_HOMES[name]}", __name__), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
 
 
 @dataclass(slots=True)
@@ -49,9 +86,9 @@ def record(app: Flask) -> Iterator[Record]:
         assert seen.committed == ["POST /transfers"]
         assert seen.codes == []
     """
+    from .. import signals
+
     seen = Record()
-    if isinstance(app, LocalProxy):
-        app = app._get_current_object()
 
     def began(sender: Any, unit: Unit) -> None:
         seen.began.append(unit.label)
@@ -65,6 +102,7 @@ def record(app: Flask) -> Iterator[Record]:
     def violated(sender: Any, code: str, violation: RuleViolationError | RuleWarning) -> None:
         seen.violations.append(violation)
 
+    app = real_app(app)
     with (
         signals.unit_began.connected_to(began, app),
         signals.unit_committed.connected_to(committed, app),
@@ -72,3 +110,10 @@ def record(app: Flask) -> Iterator[Record]:
         signals.rule_violated.connected_to(violated, app),
     ):
         yield seen
+
+
+def real_app(app: Flask) -> Flask:
+    """The app behind ``current_app``, or the app itself."""
+    from werkzeug.local import LocalProxy
+
+    return app._get_current_object() if isinstance(app, LocalProxy) else app
