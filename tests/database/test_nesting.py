@@ -1,5 +1,6 @@
 """Units inside units: Django's semantics for savepoints, Spring's names for the rest."""
 
+import re
 import threading
 import time
 from collections.abc import Iterator
@@ -472,7 +473,9 @@ def test_a_deadline_inside_ends_its_own_statements_alone(bench: Bench) -> None:
         time.sleep(0.3)
         limit()
 
-    assert limits == ["0", "1min", "0", "0"]
+    outer, inner, *later = limits
+    assert (outer, later) == ("0", ["0", "0"])
+    assert re.fullmatch(r"1min|59\d\d\dms", inner)  # what is left of it
 
 
 @pytest.mark.parametrize("database", ["psycopg2", "psycopg"], indirect=True)

@@ -32,6 +32,7 @@ uow.session.add(Item(name="forgotten"))
 uow.session.flush()
 """
 
+CLIENTS = 4
 RELOADED = """
 import os
 import sqlalchemy as sa
@@ -98,11 +99,12 @@ def test_the_development_server_starts_anew_under_load(database: Database, tmp_p
     assert seen.ended.workers == 1
     assert not backends & set(first.backend_pids)
     assert set(answers) <= set(names(database))
-    assert seen.ended.counts.units.committed >= list(answers.values()).count("first")
+    # What is at work when its interpreter ends may be answered after its board has gone.
+    assert seen.ended.counts.units.committed >= list(answers.values()).count("first") - CLIENTS
 
 
 @contextmanager
-def clients(port: int, number: int = 4) -> Iterator[dict[str, str]]:
+def clients(port: int, number: int = CLIENTS) -> Iterator[dict[str, str]]:
     """Let clients post one row after the other; yields what each row was answered with, as far as it was."""
     answers: dict[str, str] = {}
     is_over = threading.Event()

@@ -31,9 +31,7 @@ def entry_point() -> str:
 def test_plugin_reports_to_flake8(tmp_path: Path) -> None:
     """With flake8's own comments and ours, and columns in characters."""
     write(tmp_path, bank__views=SOURCE)
-    (tmp_path / "setup.cfg").write_text(
-        f"[flake8]\nselect = UOW\n\n[flake8:local-plugins]\nextension =\n    {entry_point()}\npaths = {ROOT}\n"
-    )
+    (tmp_path / "setup.cfg").write_text("[flake8]\nselect = UOW\n")
 
     done = subprocess.run(
         [sys.executable, "-m", "flake8", "bank"],
@@ -55,10 +53,7 @@ def test_plugin_reports_to_flake8(tmp_path: Path) -> None:
 def test_configuration_is_the_checkers_own(tmp_path: Path) -> None:
     """Its section lies beside that of flake8, in the same file."""
     write(tmp_path, bank__views=SOURCE)
-    (tmp_path / "setup.cfg").write_text(
-        f"[flask_uow.lint]\nignore = UOW301\n\n[flake8]\nselect = UOW\n\n"
-        f"[flake8:local-plugins]\nextension =\n    {entry_point()}\npaths = {ROOT}\n"
-    )
+    (tmp_path / "setup.cfg").write_text("[flask_uow.lint]\nignore = UOW301\n\n[flake8]\nselect = UOW\n")
 
     done = subprocess.run(
         [sys.executable, "-m", "flake8", "bank"], cwd=tmp_path, capture_output=True, timeout=TIMEOUT_S, check=False
