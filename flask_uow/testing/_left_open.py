@@ -72,5 +72,5 @@ def _kept_by_context() -> set[int]:
     if scope is None:
         return set()
     sessions = [session for slot in scope.slots.values() for session in slot]
-    sessions += [session for reference in scope.adopted if (session := reference()) is not None]
+    sessions += [session for reference in scope.adopted or () if (session := reference()) is not None]
     return {id(state_of(session)) for session in sessions}

@@ -15,17 +15,17 @@ from tests.faults.bank.run import BY_HAND, Plan, run
 @pytest.mark.parametrize("driver", ["psycopg2", "psycopg"])
 def test_nothing_is_lost_doubled_or_left_behind(driver: str) -> None:
     """Every fault there is, once, and what everybody was told is what is in the books."""
-    report = run(Plan(random.randrange(1 << 32), 400, len(FAULTS), driver))
+    report = run(Plan(random.randrange(1 << 32), 250, len(FAULTS), driver))
 
     wrong = [line for line in complaints(report) if not line.startswith("late: ")]
     assert wrong == [], f"seed {report.plan.seed}"
     assert {name for name, _ in report.recovered_s} | set(report.impossible) == set(FAULTS)
-    assert report.journal.acknowledged >= 400
+    assert report.journal.acknowledged >= 250
 
 
 def test_what_is_written_by_hand_loses_some() -> None:
     """So that a day on which nothing is lost means something."""
-    report = run(Plan(1, 300, 2, app=BY_HAND))
+    report = run(Plan(1, 200, 1, app=BY_HAND))
 
     assert report.verdict.lost
 

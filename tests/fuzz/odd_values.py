@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
 VARIABLE = "UOW_TEST_FUZZ"
-EXAMPLES = int(os.environ.get(VARIABLE, "100"))
+EXAMPLES = int(os.environ.get(VARIABLE, "40"))
 SECRET = "s3cret"
 
 bounded = settings(
