@@ -301,7 +301,10 @@ def piped(folder: Path, *arguments: str, until: str, times: int = 2) -> tuple[st
                 lines.append(stdout.readline())
                 assert lines[-1]
             process.send_signal(signal.SIGINT)
-            lines += stdout.readlines()
+            for number, line in enumerate(stdout, 1):
+                lines.append(line)
+                if number % 20 == 0:  # one that Python meets in a callback of the collector's is lost
+                    process.send_signal(signal.SIGINT)
             assert process.stderr is not None
             errors = process.stderr.read()
     return "".join(lines), errors, process.returncode
