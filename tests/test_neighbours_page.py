@@ -1,5 +1,6 @@
 """The page of the neighbours: each recipe, with the real package."""
 
+import logging
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -57,6 +58,9 @@ def cook(recipes: dict[str, str], database: Database) -> Iterator[Cook]:
         return names
 
     yield make
+    for logger in logging.root.manager.loggerDict.values():
+        if isinstance(logger, logging.Logger):
+            logger.disabled = False  # the logging configuration of Flask-Migrate switches all others off
     for names in made:
         with names["app"].app_context():
             names["uow"].engine.dispose()
