@@ -235,5 +235,6 @@ def test_pictures_are_what_the_command_draws() -> None:
 
 
 def _words(svg: str) -> list[str]:
+    """Return its words; where in a line one style ends and the next begins depends on rich's version."""
     texts = re.findall(r"<text[^>]*>([^<]*)</text>", svg)
-    return " ".join(texts).replace("&#160;", " ").split()
+    return " ".join(texts).replace("&#160;", " ").replace(" ,", ",").split()

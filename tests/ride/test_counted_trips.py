@@ -156,8 +156,9 @@ def a_cursor_on_the_server(riding: Any) -> None:
     cursor.execute("SELECT * FROM generate_series(1, 20)")
     cursor.fetchone()
     cursor.fetchmany(2)
-    assert next(iter(cursor))  # itself an iterator from psycopg 3.3 on
-    assert len(list(cursor)) == 16
+    rest = iter(cursor)  # the cursor itself from psycopg 3.3 on, before it what forgets a page with itself
+    assert next(rest)
+    assert len(list(rest)) == 16
     cursor.fetchall()
     cursor.close()
 
