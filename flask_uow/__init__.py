@@ -1,11 +1,11 @@
 """The database transaction as a property of the Flask request: sessions per app context, units of work, their rules.
 
-The public names are imported when they are first asked for: pytest imports this package in every run of whoever has
-it, for the plugin, and a worker needs neither ``stats`` nor ``testing`` to start.
+The public names are imported when they are first asked for.
 """
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from ._lazy import lazy_names
 
 if TYPE_CHECKING:
     from . import exceptions, signals, stats, testing
@@ -28,23 +28,18 @@ __all__ = [
     "transactional",
 ]
 
-_HOMES = {
-    "Propagation": "_options",
-    "Unit": "_units",
-    "UnitOfWork": "_extension",
-    "current_unit": "_transactional",
-    "ride": "_ride",
-    "transactional": "_transactional",
-}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in __all__:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    home = importlib.import_module(f".{_HOMES.get(name, name)}", __name__)
-    value = globals()[name] = getattr(home, name) if name in _HOMES else home
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+__getattr__, __dir__ = lazy_names(
+    __name__,
+    {
+        "Propagation": "_options",
+        "Unit": "_units",
+        "UnitOfWork": "_extension",
+        "current_unit": "_transactional",
+        "exceptions": "exceptions",
+        "ride": "_ride",
+        "signals": "signals",
+        "stats": "stats",
+        "testing": "testing",
+        "transactional": "_transactional",
+    },
+)

@@ -59,7 +59,7 @@ _KNOWN_CLASSES = frozenset(f"{module}.{name}" for module, names in _CLASSES.item
 _MODULES_OF_FUNCTIONS = frozenset(("sqlalchemy.sql.functions", "sqlalchemy.dialects.postgresql.ext"))
 
 # Built-ins that write nothing, keep nothing for the transaction, and say the same in one and outside.
-_KNOWN_FUNCTIONS = frozenset(
+KNOWN_FUNCTIONS = frozenset(
     """
     array_agg avg bit_and bit_or bit_xor bool_and bool_or corr count covar_pop covar_samp every json_agg json_object_agg
     jsonb_agg jsonb_object_agg max min mode percentile_cont percentile_disc range_agg regr_avgx regr_avgy regr_count
@@ -367,7 +367,7 @@ def _check_type(type_: TypeEngine[Any], dialect: Dialect) -> None:
 
 def _check_function(element: Any, cls: type) -> None:
     _require(cls.__module__ in _MODULES_OF_FUNCTIONS and issubclass(cls, functions.Function))
-    _require(not element.packagenames and element.name.lower() in _KNOWN_FUNCTIONS)
+    _require(not element.packagenames and element.name.lower() in KNOWN_FUNCTIONS)
     _require(not isinstance(element.name, quoted_name))  # in quotes, coalesce is a function that somebody has written
 
 

@@ -36,7 +36,7 @@ from sqlalchemy.sql import functions, quoted_name
 from sqlalchemy.sql.expression import ColumnElement
 from sqlalchemy.types import TypeDecorator, UserDefinedType
 
-from flask_uow._harmless import _KNOWN_FUNCTIONS, _Look, is_harmless, is_harmless_read
+from flask_uow._harmless import KNOWN_FUNCTIONS, _Look, is_harmless, is_harmless_read
 from tests.databases import PostgreSQLDatabase
 
 POSTGRESQL = postgresql.psycopg2.dialect()  # type: ignore[no-untyped-call]
@@ -762,9 +762,9 @@ def test_known_functions_are_the_servers_own(postgres: PostgreSQLDatabase) -> No
          WHERE pronamespace = 'pg_catalog'::regnamespace AND proname = ANY (%s) GROUP BY proname
     """
 
-    found: dict[str, bool] = {row[0]: row[1] for row in postgres.rows(names, list(_KNOWN_FUNCTIONS))}
+    found: dict[str, bool] = {row[0]: row[1] for row in postgres.rows(names, list(KNOWN_FUNCTIONS))}
 
-    assert set(_KNOWN_FUNCTIONS) - set(found) - of_later_servers <= of_the_grammar
+    assert set(KNOWN_FUNCTIONS) - set(found) - of_later_servers <= of_the_grammar
     assert {name for name, is_volatile in found.items() if is_volatile} == {
         "clock_timestamp",
         "gen_random_uuid",

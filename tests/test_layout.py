@@ -12,6 +12,7 @@ PACKAGE = Path(flask_uow.__file__).parent
 
 # A module, or a folder of modules, imports only from lines above its own. The package's root imports from all.
 LAYERS = (
+    "_lazy",
     "exceptions",
     "signals",
     "_callsite",

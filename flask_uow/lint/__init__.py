@@ -12,8 +12,9 @@
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from .._lazy import lazy_names
 
 if TYPE_CHECKING:
     from ._checks import CHECKS, Check
@@ -23,20 +24,16 @@ if TYPE_CHECKING:
 
 __all__ = ["CHECKS", "Check", "Finding", "Report", "Settings", "Unresolved", "check_paths", "read_settings"]
 
-_PLACES = {
-    "CHECKS": "_checks",
-    "Check": "_checks",
-    "Finding": "_findings",
-    "Report": "_findings",
-    "Settings": "_settings",
-    "Unresolved": "_findings",
-    "check_paths": "_run",
-    "read_settings": "_settings",
-}
-
-
-def __getattr__(name: str) -> Any:
-    """A name is loaded when it is first asked for: an app has the command, and seldom types it."""
-    if name in _PLACES:
-        return getattr(importlib.import_module(f".{_PLACES[name]}", __name__), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__, __dir__ = lazy_names(
+    __name__,
+    {
+        "CHECKS": "_checks",
+        "Check": "_checks",
+        "Finding": "_findings",
+        "Report": "_findings",
+        "Settings": "_settings",
+        "Unresolved": "_findings",
+        "check_paths": "_run",
+        "read_settings": "_settings",
+    },
+)

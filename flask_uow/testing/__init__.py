@@ -5,11 +5,12 @@ pytest imports this in every run, for the plugin: what is large is imported when
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
+
+from .._lazy import lazy_names
 
 if TYPE_CHECKING:
     from flask import Flask
@@ -32,26 +33,18 @@ __all__ = [
     "traced",
 ]
 
-_HOMES = {
-    "CommitHooks": "_commit_hooks",
-    "Event": "_trace",
-    "Isolation": "_isolation",
-    "Trace": "_trace",
-    "collected": "_commit_hooks",
-    "isolated": "_isolation",
-    "traced": "_trace",
-}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = globals()[name] = getattr(importlib.import_module(f".{_HOMES[name]}", __name__), name)
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+__getattr__, __dir__ = lazy_names(
+    __name__,
+    {
+        "CommitHooks": "_commit_hooks",
+        "Event": "_trace",
+        "Isolation": "_isolation",
+        "Trace": "_trace",
+        "collected": "_commit_hooks",
+        "isolated": "_isolation",
+        "traced": "_trace",
+    },
+)
 
 
 @dataclass(slots=True)

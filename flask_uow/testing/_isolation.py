@@ -17,7 +17,8 @@ from flask import Flask
 from .._settings import is_in_memory
 from .._state import AppState
 from ..exceptions import IsolationError
-from ._logical import DRIVERS, LogicalConnection, make_logical
+from ._logical import LogicalConnection
+from ._logical_drivers import DRIVERS, make_logical
 from ._outer import OuterTransaction
 from ._tested import engines_of, tested
 

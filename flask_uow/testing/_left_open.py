@@ -16,7 +16,7 @@ from sqlalchemy import event
 
 from .._callsite import CallSite, application_site
 from .._scopes import find_context
-from .._state import link_of, state_of
+from .._state import SessionState, link_of, state_of
 from ._tested import engines_of, tested
 
 
@@ -46,7 +46,7 @@ class Checkouts:
         for proxy, site in list(self._taken.values()):
             pooled = proxy()
             link = link_of(pooled)
-            if pooled is None or (link is not None and id(link.state) in kept):
+            if pooled is None or (link is not None and link.state in kept):
                 continue
             who = "A connection" if link is None else "A session's connection"
             found.append(f"{who} is still out of its pool; it was taken at {site or 'an unknown line'}.")
@@ -66,11 +66,11 @@ def checkouts(app: Flask) -> Iterator[Checkouts]:
         yield seen
 
 
-def _kept_by_context() -> set[int]:
+def _kept_by_context() -> list[SessionState | None]:
     """The states of the sessions that the current app context takes back."""
     scope = getattr(find_context(), "_uow_scope", None)
     if scope is None:
-        return set()
+        return []
     sessions = [session for slot in scope.slots.values() for session in slot]
     sessions += [session for reference in scope.adopted or () if (session := reference()) is not None]
-    return {id(state_of(session)) for session in sessions}
+    return [state_of(session) for session in sessions]

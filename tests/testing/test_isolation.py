@@ -663,6 +663,17 @@ def test_what_cannot_be_had_is_refused(app: Flask, uow: UnitOfWork, text: str, r
     assert len(isolation.errors) == 1
 
 
+@pytest.mark.parametrize("database", ["psycopg"], indirect=True)
+@pytest.mark.parametrize("method", ["transaction", "pipeline"])
+def test_what_psycopg_would_drive_by_itself_is_refused(app: Flask, uow: UnitOfWork, method: str) -> None:
+    """A block of the driver's own would begin and end what the test's transaction has to keep."""
+    with isolated(app) as isolation, app.app_context(), uow.engine.connect() as connection:
+        with pytest.raises(IsolationError, match=rf"psycopg's {method}\(\) cannot be had"):
+            getattr(connection.connection.driver_connection, method)()
+
+    assert len(isolation.errors) == 1
+
+
 @on_postgresql
 def test_a_lost_connection_is_named(app: Flask, uow: UnitOfWork, database: Database) -> None:
     """With it went everything; the engine works again after the test."""
