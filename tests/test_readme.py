@@ -1,19 +1,11 @@
 """The README: what it shows runs as printed, and its tables say what the code does."""
 
-import argparse
 import ast
 import contextlib
-import http.client
 import itertools
-import os
 import re
 import shlex
-import socket
-import subprocess
-import sys
-import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -38,6 +30,7 @@ from sample.bank import create_app
 from tests.databases import SQLiteDatabase
 from tests.faults.test_riding_units import TRIPS
 from tests.models import Item, create_tables, make_app, names
+from tests.reader import curl, parse_curl, run, serving
 from tests.throwaway_server import find_free_port
 
 ROOT = Path(__file__).parents[1]
@@ -119,18 +112,6 @@ class Account(Base):
     balance: orm.Mapped[int]
 
 
-@dataclass(frozen=True)
-class Request:
-    """What a curl line asks for, and the status that its comment promises, if it has one."""
-
-    method: str
-    path: str
-    headers: dict[str, str]
-    body: str | None
-    is_failing: bool
-    status: int | None
-
-
 @pytest.fixture(scope="module")
 def document() -> Any:
     """The README as docutils reads it; a warning is an error."""
@@ -191,17 +172,15 @@ def test_the_quick_start_runs_as_printed(document: Any, tmp_path: Path) -> None:
     (tmp_path / "bank.py").write_text(program, encoding="utf-8")
     assert all(f"``flask --app bank {command}``" in README for command in ("init", "run"))
 
-    _flask(tmp_path, "init").communicate(timeout=TIMEOUT_S)
+    run(["flask", "--app", "bank", "init"], tmp_path)
     port = find_free_port()
-    with _ended(_flask(tmp_path, "run", "--port", str(port))) as server:
-        _wait_until_open(port)
+    with serving(["flask", "--app", "bank", "run"], tmp_path, port) as printed:
         exchanges = re.findall(r"^\$ (curl .*)\n(.*)", dialogue, re.MULTILINE)
-        answers = [_curl(port, _parse_curl(line)) for line, _ in exchanges]
-    printed = server.communicate(timeout=TIMEOUT_S)[0]
+        answers = [curl(port, parse_curl(line)) for line, _ in exchanges]
 
     assert len(exchanges) == dialogue.count("$ ")
     assert answers == [answer for _, answer in exchanges]
-    assert printed.count("Tell the owner of account 2") == 1
+    assert printed[0].count("Tell the owner of account 2") == 1
 
 
 def test_the_samples_requests_are_answered_as_the_comments_say(
@@ -211,7 +190,7 @@ def test_the_samples_requests_are_answered_as_the_comments_say(
     client = _open_bank(database, monkeypatch, tmp_path).test_client()
     lines = _blocks(document, "The sample")[0].replace("\\\n", "").splitlines()
     variables = dict(word.split("=", 1) for word in shlex.split(lines[0]))
-    requests = [_parse_curl(line, variables) for line in lines[1:]]
+    requests = [parse_curl(line, variables) for line in lines[1:]]
     pages = re.findall(r"``(/[^`]*)``", README)
 
     # Read to its end, as curl does: a stream that nobody closes would end its context in the middle of another test.
@@ -415,35 +394,6 @@ def _blocks(document: Any, title: str) -> list[str]:
     return [block.astext() for block in section.children if isinstance(block, nodes.literal_block)]
 
 
-def _parse_curl(line: str, variables: dict[str, str] | None = None) -> Request:
-    """Read a curl line; a status may stand at the beginning of its comment."""
-    for name, value in (variables or {}).items():
-        line = line.replace(f"${name}", value)
-    parser = argparse.ArgumentParser()
-    parser.add_argument("-X", dest="method")
-    parser.add_argument("-H", dest="headers", action="append", default=[])
-    parser.add_argument("-d", dest="data", action="append", default=[])
-    parser.add_argument("-f", dest="is_failing", action="store_true")
-    parser.add_argument("--json")
-    parser.add_argument("url")
-    curl, *words = shlex.split(line, comments=True)
-    assert curl == "curl"
-    typed = parser.parse_args(words)
-    body = typed.json or "&".join(typed.data) or None
-    headers = {"Content-Type": "application/x-www-form-urlencoded"} if typed.data else {}
-    headers |= {"Content-Type": "application/json", "Accept": "application/json"} if typed.json else {}
-    headers |= dict(header.split(": ", 1) for header in typed.headers)
-    status = re.search(r" # (\d{3}): ", line)
-    return Request(
-        typed.method or ("POST" if body else "GET"),
-        typed.url.removeprefix("http://127.0.0.1:5000"),
-        headers,
-        body,
-        typed.is_failing,
-        int(status[1]) if status else None,
-    )
-
-
 # ---- what is tried
 
 
@@ -472,43 +422,6 @@ def _balance_after(database: SQLiteDatabase, code: str, *, commits: bool) -> int
         with pytest.raises(LookupError, match="no such account"):
             scope["transfer"](source, None, 30)
     return int(database.rows("SELECT balance FROM account WHERE id = 1")[0][0])
-
-
-def _flask(folder: Path, *arguments: str) -> "subprocess.Popen[str]":
-    command = [sys.executable, "-m", "flask", "--app", "bank", *arguments]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    return subprocess.Popen(command, cwd=folder, env=environment, **pipes)
-
-
-@contextlib.contextmanager
-def _ended(server: "subprocess.Popen[str]") -> Iterator["subprocess.Popen[str]"]:
-    try:
-        yield server
-    finally:
-        server.terminate()
-
-
-def _wait_until_open(port: int) -> None:
-    deadline = time.monotonic() + TIMEOUT_S
-    while True:
-        try:
-            socket.create_connection(("127.0.0.1", port), timeout=TIMEOUT_S).close()
-            return
-        except OSError:
-            assert time.monotonic() < deadline, "The quick start's server does not answer."
-            time.sleep(0.05)
-
-
-def _curl(port: int, request: Request) -> str:
-    """Return what curl would print."""
-    with contextlib.closing(http.client.HTTPConnection("127.0.0.1", port, timeout=TIMEOUT_S)) as connection:
-        connection.request(request.method, request.path, request.body, request.headers)
-        response = connection.getresponse()
-        body = response.read().decode()
-    if request.is_failing and response.status >= 400:
-        return f"curl: (22) The requested URL returned error: {response.status}"
-    return body.rstrip("\n")
 
 
 def _open_bank(database: SQLiteDatabase, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Flask:
