@@ -296,6 +296,24 @@ def test_reading_on_is_a_mistake_of_requests_that_went_well(
     assert codes(seen) == (["UOW107"] if has_request and is_committed else [])
 
 
+@pytest.mark.parametrize("reads_on", [False, True], ids=["test", "view"])
+def test_a_test_may_look_at_what_a_request_has_left(bench: Bench, reads_on: bool) -> None:
+    """Its client has kept the context, and a context around it keeps the session; what the view itself reads counts."""
+
+    @bench.app.get("/")
+    def index() -> str:
+        with transactional():
+            bench.add("a")
+        return str(len(bench.session.scalars(sa.select(Item)).all())) if reads_on else "1"
+
+    with noticed(bench) as seen, bench.app.app_context(), bench.app.test_client() as client:
+        assert client.get("/").text == "1"
+        bench.session.rollback()
+        assert len(bench.session.scalars(sa.select(Item)).all()) == 1
+
+    assert codes(seen) == (["UOW107"] if reads_on else [])
+
+
 def test_a_lazy_load_in_a_template_is_named_at_its_line(bench: Bench) -> None:
     """The line of the template's caller, or of the template itself."""
 

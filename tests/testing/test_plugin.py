@@ -171,33 +171,32 @@ def test_processes_of_one_run_do_not_meet(run: Callable[..., pytest.RunResult], 
     assert database.rows("SELECT * FROM account") == []
 
 
-@on_sqlite
-def test_a_request_context_around_each_test_does_no_harm(
-    run: Callable[..., pytest.RunResult], project: pytest.Pytester, database: Database
-) -> None:
-    """As pytest-flask pushes one, before or after this plugin's fixtures."""
-    context = """
-@pytest.fixture(autouse=True)
-def _push_request_context(request):
-    if "app" in request.fixturenames:
-        with request.getfixturevalue("app").test_request_context():
-            yield
-    else:
-        yield
-"""
-    project.makeconftest(CONFTEST + context)
-    tests = """
+@pytest.mark.parametrize("order", [(PLUGIN, "pytest_flask.plugin"), ("pytest_flask.plugin", PLUGIN)])
+def test_pytest_flask_is_at_home(project: pytest.Pytester, database: Database, order: tuple[str, str]) -> None:
+    """Its client keeps the last request's context, and around each test is a context of its own: no session is new."""
+    project.makeconftest(CONFTEST[: CONFTEST.index("@pytest.fixture\ndef client")])
+    project.makepyfile("""
         from conftest import uow, Account
+        from flask import url_for
         import pytest
 
         @pytest.mark.parametrize("turn", [1, 2])
         def test_open(client, turn, uow_isolation, uow_trace):
             assert uow.session.query(Account).count() == 0
-            client.post("/accounts/1")
+            assert client.post("/accounts/1").status_code == 200
+            assert client.get(url_for("count")).text == "1"
             assert uow.session.query(Account).count() == 1
-    """
+            uow_trace.assert_units(2)
 
-    run(tests).assert_outcomes(passed=2)
+        @pytest.mark.usefixtures("client_class", "uow_isolation")
+        class TestInClass:
+            def test_open(self):
+                assert self.client.post("/accounts/1").status_code == 200
+                assert self.client.get("/accounts").text == "1"
+    """)
+    plugins = [option for plugin in order for option in ("-p", plugin)]
+
+    project.runpytest_inprocess(*plugins, "-p", "no:cacheprovider").assert_outcomes(passed=3)
 
     assert database.rows("SELECT * FROM account") == []
 
