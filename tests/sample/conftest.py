@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from flask import Flask
+from sqlalchemy import Engine
 
 from flask_uow.testing import isolated
 from sample.bank import create_app
@@ -28,14 +29,19 @@ def database(request: pytest.FixtureRequest, make_database: Callable[[str], Data
         return make_database(request.param)
     opened: dict[str, Bank] = request.getfixturevalue("opened_banks")
     if request.param not in opened:
-        opened[request.param] = _open(_lasting_database(request))
+        opened[request.param] = bank = _open(_lasting_database(request))
+        # Its pool lasts as well: what a test leaves open is looked for in the one that isolates the test.
+        request.getfixturevalue("pools").discard(_engine(bank).pool)
     return opened[request.param].database
 
 
 @pytest.fixture(scope="session")
-def opened_banks() -> dict[str, Bank]:
+def opened_banks() -> Iterator[dict[str, Bank]]:
     """The banks that are open already, by the kind of their database."""
-    return {}
+    opened: dict[str, Bank] = {}
+    yield opened
+    for bank in opened.values():
+        _engine(bank).dispose()
 
 
 @pytest.fixture
@@ -53,7 +59,7 @@ def open_bank(
         opened: dict[str, Bank] = request.getfixturevalue("opened_banks")
         app = opened[database.backend].app if not config else create_app({"TESTING": True, **config})
         monkeypatch.setitem(app.config, "BANK_OUTBOX", outbox)
-        stack.enter_context(isolated(app, sequences=True))
+        stack.enter_context(isolated(app))
         return Bank(app, app.test_client(), SeenInside(database, app))
 
     with ExitStack() as stack:
@@ -72,6 +78,12 @@ def _open(database: Database, **config: object) -> Bank:
     bank.run("init")
     bank.run(*CUSTOMERS)
     return bank
+
+
+def _engine(bank: Bank) -> Engine:
+    with bank.app.app_context():
+        engine: Engine = bank.app.extensions["uow"].engine
+        return engine
 
 
 def _lasting_database(request: pytest.FixtureRequest) -> Database:

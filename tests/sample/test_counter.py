@@ -11,8 +11,9 @@ def test_a_transfer_moves_money(bank: Bank) -> None:
     """Both sides are entered, and the ledger still adds up to zero."""
     response = bank.order("/transfers", **{"from": ADA, "to": ALAN, "amount_cents": 2550, "memo": "lunch"})
 
+    ((number,),) = bank.database.rows("SELECT id FROM transfer WHERE memo = 'lunch'")
     assert response.status_code == 201
-    assert response.json == {"transfer_id": 4, "amount_cents": 2550}
+    assert response.json == {"transfer_id": number, "amount_cents": 2550}
     assert (bank.balance(ADA), bank.balance(ALAN)) == (7450, 50261)
     assert bank.database.rows("SELECT SUM(amount) FROM entry")[0][0] == 0
 

@@ -1,11 +1,15 @@
 """Each mistake is answered with the rule that catches it, and leaves nothing behind."""
 
+from collections.abc import Callable
+
 import pytest
 
 from sample.mistakes import MISTAKES
 from tests.sample.banks import Bank
 
 pytestmark = pytest.mark.filterwarnings("ignore::flask_uow.exceptions.RuleWarning")
+
+OpenBank = Callable[..., Bank]
 
 EXPECTED = [
     ("commit-by-hand", "UOW101", True),
@@ -27,6 +31,12 @@ EXPECTED = [
     ("interleave-two-tasks", "UOW203", True),
 ]
 
+# As short as can be told from none at all: the mistake is to wait for longer.
+LIMITS = {
+    "take-long": {"UOW_MAX_UNIT_SECONDS": 0.05},
+    "idle-in-a-transaction": {"UOW_MAX_IDLE_SECONDS": 0.05},
+}
+
 
 def line_of(where: str) -> int:
     """Return the line of ``sample/mistakes.py:57 in commit_by_hand``."""
@@ -36,8 +46,10 @@ def line_of(where: str) -> int:
 
 
 @pytest.mark.parametrize(("slug", "code", "raised"), EXPECTED, ids=[case[0] for case in EXPECTED])
-def test_a_mistake_is_caught_by_its_rule(bank: Bank, slug: str, code: str, raised: bool) -> None:
+def test_a_mistake_is_caught_by_its_rule(open_bank: OpenBank, slug: str, code: str, raised: bool) -> None:
     """The answer has the code, the line in this repository, and the order that mends it."""
+    bank = open_bank(**LIMITS.get(slug, {}))
+
     response = bank.client.post(f"/mistakes/{slug}", headers={"Accept": "application/json"})
 
     assert response.status_code == 200
@@ -50,8 +62,10 @@ def test_a_mistake_is_caught_by_its_rule(bank: Bank, slug: str, code: str, raise
 
 
 @pytest.mark.parametrize("slug", [case[0] for case in EXPECTED])
-def test_the_bank_goes_on_after_a_mistake(bank: Bank, slug: str) -> None:
+def test_the_bank_goes_on_after_a_mistake(open_bank: OpenBank, slug: str) -> None:
     """The next order in the same thread is clean."""
+    bank = open_bank(**LIMITS.get(slug, {}))
+
     bank.client.post(f"/mistakes/{slug}")
 
     response = bank.order("/withdrawals", account=1001, amount_cents=100)
