@@ -1,6 +1,7 @@
 """The page of the neighbours: each recipe, with the real package."""
 
 import logging
+import queue
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -188,6 +189,57 @@ def test_factory_boy(cook: Cook, database: Database) -> None:
             unit.set_rollback_only()
 
     assert balances(database) == [7, 7, 7]
+
+
+@pytest.fixture
+def without_other_celery(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Shared tasks are those of every Celery app of a process: of this test's, they are none of other tests'."""
+    from celery import _state
+
+    monkeypatch.setattr(_state, "_on_app_finalizers", set(_state._on_app_finalizers))
+    monkeypatch.setattr(_state, "default_app", _state.default_app)
+    monkeypatch.setattr(_state._tls, "current_app", _state._tls.current_app)
+
+
+@pytest.fixture
+def ended_tasks(without_other_celery: None) -> Iterator[Callable[[], tuple[int, str]]]:
+    """A function that waits until one more task has ended, and gives its account's number and its state."""
+    from celery.signals import task_postrun
+
+    ended: queue.Queue[tuple[int, str]] = queue.Queue()
+
+    def note(args: list[int], state: str, **_: object) -> None:
+        ended.put((args[0], state))
+
+    task_postrun.connect(note)
+    yield lambda: ended.get(timeout=DEADLINE_S)
+    task_postrun.disconnect(note)
+
+
+def test_celery(cook: Cook, database: Database, ended_tasks: Callable[[], tuple[int, str]]) -> None:
+    """A real worker finds what the view has committed, hears of nothing else, and its task is a unit, tried again."""
+    from celery.contrib.testing.worker import start_worker
+
+    names = cook("Celery")
+    celery_app = names["celery_app"]
+    options = {"polling_interval": 0.01}
+    celery_app.conf.update(broker_url="memory://", broker_transport_options=options, worker_hijack_root_logger=False)
+    client = names["app"].test_client()
+    with celery_app, testing.record(names["app"]) as seen, start_worker(celery_app, perform_ping_check=False):
+        answers = [client.post(f"/accounts/{owner}") for owner in ("nobody", "ada", "busy")]
+        number, busy = (answer.get_json()["account"] for answer in answers[1:])
+        tried = {ended_tasks(), ended_tasks()}
+        at_first = database.rows("SELECT owner, balance FROM account ORDER BY owner")
+        database.execute("UPDATE account SET owner = 'free' WHERE owner = 'busy'")
+        while (again := ended_tasks()) != (busy, "SUCCESS"):
+            assert again == (busy, "RETRY"), "on a machine that has stalled"
+
+    assert [answer.status_code for answer in answers] == [422, 200, 200]
+    assert tried == {(number, "SUCCESS"), (busy, "RETRY")}
+    assert at_first == [("ada", 10), ("busy", 0)]
+    assert database.rows("SELECT owner, balance FROM account ORDER BY owner") == [("ada", 10), ("free", 10)]
+    assert len(seen.committed) == 4
+    assert seen.codes == []
 
 
 def test_apscheduler(cook: Cook, database: Database) -> None:
