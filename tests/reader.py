@@ -31,21 +31,24 @@ class Request:
     status: int | None
 
 
-def run(command: list[str], folder: Path, **variables: str) -> str:
+def run(command: list[str], folder: Path, python: str | None = None, **variables: str) -> str:
     """Run a command of Python's, and return what it prints.
 
     :param command: a module that Python has, or ``python``, and its arguments.
     :param folder: the one in which it is typed.
-    :param variables: the environment's, besides what it has.
+    :param python: an interpreter that has the package installed, instead of the one that runs the tests.
+    :param variables: the environment's, besides what it has; with an interpreter of its own, all that it has.
     """
-    return _start(command, folder, variables).communicate(timeout=TIMEOUT_S)[0]
+    return _start(command, folder, python, variables).communicate(timeout=TIMEOUT_S)[0]
 
 
 @contextlib.contextmanager
-def serving(command: list[str], folder: Path, port: int, **variables: str) -> Iterator[list[str]]:
+def serving(
+    command: list[str], folder: Path, port: int, python: str | None = None, **variables: str
+) -> Iterator[list[str]]:
     """Start a ``flask run``, wait until it answers, and end it; the list has then what it has printed."""
     printed: list[str] = []
-    process = _start([*command, "--port", str(port)], folder, variables)
+    process = _start([*command, "--port", str(port)], folder, python, variables)
     try:
         deadline = time.monotonic() + TIMEOUT_S
         while True:
@@ -62,10 +65,11 @@ def serving(command: list[str], folder: Path, port: int, **variables: str) -> It
         printed.append(process.communicate(timeout=TIMEOUT_S)[0])
 
 
-def _start(command: list[str], folder: Path, variables: dict[str, str]) -> "subprocess.Popen[str]":
+def _start(command: list[str], folder: Path, python: str | None, variables: dict[str, str]) -> "subprocess.Popen[str]":
     module, *arguments = command
-    words = [sys.executable, *([] if module == "python" else ["-m", module]), *arguments]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "NO_COLOR": "1", **variables}
+    words = [python or sys.executable, *([] if module == "python" else ["-m", module]), *arguments]
+    inherited = {} if python else {**os.environ, "PYTHONPATH": str(ROOT)}
+    environment = {**inherited, "NO_COLOR": "1", **variables}
     pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     return subprocess.Popen(words, cwd=folder, env=environment, **pipes)
 

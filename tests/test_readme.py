@@ -30,8 +30,8 @@ from sample.bank import create_app
 from tests.databases import SQLiteDatabase
 from tests.faults.test_riding_units import TRIPS
 from tests.models import Item, create_tables, make_app, names
-from tests.reader import curl, parse_curl, run, serving
-from tests.throwaway_server import find_free_port
+from tests.quick_start import blocks_under, read_quick_start
+from tests.reader import parse_curl
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.rst").read_text(encoding="utf-8")
@@ -160,27 +160,19 @@ def test_every_make_target_exists() -> None:
 
 def test_the_first_example_does_what_its_comments_say(document: Any, database: SQLiteDatabase) -> None:
     """The same call loses money in the one form, and nothing in the other."""
-    without, with_unit = _blocks(document, "flask_uow")[0].split("\n\n")
+    without, with_unit = blocks_under(document, "flask_uow")[0].split("\n\n")
 
     assert _balance_after(database, without, commits=True) == 70
     assert _balance_after(database, with_unit, commits=False) == 100
 
 
-def test_the_quick_start_runs_as_printed(document: Any, tmp_path: Path) -> None:
+def test_the_quick_start_runs_as_printed(tmp_path: Path) -> None:
     """Its program, its commands and its requests, in an empty folder and with a real server."""
-    program, dialogue = _blocks(document, "Quick start")
-    (tmp_path / "bank.py").write_text(program, encoding="utf-8")
-    assert all(f"``flask --app bank {command}``" in README for command in ("init", "run"))
+    printed = read_quick_start(README).follow(tmp_path)
 
-    run(["flask", "--app", "bank", "init"], tmp_path)
-    port = find_free_port()
-    with serving(["flask", "--app", "bank", "run"], tmp_path, port) as printed:
-        exchanges = re.findall(r"^\$ (curl .*)\n(.*)", dialogue, re.MULTILINE)
-        answers = [curl(port, parse_curl(line)) for line, _ in exchanges]
-
-    assert len(exchanges) == dialogue.count("$ ")
-    assert answers == [answer for _, answer in exchanges]
-    assert printed[0].count("Tell the owner of account 2") == 1
+    assert printed.count("Tell the owner of account 2") == 1
+    rows = SQLiteDatabase(tmp_path / "instance" / "bank.sqlite").rows("SELECT id, balance FROM account ORDER BY id")
+    assert rows == [(1, 70), (2, 30)]
 
 
 def test_the_samples_requests_are_answered_as_the_comments_say(
@@ -188,7 +180,7 @@ def test_the_samples_requests_are_answered_as_the_comments_say(
 ) -> None:
     """One after the other, and the pages that belong to them."""
     client = _open_bank(database, monkeypatch, tmp_path).test_client()
-    lines = _blocks(document, "The sample")[0].replace("\\\n", "").splitlines()
+    lines = blocks_under(document, "The sample")[0].replace("\\\n", "").splitlines()
     variables = dict(word.split("=", 1) for word in shlex.split(lines[0]))
     requests = [parse_curl(line, variables) for line in lines[1:]]
     pages = re.findall(r"``(/[^`]*)``", README)
@@ -218,7 +210,7 @@ def test_the_samples_commands_run(database: SQLiteDatabase, monkeypatch: pytest.
 @pytest.mark.parametrize("library", ["flask-sqlalchemy", "flask-sqlalchemy-lite", "sessionmaker"])
 def test_the_lines_of_adoption_adopt(in_depth: Any, database: SQLiteDatabase, library: str) -> None:
     """With each of them a unit commits, and another one rolls back."""
-    lines = _blocks(in_depth, "Sessions of others")[0].splitlines()
+    lines = blocks_under(in_depth, "Sessions of others")[0].splitlines()
     line = lines[["flask-sqlalchemy", "flask-sqlalchemy-lite", "sessionmaker"].index(library)]
     app = Flask(__name__)
     create_tables(database)
@@ -239,7 +231,7 @@ def test_the_lines_of_adoption_adopt(in_depth: Any, database: SQLiteDatabase, li
 
 def test_the_line_for_an_engine_made_elsewhere_runs(in_depth: Any, database: SQLiteDatabase) -> None:
     """It returns the engine, which is left alone where nothing can ride."""
-    line = _blocks(in_depth, "Sessions of others")[0].splitlines()[3]
+    line = blocks_under(in_depth, "Sessions of others")[0].splitlines()[3]
     engine = sa.create_engine(database.url)
 
     assert eval(line, {"ride": ride, "engine": engine}) is engine
@@ -357,7 +349,7 @@ def test_the_text_of_a_violation_is_the_codes(in_depth: Any, database: SQLiteDat
         with transactional(label="POST /transfers") as unit:
             unit.session.commit()
 
-    shown, raised = _blocks(in_depth, "What a violation says")[0].splitlines(), str(caught.value).splitlines()
+    shown, raised = blocks_under(in_depth, "What a violation says")[0].splitlines(), str(caught.value).splitlines()
     assert [shown[0], shown[2]] == [raised[0], raised[2]]
     assert re.fullmatch(r"  where: \S+\.py:\d+ in \w+", shown[1])
     assert re.fullmatch(r"  where: \S+\.py:\d+ in \w+", raised[1])
@@ -385,13 +377,6 @@ def _table(document: Any, first_head: str) -> list[list[str]]:
         if head[0] == first_head:
             return rows
     raise AssertionError(f"There is no table whose first column is {first_head!r}.")
-
-
-def _blocks(document: Any, title: str) -> list[str]:
-    """Return the blocks of code directly under a title; the page's own is its document's."""
-    sections = [document, *document.findall(nodes.section)]
-    section = next(section for section in sections if section.next_node(nodes.title).astext() == title)
-    return [block.astext() for block in section.children if isinstance(block, nodes.literal_block)]
 
 
 # ---- what is tried
