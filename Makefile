@@ -74,6 +74,10 @@ test-browser: $(VENV)/dev.stamp ## Run the sample's tests in a headless Chromium
 	if [ -z "$$CHROMIUM" ]; then echo "No Chromium was found. Name one: make test-browser CHROMIUM=/path/to/chromium" >&2; exit 1; fi; \
 	CHROMIUM="$$CHROMIUM" $(PYTEST) -m browser
 
+.PHONY: test-isolated
+test-isolated: $(VENV)/test.stamp ## Run the sample's tests with tables made anew and isolated, and compare results and times
+	@$(PYTEST) -m benchmark tests/benchmarks/test_isolation.py -k same_results -s -o faulthandler_timeout=0
+
 .PHONY: test-programs
 test-programs: $(VENV)/dev.stamp ## Run 10,000 random programs of units against the model, other ones each time (PROGRAMS=)
 	@UOW_TEST_PROGRAMS=$$(( ($(PROGRAMS) + 2) / 3 )) $(PYTEST) tests/database/test_programs.py -o timeout=3600 -o faulthandler_timeout=0
@@ -132,6 +136,10 @@ build: $(VENV)/dev.stamp ## Build the wheel and the source archive into dist/ an
 	@rm -rf build dist
 	@$(PY) -m build --quiet
 	@$(PY) -m twine check --strict dist/*
+
+.PHONY: release-check
+release-check: build ## Install what was built into empty environments, and follow the quick start there (TAG=)
+	@$(PY) -m tests.release_check dist --tag "$$TAG"
 
 .PHONY: pictures
 pictures: $(VENV)/dev.stamp ## Draw the README's pictures again, from a server's real sessions and a request at the bank

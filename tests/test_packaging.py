@@ -83,7 +83,7 @@ def test_wheel_holds_nothing_else(built: Built) -> None:
 def test_source_archive_holds_what_proves_and_shows_the_package(built: Built) -> None:
     """Whoever packages it further can run its tests and its sample."""
     top_level = {"setup.cfg", "pyproject.toml", "Makefile", "README.rst", "CHANGES.rst", "LICENSE.txt", ".ci/run"}
-    top_level |= {".pre-commit-hooks.yaml"}
+    top_level |= {".pre-commit-hooks.yaml", ".github/workflows/tests.yml", ".github/workflows/release.yml"}
 
     assert top_level | _files_under("flask_uow") | _files_under("tests") | _files_under("sample") <= built.sdist_names()
 
@@ -118,8 +118,8 @@ def test_make_alone_prints_the_targets() -> None:
     """A newcomer who types ``make`` sees what there is, and nothing happens."""
     printed = subprocess.run(["make"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
 
-    tests = ("test", "test-plain", "test-browser", "test-pythons", "soak")
-    for target in ("sample", "sample-postgres", *tests, "bench", "build", "clean"):
+    tests = ("test", "test-plain", "test-browser", "test-isolated", "test-pythons", "soak")
+    for target in ("sample", "sample-postgres", *tests, "bench", "build", "release-check", "clean"):
         assert f"  make {target} " in printed
 
 
