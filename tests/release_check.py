@@ -20,9 +20,9 @@ import zipfile
 from email.parser import Parser
 from pathlib import Path
 
-from tests.quick_start import README, read_quick_start
+from tests.quick_start import read_quick_start
 
-ROOT = README.parent
+ROOT = Path(__file__).parents[1]
 NAME = "flask_uow"
 PIP_TIMEOUT_S = 600
 TIMEOUT_S = 100
@@ -189,8 +189,8 @@ def check_quick_start(environment: Environment) -> None:
     :raises ReleaseError: if something else is answered, told or in the database than the page says.
     """
     try:
-        quick_start = read_quick_start(README.read_text(encoding="utf-8"))
-        printed = quick_start.follow(environment.python, environment.work, environment.variables)
+        quick_start = read_quick_start((ROOT / "README.rst").read_text(encoding="utf-8"))
+        printed = quick_start.follow(environment.work, environment.variables, environment.python)
     except AssertionError as error:
         raise ReleaseError(f"The quick start does not run: {error}") from error
     if printed.count("Tell the owner of account 2") != 1:
@@ -212,6 +212,7 @@ def check_entry_points(environment: Environment) -> None:
     stats = environment.run("-m", "flask", "--app", "bank", "db-session-stats", "--json")
     if "databases" not in json.loads(stats):
         raise ReleaseError(f"flask db-session-stats has printed {stats}")
+    environment.run("-m", "flask", "--app", "bank", "db-session-stats")
     linted = {
         "flask db-session-lint": ("-m", "flask", "--app", "bank", "db-session-lint", "by_hand.py"),
         "flask_uow.lint": ("-m", "flask_uow.lint", "by_hand.py"),
