@@ -76,6 +76,22 @@ def balances(database: Database) -> list[int]:
     return [balance for (balance,) in database.rows("SELECT balance FROM account ORDER BY id")]
 
 
+@pytest.mark.parametrize("library", ["Flask-SQLAlchemy", "Flask-SQLAlchemy-Lite"])
+def test_sessions_of_others(cook: Cook, database: Database, library: str) -> None:
+    """A view that commits nothing by hand is committed, and one that aborts is not, whoever owns the session."""
+    names = cook(library)
+    open_account(names, id=1, balance=10)
+    client = names["shop"].test_client()
+    with testing.record(names["shop"]) as seen:
+        answers = [client.post(f"/accounts/{where}") for where in ("1/5", "1/500", "2/5")]
+
+    assert [answer.status_code for answer in answers] == [200, 422, 404]
+    assert balances(database) == [15]
+    assert (len(seen.committed), len(seen.rolled_back), seen.codes) == (1, 2, [])
+    with names["shop"].app_context():
+        names["db"].engine.dispose()
+
+
 def test_flask_migrate(cook: Cook, database: Database, tmp_path: Path) -> None:
     """It finds the tables, makes them, and finds nothing more to do."""
     names = cook("Flask-Migrate", makes_tables=False)
