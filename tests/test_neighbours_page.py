@@ -232,6 +232,8 @@ def ended_tasks(without_other_celery: None) -> Iterator[Callable[[], tuple[int, 
     task_postrun.disconnect(note)
 
 
+# One is enough: a worker takes four seconds to end.
+@pytest.mark.parametrize("database", ["psycopg2"], indirect=True)
 def test_celery(cook: Cook, database: Database, ended_tasks: Callable[[], tuple[int, str]]) -> None:
     """A real worker finds what the view has committed, hears of nothing else, and its task is a unit, tried again."""
     from celery.contrib.testing.worker import start_worker
