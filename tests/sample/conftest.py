@@ -12,6 +12,7 @@ from flask import Flask
 from sqlalchemy import Engine
 
 from flask_uow.testing import isolated
+from flask_uow.testing._left_open import Checkouts, checkouts
 from sample.bank import create_app
 from tests.databases import BACKENDS, Database, Server, SQLiteDatabase
 from tests.sample.banks import Bank
@@ -30,7 +31,7 @@ def database(request: pytest.FixtureRequest, make_database: Callable[[str], Data
     opened: dict[str, Bank] = request.getfixturevalue("opened_banks")
     if request.param not in opened:
         opened[request.param] = bank = _open(_lasting_database(request))
-        # Its pool lasts as well: what a test leaves open is looked for in the one that isolates the test.
+        # Its pool lasts as well: `_refuse_leaks` finds what a test leaves open.
         request.getfixturevalue("pools").discard(_engine(bank).pool)
     return opened[request.param].database
 
@@ -60,6 +61,7 @@ def open_bank(
         app = opened[database.backend].app if not config else create_app({"TESTING": True, **config})
         monkeypatch.setitem(app.config, "BANK_OUTBOX", outbox)
         stack.enter_context(isolated(app))
+        stack.callback(_refuse_leaks, stack.enter_context(checkouts(app)))
         return Bank(app, app.test_client(), SeenInside(database, app))
 
     with ExitStack() as stack:
@@ -78,6 +80,11 @@ def _open(database: Database, **config: object) -> Bank:
     bank.run("init")
     bank.run(*CUSTOMERS)
     return bank
+
+
+def _refuse_leaks(seen: Checkouts) -> None:
+    if left := seen.left():
+        pytest.fail("\n".join(left), pytrace=False)
 
 
 def _engine(bank: Bank) -> Engine:
