@@ -41,11 +41,13 @@ SERVERS = {
     "gunicorn gevent": _gunicorn("--worker-class=gevent"),
     "uwsgi": _uwsgi(),
     "uwsgi with threads": _uwsgi("--threads=4"),
-    "uwsgi that tells of its forks": _uwsgi("--threads=4", "--py-call-osafterfork"),
+    "uwsgi that tells of its forks": _uwsgi("--threads=4", "--py-call-uwsgi-fork-hooks"),
     "uwsgi lazy": _uwsgi("--lazy-apps"),
     "waitress": ["-m", "waitress", "--listen=127.0.0.1:{port}", "--threads=4", APP],
     "flask": ["-m", "flask", "--app", APP, "run", "--port={port}"],
 }
+if sys.version_info < (3, 13):  # with which no worker of uWSGI's survives that, whatever it serves: unbit/uwsgi#2710
+    SERVERS["uwsgi that tells of its forks in its old way"] = _uwsgi("--threads=4", "--py-call-osafterfork")
 FORK_LATE = {name for name in SERVERS if "preloaded" in name or (name.startswith("uwsgi") and "lazy" not in name)}
 """Those that fork after they have imported the app."""
 
