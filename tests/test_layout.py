@@ -59,6 +59,7 @@ LAYERS = (
     "_watch",
     "_cli",
     "lint",
+    "codemod",
     "_extension",
     "testing",
     "contrib",

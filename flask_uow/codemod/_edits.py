@@ -1,0 +1,291 @@
+"""Changes source: decorators, commits, ``try`` statements and imports, with everything else as it was.
+
+What is to change is named by where it stands; libcst knows the formatting.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import libcst as cst
+from libcst.metadata import MetadataWrapper, PositionProvider
+
+Place = tuple[int, int]  # line from 1, column from 0 and in characters
+
+
+@dataclass(slots=True)
+class Edits:
+    """What is to change in a file.
+
+    :param decorated: the functions that get ``@transactional``.
+    :param dropped: the statements that go.
+    :param flushed: the commits that become flushes.
+    :param unwrapped: the ``try`` statements of which the body alone stays.
+    :param wrapped: ``try`` statements whose body gets ``with transactional():`` around all but its last statements; how
+        many these are, the commit among them.
+    :param after: code to put after statements.
+    :param names: what is imported from ``flask_uow``.
+    """
+
+    decorated: set[Place] = field(default_factory=set)
+    dropped: set[Place] = field(default_factory=set)
+    flushed: set[Place] = field(default_factory=set)
+    unwrapped: set[Place] = field(default_factory=set)
+    wrapped: dict[Place, int] = field(default_factory=dict)
+    after: dict[Place, str] = field(default_factory=dict)
+    names: set[str] = field(default_factory=set)
+
+    def __bool__(self) -> bool:
+        return bool(self.names)
+
+
+def edit(source: bytes, edits: Edits) -> bytes:
+    """The source with the changes.
+
+    :raises libcst.ParserSyntaxError: for what libcst does not understand.
+    """
+    has_mark = source.startswith(b"\xef\xbb\xbf")
+    wrapper = MetadataWrapper(cst.parse_module(source))
+    changed = wrapper.visit(_Editor(edits))
+    result = changed.with_changes(body=_with_import(changed.body, edits.names)).bytes
+    return b"\xef\xbb\xbf" + result if has_mark and not result.startswith(b"\xef\xbb\xbf") else result
+
+
+class _Editor(cst.CSTTransformer):
+    METADATA_DEPENDENCIES = (PositionProvider,)
+
+    def __init__(self, edits: Edits) -> None:
+        super().__init__()
+        self._edits = edits
+
+    def _place(self, node: cst.CSTNode) -> Place:
+        start = self.get_metadata(PositionProvider, node).start
+        return start.line, start.column
+
+    # ---- functions
+
+    def leave_FunctionDef(self, original_node: cst.FunctionDef, updated_node: cst.FunctionDef) -> cst.FunctionDef:
+        """Put ``@transactional`` next to the function."""
+        if self._place(original_node) not in self._edits.decorated:
+            return updated_node
+        decorator = cst.Decorator(cst.Name("transactional"))
+        return updated_node.with_changes(decorators=[*updated_node.decorators, decorator])
+
+    # ---- statements
+
+    def leave_Call(self, original_node: cst.Call, updated_node: cst.Call) -> cst.Call:
+        """Make a flush of a commit."""
+        function = updated_node.func
+        if self._place(original_node) not in self._edits.flushed or not isinstance(function, cst.Attribute):
+            return updated_node
+        # What begins in the same place may be another call: get_session().commit()
+        is_commit = function.attr.value == "commit"
+        return (
+            updated_node.with_changes(func=function.with_changes(attr=cst.Name("flush"))) if is_commit else updated_node
+        )
+
+    def leave_SimpleStatementLine(
+        self, original_node: cst.SimpleStatementLine, updated_node: cst.SimpleStatementLine
+    ) -> cst.SimpleStatementLine | cst.FlattenSentinel[cst.BaseStatement]:
+        """Empty a line whose statements go: the block around it knows what to do with its comments."""
+        if self._place(original_node) in self._edits.after:
+            added = cst.parse_statement(self._edits.after[self._place(original_node)])
+            return cst.FlattenSentinel([updated_node, added])
+        kept = self._kept(original_node.body, updated_node.body)
+        return updated_node.with_changes(body=kept) if len(kept) < len(updated_node.body) else updated_node
+
+    def leave_SimpleStatementSuite(
+        self, original_node: cst.SimpleStatementSuite, updated_node: cst.SimpleStatementSuite
+    ) -> cst.SimpleStatementSuite:
+        """Leave ``pass`` where nothing is left."""
+        kept = self._kept(original_node.body, updated_node.body)
+        if len(kept) == len(updated_node.body):
+            return updated_node
+        return updated_node.with_changes(body=kept or [cst.Pass()])
+
+    def _kept(
+        self, original: Sequence[cst.BaseSmallStatement], updated: Sequence[cst.BaseSmallStatement]
+    ) -> list[cst.BaseSmallStatement]:
+        pairs = zip(original, updated, strict=True)
+        kept = [new for old, new in pairs if self._place(old) not in self._edits.dropped]
+        if kept and len(kept) < len(updated):
+            kept[-1] = kept[-1].with_changes(semicolon=cst.MaybeSentinel.DEFAULT)
+        return kept
+
+    # ---- blocks
+
+    def leave_Try(
+        self, original_node: cst.Try, updated_node: cst.Try
+    ) -> cst.Try | cst.FlattenSentinel[cst.BaseStatement]:
+        """Take the body out of a ``try``, or put a unit into it."""
+        place = self._place(original_node)
+        if place in self._edits.wrapped:
+            updated_node = _with_unit(updated_node, self._edits.wrapped[place])
+        if place not in self._edits.unwrapped:
+            return updated_node
+        first, *others = updated_node.body.body
+        lines = [*updated_node.leading_lines, *getattr(first, "leading_lines", ())]
+        rest = [cst.EmptyLine(indent=line.indent, comment=line.comment) for line in _comments(updated_node.body)]
+        statements = [first.with_changes(leading_lines=lines), *others]
+        # Comments below the last statement stand below what follows then; they are few.
+        return cst.FlattenSentinel([*statements, *([cst.SimpleStatementLine([], leading_lines=rest)] if rest else [])])
+
+    def leave_IndentedBlock(
+        self, original_node: cst.IndentedBlock, updated_node: cst.IndentedBlock
+    ) -> cst.IndentedBlock:
+        """Take out emptied lines, and keep their comments; leave ``pass`` where nothing is left."""
+        body, footer = _without_empty(updated_node.body)
+        if len(body) == len(updated_node.body):
+            return updated_node
+        if not body:
+            body = [cst.SimpleStatementLine([cst.Pass()], leading_lines=footer)]
+            footer = []
+        return updated_node.with_changes(body=body, footer=[*footer, *updated_node.footer])
+
+    def leave_Module(self, original_node: cst.Module, updated_node: cst.Module) -> cst.Module:
+        """Take out emptied lines of the module itself."""
+        body, footer = _without_empty(updated_node.body)
+        return updated_node.with_changes(body=body, footer=[*footer, *updated_node.footer])
+
+
+def _with_unit(node: cst.Try, count: int) -> cst.Try:
+    """A ``try`` with a unit around all but its last statements, of which the first is the commit, which goes."""
+    statements = list(node.body.body)
+    inside, commit, rest = statements[:-count], statements[-count], statements[len(statements) - count + 1 :]
+    unit = cst.With(
+        items=[cst.WithItem(cst.Call(cst.Name("transactional")))],
+        body=cst.IndentedBlock(inside, footer=_comments_of(commit)),
+    )
+    return node.with_changes(body=node.body.with_changes(body=[unit, *rest]))
+
+
+def _without_empty(
+    statements: Sequence[cst.BaseStatement],
+) -> tuple[list[cst.BaseStatement], list[cst.EmptyLine]]:
+    """The statements without emptied lines, whose comments go to the next one, or to the end."""
+    kept: list[cst.BaseStatement] = []
+    carried: list[cst.EmptyLine] = []
+    for statement in statements:
+        if isinstance(statement, cst.SimpleStatementLine) and not statement.body:
+            carried += _lines_of(statement)
+        elif carried:
+            lines = _joined(carried, list(getattr(statement, "leading_lines", ())))
+            kept.append(statement.with_changes(leading_lines=lines))
+            carried = []
+        else:
+            kept.append(statement)
+    return kept, [line for line in carried if line.comment]
+
+
+def _lines_of(statement: cst.BaseStatement) -> list[cst.EmptyLine]:
+    """The lines above a statement, and its own comment as a line."""
+    if not isinstance(statement, cst.SimpleStatementLine):
+        return []
+    own = statement.trailing_whitespace.comment
+    return [*statement.leading_lines, *([cst.EmptyLine(comment=own)] if own else [])]
+
+
+def _comments_of(statement: cst.BaseStatement) -> list[cst.EmptyLine]:
+    return [line for line in _lines_of(statement) if line.comment]
+
+
+def _comments(body: cst.BaseSuite) -> list[cst.EmptyLine]:
+    """The comments below a block's last statement."""
+    return [line for line in body.footer if line.comment] if isinstance(body, cst.IndentedBlock) else []
+
+
+def _joined(above: list[cst.EmptyLine], below: list[cst.EmptyLine]) -> list[cst.EmptyLine]:
+    """Lines above a statement, of which some were above one that is gone: no two gaps where one was."""
+    if above and below and not above[-1].comment and not below[0].comment:
+        above = above[:-1]
+    return [*above, *below]
+
+
+# ---- imports
+
+
+def _with_import(body: Sequence[cst.BaseStatement], names: set[str]) -> Sequence[cst.BaseStatement]:
+    if not names:
+        return body
+    head = _head(body)
+    for index in head:
+        statement = body[index]
+        found = statement.body[0] if isinstance(statement, cst.SimpleStatementLine) else None
+        if isinstance(found, cst.ImportFrom) and _root(found) == "flask_uow" and _is_plain(found):
+            line = statement.with_changes(body=[_with_names(found, names)])
+            return [*body[:index], line, *body[index + 1 :]]
+    added = cst.parse_statement(f"from flask_uow import {', '.join(sorted(names))}")
+    place = _place_of_import(body, head)
+    rest = list(body[place:])
+    if not head and rest:
+        rest[0] = rest[0].with_changes(leading_lines=[cst.EmptyLine(indent=False), *_leading(rest[0])])
+    return [*body[:place], added, *rest]
+
+
+def _with_names(node: cst.ImportFrom, names: set[str]) -> cst.ImportFrom:
+    """An import from ``flask_uow`` of more names."""
+    if isinstance(node.names, cst.ImportStar):
+        return node
+    kept = [each.with_changes(comma=cst.MaybeSentinel.DEFAULT) for each in node.names]
+    known = {each.evaluated_name for each in kept if each.asname is None}
+    added = [cst.ImportAlias(cst.Name(name)) for name in names - known]
+    return node.with_changes(names=sorted([*kept, *added], key=lambda each: each.evaluated_name))
+
+
+def _head(body: Sequence[cst.BaseStatement]) -> list[int]:
+    """Where the imports are that a module begins with."""
+    found = []
+    for index, statement in enumerate(body):
+        if not isinstance(statement, cst.SimpleStatementLine) or len(statement.body) != 1:
+            break
+        inner = statement.body[0]
+        if isinstance(inner, (cst.Import, cst.ImportFrom)):
+            found.append(index)
+        elif not (isinstance(inner, cst.Expr) and isinstance(inner.value, cst.BaseString)):
+            break
+    return found
+
+
+def _place_of_import(body: Sequence[cst.BaseStatement], head: list[int]) -> int:
+    """Below the last import of Flask or of an extension, else below the others of libraries."""
+    roots = {index: _root(body[index].body[0]) for index in head if isinstance(body[index], cst.SimpleStatementLine)}
+    of_flask = [
+        index for index, root in roots.items() if root == "flask" or "flask" < root.split("_")[0] + "_" <= "flask_"
+    ]
+    if of_flask:
+        earlier = [index for index in of_flask if roots[index] <= "flask_uow"]
+        return (earlier or of_flask)[-1] + 1
+    absolute = [index for index, root in roots.items() if root]
+    if absolute:
+        return absolute[-1] + 1
+    if head:
+        return head[0]
+    has_docstring = bool(body) and isinstance(body[0], cst.SimpleStatementLine) and _is_text(body[0])
+    return int(has_docstring)
+
+
+def _root(node: cst.BaseSmallStatement) -> str:
+    """The first name of what is imported; nothing for what lies beside the module."""
+    if isinstance(node, cst.ImportFrom):
+        module = None if node.relative else node.module
+    else:
+        module = node.names[0].name if isinstance(node, cst.Import) else None
+    while isinstance(module, cst.Attribute):
+        module = module.value
+    return module.value if isinstance(module, cst.Name) else ""
+
+
+def _is_plain(node: cst.ImportFrom) -> bool:
+    return (
+        node.lpar is None and not isinstance(node.names, cst.ImportStar) and not isinstance(node.module, cst.Attribute)
+    )
+
+
+def _is_text(statement: cst.SimpleStatementLine) -> bool:
+    return isinstance(statement.body[0], cst.Expr) and isinstance(statement.body[0].value, cst.BaseString)
+
+
+def _leading(statement: cst.BaseStatement) -> Sequence[cst.EmptyLine]:
+    lines: Sequence[cst.EmptyLine] = getattr(statement, "leading_lines", ())
+    return lines

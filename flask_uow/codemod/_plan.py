@@ -1,0 +1,310 @@
+"""Decides for one module which functions become units, how, and what is left to a human."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, field
+
+from ..lint._functions import DefinedNode, is_generator
+from ..lint._resolve import Resolver
+from ..lint._scopes import Module, Scope, all_nodes
+from ..lint._syntax import decorator_names, dotted
+from ..lint._values import Method
+from ._edits import Edits, Place
+from ._effects import Effect, Effects
+from ._paths import InTheWayError, State, follow
+
+NO_EXTENSION = (
+    "it waits for the extension. Make UnitOfWork(app, session=db.session) where the app is made; run this again"
+)
+# What runs for itself, in an app context, as a view does.
+_ENTRIES = frozenset(("before_app_request", "before_request", "command", "shared_task", "task"))
+_PLAIN_ROOTS = frozenset(("args", "current_app", "form", "json", "request"))
+
+
+@dataclass(slots=True)
+class Plan:
+    """What is to be done in a module.
+
+    :param edits: the changes.
+    :param reasons: why a function is left as it is, by the function.
+    :param gone: the commits and rollbacks that go.
+    :param moved: how many functions and blocks become units.
+    """
+
+    edits: Edits = field(default_factory=Edits)
+    reasons: dict[ast.AST, str] = field(default_factory=dict)
+    gone: set[ast.AST] = field(default_factory=set)
+    moved: int = 0
+
+
+class Planner:
+    """Plans the changes of one module after the other.
+
+    :param resolver: knows what names stand for.
+    :param effects: knows what code may do.
+    :param names: the functions that become units though they are no views.
+    """
+
+    def __init__(self, resolver: Resolver, effects: Effects, names: Collection[str]) -> None:
+        self._resolver = resolver
+        self._effects = effects
+        self._names = names
+
+    def plan(self, module: Module, *, has_extension: bool) -> Plan:
+        """What is to be done in a module.
+
+        :param has_extension: whether units work: the extension is made, or will be.
+        """
+        plan = Plan()
+        for node, scope in all_nodes(module.scope):
+            if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+                self._plan_function(node, scope, plan, has_extension=has_extension)
+        return plan
+
+    def named(self, node: DefinedNode, scope: Scope) -> Iterator[str]:
+        """The options by which a function is named."""
+        full = qualified_name(node, scope)
+        return (name for name in self._names if full == name or full.endswith(f".{name}"))
+
+    def _plan_function(self, node: DefinedNode, scope: Scope, plan: Plan, *, has_extension: bool) -> None:
+        inner = scope.module.scopes[node]
+        commits = list(self._commits(node, inner))
+        if not commits:
+            return
+        try:
+            is_named = self._judge(node, scope, has_extension=has_extension)
+            mover = _Mover(node, inner, commits, self, plan)
+            mover.move(State.WRITTEN if is_named else State.CLEAN)
+        except InTheWayError as error:
+            plan.reasons[node] = f"{node.name}() is left as it is: {error}."
+
+    def _judge(self, node: DefinedNode, scope: Scope, *, has_extension: bool) -> bool:
+        """Whether a function is named by an option; an error if it is nothing that may become a unit."""
+        facts = self._effects.functions(scope.module).facts(node, scope)
+        is_named = any(self.named(node, scope))
+        is_entry = facts.is_view or bool(decorator_names(node) & _ENTRIES)
+        if facts.is_unit or facts.too_high is not None:
+            raise InTheWayError("it is a unit already, in which nothing else commits", node)
+        if not is_entry and not is_named:
+            what = f"it is no view, command or task. --function {node.name} makes it a unit of its own"
+            raise InTheWayError(f"{what}; else let it flush, and make its callers units", node)
+        if isinstance(node, ast.AsyncFunctionDef) or is_generator(node):
+            raise InTheWayError("it is a coroutine or generator function", node)
+        if not has_extension:
+            raise InTheWayError(NO_EXTENSION, node)
+        taken = [each for each in scope.module.scopes[node].find("transactional") if each.path != _TRANSACTIONAL]
+        if taken:
+            raise InTheWayError("the name transactional is something else there", node)
+        return is_named and not is_entry
+
+    def _commits(self, node: DefinedNode, scope: Scope) -> Iterator[ast.Expr]:
+        for inner in scope.nodes:
+            if isinstance(inner, ast.Expr) and self.method(inner, scope) == "commit":
+                yield inner
+
+    def method(self, node: ast.stmt, scope: Scope) -> str:
+        """The method of the session that a statement calls, and does nothing else."""
+        if not isinstance(node, ast.Expr) or not isinstance(node.value, ast.Call):
+            return ""
+        call = node.value
+        found = self._resolver.value(call.func, scope)
+        is_bare = not call.args and not call.keywords and isinstance(call.func, ast.Attribute)
+        return found.name if is_bare and isinstance(found, Method) and not found.is_own else ""
+
+    @property
+    def effects(self) -> Effects:
+        """What code may do."""
+        return self._effects
+
+
+_TRANSACTIONAL = "flask_uow.transactional"
+
+
+class _Mover:
+    """Moves one function."""
+
+    def __init__(self, node: DefinedNode, scope: Scope, commits: list[ast.Expr], planner: Planner, plan: Plan) -> None:
+        self._node = node
+        self._scope = scope
+        self._commits = commits
+        self._planner = planner
+        self._effects = planner.effects
+        self._plan = plan
+
+    def move(self, start: State) -> None:
+        """Make a unit of the function, or of blocks in it.
+
+        :raises InTheWayError: if commits are left.
+        """
+        blocks = [block for block in self._scope.nodes if isinstance(block, ast.Try) and self._commit_of(block)]
+        unwrapped = [block for block in blocks if self._only_raises_again(block)]
+        try:
+            self._follow(self._node.body, self._commits, unwrapped, start)
+        except InTheWayError as error:
+            reason = error
+        else:
+            self._decorate(unwrapped)
+            return
+        left = [commit for commit in self._commits if not any(self._wrap(block, commit) for block in blocks)]
+        if left:
+            raise reason
+
+    def _follow(
+        self, body: Sequence[ast.stmt], commits: Collection[ast.stmt], unwrapped: Collection[ast.Try], start: State
+    ) -> None:
+        follow(body, self._scope, self._effects, commits=commits, unwrapped=unwrapped, start=start)
+
+    # ---- the whole function
+
+    def _decorate(self, unwrapped: Sequence[ast.Try]) -> None:
+        edits = self._plan.edits
+        edits.decorated.add(self._place(self._node))
+        edits.unwrapped.update(map(self._place, unwrapped))
+        for commit in self._commits:
+            chosen = edits.flushed if self._needs_flush(commit) else edits.dropped
+            chosen.add(self._place(commit))
+        for block in unwrapped:
+            self._plan.gone.update(self._rollbacks(block))
+        self._done(self._commits)
+
+    def _done(self, commits: Sequence[ast.Expr]) -> None:
+        self._plan.edits.names.add("transactional")
+        self._plan.gone.update(commit.value for commit in commits)
+        self._plan.moved += 1
+
+    def _needs_flush(self, commit: ast.Expr) -> bool:
+        """Whether what follows reads what the commit may have given to rows: their keys."""
+        tail = _tail(self._node.body, commit) or []
+        plain = {node for statement in tail for node in _plain_names(statement)}
+        return any(
+            isinstance(node, ast.Name) and node not in plain and self._may_hold_row(node)
+            for statement in tail
+            for node in ast.walk(statement)
+        )
+
+    def _may_hold_row(self, node: ast.Name) -> bool:
+        bindings = self._scope.bindings.get(node.id, ())
+        values = [_root(each.node) for each in bindings if each.node is not None]
+        is_plain = bool(values) and len(values) == len(bindings) and all(value in _PLAIN_ROOTS for value in values)
+        return bool(bindings) and not is_plain and "form" not in node.id.lower()
+
+    # ---- a block
+
+    def _wrap(self, block: ast.Try, commit: ast.Expr) -> bool:
+        """Make a unit of a block's statements down to its commit, which ends there as it did; whether that holds."""
+        index = next((index for index, each in enumerate(block.body) if each is commit), 0)
+        if not index or not self._may_be_wrapped(block, index):
+            return False
+        try:
+            self._follow(block.body[: index + 1], (commit,), (), State.WRITTEN)
+        except InTheWayError:
+            return False
+        self._plan.edits.wrapped[self._place(block)] = len(block.body) - index
+        rollbacks = list(self._rollbacks(block))
+        self._plan.gone.update(rollbacks)
+        if self._only_raises_again(block):
+            self._plan.edits.unwrapped.add(self._place(block))
+        else:
+            self._plan.edits.dropped.update(map(self._place, rollbacks))
+        self._done((commit,))
+        return True
+
+    def _may_be_wrapped(self, block: ast.Try, index: int) -> bool:
+        lines = [block.lineno, *(statement.lineno for statement in block.body)]
+        has_own_line = len({*lines}) == len(lines)
+        return has_own_line and bool(block.handlers) and all(map(self._rolls_back, block.handlers))
+
+    def _rolls_back(self, handler: ast.ExceptHandler) -> bool:
+        """Whether a handler first rolls back, whatever it logs before, or hands on what it has caught."""
+        for statement in handler.body:
+            if self._planner.method(statement, self._scope) == "rollback":
+                return True
+            if isinstance(statement, ast.Raise):
+                return True
+            is_quiet = isinstance(statement, (ast.Assign, ast.Expr)) and not (
+                self._effects.of(statement, self._scope) & ~Effect.TELLS
+            )
+            if not is_quiet:
+                return False
+        return False
+
+    def _only_raises_again(self, block: ast.Try) -> bool:
+        """Whether a ``try`` does what a unit does: roll back and raise again."""
+        if block.orelse or block.finalbody or not block.handlers:
+            return False
+        first = block.handlers[0].lineno
+        lines = self._scope.module.lines[first - 1 : block.end_lineno]
+        has_comment = any("#" in line for line in [self._scope.module.lines[block.lineno - 1], *lines])
+        return not has_comment and all(map(self._is_rollback_and_raise, block.handlers))
+
+    def _is_rollback_and_raise(self, handler: ast.ExceptHandler) -> bool:
+        *before, last = handler.body
+        is_bare = isinstance(last, ast.Raise) and last.exc is None
+        return is_bare and len(before) == 1 and self._planner.method(before[0], self._scope) == "rollback"
+
+    def _rollbacks(self, block: ast.Try) -> Iterator[ast.AST]:
+        """The first rollback of each handler."""
+        for handler in block.handlers:
+            for statement in handler.body:
+                if isinstance(statement, ast.Expr) and self._planner.method(statement, self._scope) == "rollback":
+                    yield statement.value
+                    break
+
+    def _commit_of(self, block: ast.Try) -> bool:
+        return any(each in self._commits for each in block.body)
+
+    def _place(self, node: ast.AST) -> Place:
+        line: int = getattr(node, "lineno", 1)
+        return line, self._scope.module.column(line, getattr(node, "col_offset", 0)) - 1
+
+
+def qualified_name(node: DefinedNode, scope: Scope) -> str:
+    """The full name of a function: its module's, its classes', its own."""
+    names = [node.name]
+    outer: Scope | None = scope
+    while outer is not None:
+        names.append(getattr(outer.node, "name", outer.module.name))
+        outer = outer.parent
+    return ".".join(names[::-1])
+
+
+def _tail(body: Sequence[ast.stmt], commit: ast.stmt) -> list[ast.stmt] | None:
+    """What may run after a statement; None if it does not stand in a body."""
+    for index, statement in enumerate(body):
+        if statement is commit:
+            return list(body[index + 1 :])
+        for block in _blocks(statement):
+            found = _tail(block, commit)
+            if found is not None:
+                is_end = any(isinstance(each, (ast.Return, ast.Raise)) for each in found)
+                return found if is_end else [*found, *body[index + 1 :]]
+    return None
+
+
+def _blocks(statement: ast.stmt) -> Iterator[list[ast.stmt]]:
+    for name in ("body", "orelse", "finalbody"):
+        block = getattr(statement, name, None)
+        if isinstance(block, list):
+            yield block
+    for part in (*getattr(statement, "handlers", ()), *getattr(statement, "cases", ())):
+        yield part.body
+
+
+def _plain_names(statement: ast.stmt) -> Iterator[ast.AST]:
+    """The names that a statement hands on and does not look into: those that it returns."""
+    for node in ast.walk(statement):
+        if isinstance(node, ast.Return) and node.value is not None:
+            yield node.value
+            if isinstance(node.value, ast.Tuple):
+                yield from node.value.elts
+
+
+def _root(node: ast.AST) -> str:
+    """The first name of what a value is read from; a constant is as plain as a request."""
+    while isinstance(node, (ast.Attribute, ast.Subscript, ast.Call)):
+        node = node.func if isinstance(node, ast.Call) else node.value
+    if isinstance(node, (ast.Constant, ast.JoinedStr)):
+        return "request"
+    return dotted(node)

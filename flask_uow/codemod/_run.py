@@ -1,0 +1,161 @@
+"""Changes files: reads all of them, finds or plans the extension, plans each file, and edits what has a plan."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Collection, Iterable, Iterator
+from pathlib import Path
+
+import libcst
+
+from ..exceptions import ConfigurationError
+from ..lint import Settings
+from ..lint._files import find_files
+from ..lint._functions import DefinedNode
+from ..lint._project import Project, UnreadableError, read_bytes
+from ..lint._resolve import Resolver
+from ..lint._run import Checker
+from ..lint._scopes import Module, Scope, all_nodes
+from ._edits import Edits, edit
+from ._effects import Effects
+from ._plan import Plan, Planner
+from ._report import Change, Left, Report
+from ._setup import Setups
+
+_TOLD = frozenset(("UOW101", "UOW102", "UOW301", "UOW302", "UOW303", "UOW304"))
+
+
+def change_paths(paths: Iterable[Path], settings: Settings, functions: Collection[str] = ()) -> Report:
+    """Find out what changes in files, and in the folders' files; nothing is written.
+
+    :param settings: the checker's: what is a session, what is left out.
+    :param functions: the names of functions that become units though they are no views.
+    :raises ConfigurationError: for the name of a function that is not there.
+    """
+    files, _ = find_files(paths, settings)
+    return _Run(files, settings, functions).report()
+
+
+class _Run:
+    def __init__(self, files: list[Path], settings: Settings, functions: Collection[str]) -> None:
+        self._report = Report(files=len(files))
+        self._checker = Checker(settings)
+        self._project = Project([settings.folder, Path.cwd()])
+        self._resolver = Resolver(self._project, settings.sessions, settings.units)
+        self._modules = dict(self._read(files))
+        effects = Effects(self._resolver, self._modules.values())
+        self._planner = Planner(self._resolver, effects, functions)
+        self._setups = Setups(self._project, self._resolver)
+        self._check_names(functions)
+
+    def report(self) -> Report:
+        """Plan all files, and change them in memory."""
+        modules = self._modules.values()
+        is_made = any(map(self._setups.is_made_in, modules))
+        edits = {path: Edits() if is_made else self._setup(module) for path, module in self._modules.items()}
+        has_extension = is_made or any(edits.values())
+        for path, module in self._modules.items():
+            plan = self._planner.plan(module, has_extension=has_extension) if not module.is_migration else Plan()
+            _merge(plan.edits, edits[path])
+            if plan.edits and not self._change(path, plan.edits):
+                plan = Plan()
+            self._report.moved += plan.moved
+            self._report.left += self._left(path, module, plan)
+        self._report.left.sort()
+        return self._report
+
+    def _read(self, files: Iterable[Path]) -> Iterator[tuple[Path, Module]]:
+        for path in files:
+            try:
+                yield path, self._project.read(path)
+            except (UnreadableError, RecursionError) as error:
+                why = str(error) if isinstance(error, UnreadableError) else "it is nested too deeply"
+                self._report.left.append(Left(path.as_posix(), 1, 1, f"the file cannot be read: {why}."))
+
+    def _check_names(self, functions: Collection[str]) -> None:
+        """A name that is mistyped would be left out in silence.
+
+        :raises ConfigurationError: for a name that no function has.
+        """
+        found = {name for node, module_scope in self._functions() for name in self._planner.named(node, module_scope)}
+        for name in functions:
+            if name not in found:
+                raise ConfigurationError(
+                    f"--function {name}: no such function.", fix="Name one of the files' functions."
+                )
+
+    def _functions(self) -> Iterator[tuple[DefinedNode, Scope]]:
+        for module in self._modules.values():
+            for node, scope in all_nodes(module.scope):
+                if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+                    yield node, scope
+
+    # ---- the extension
+
+    def _setup(self, module: Module) -> Edits:
+        edits = Edits()
+        homes: dict[ast.AST, int] = {}
+        for setup in self._setups.missing_in(module):
+            homes[setup.scope.node] = homes.get(setup.scope.node, 0) + 1
+            column = module.column(setup.statement.lineno, setup.statement.col_offset) - 1
+            edits.after[setup.statement.lineno, column] = setup.code
+            edits.names.add("UnitOfWork")
+        # Two in one function may be for one app, which takes one.
+        is_clear = all(count == 1 for count in homes.values()) and not _is_taken(module, "UnitOfWork")
+        return edits if is_clear else Edits()
+
+    # ---- one file
+
+    def _change(self, path: Path, edits: Edits) -> bool:
+        """Change a file in memory; whether that has led to Python."""
+        before = read_bytes(path)
+        try:
+            after = edit(before, edits)
+            compile(after, str(path), "exec", dont_inherit=True)
+        except (libcst.ParserSyntaxError, SyntaxError, ValueError, RecursionError) as error:
+            why = str(error).splitlines()[0]
+            self._report.left.append(Left(path.as_posix(), 1, 1, f"the file cannot be changed: {why}"))
+            return False
+        self._report.changes.append(Change(path, before, after))
+        return True
+
+    def _left(self, path: Path, module: Module, plan: Plan) -> Iterator[Left]:
+        """What the checker finds that does not go: once for a function whose reason is known."""
+        findings, unresolved = self._checker.check(path)
+        gone = {(getattr(node, "lineno", 0), _column(module, node)) for node in plan.gone}
+        told: set[ast.AST] = set()
+        for finding in findings:
+            if finding.code not in _TOLD or (finding.line, finding.column) in gone:
+                continue
+            function = _around(module, finding.line)
+            why = plan.reasons.get(function) if function is not None else None
+            if why is None:
+                yield Left(finding.path, finding.line, finding.column, finding.text)
+            elif function is not None and function not in told:
+                told.add(function)
+                yield Left(finding.path, finding.line, finding.column, why)
+        for each in unresolved:
+            why = f"{each.call} may be a session's, or not: the source does not tell."
+            yield Left(each.path, each.line, each.column, why)
+
+
+def _merge(edits: Edits, setup: Edits) -> None:
+    edits.after.update(setup.after)
+    edits.names.update(setup.names)
+
+
+def _is_taken(module: Module, name: str) -> bool:
+    return any(binding.path != f"flask_uow.{name}" for binding in module.scope.find(name))
+
+
+def _column(module: Module, node: ast.AST) -> int:
+    return module.column(getattr(node, "lineno", 1), getattr(node, "col_offset", 0))
+
+
+def _around(module: Module, line: int) -> ast.AST | None:
+    """The innermost function around a line."""
+    found: ast.AST | None = None
+    for node in module.scopes:
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)) and node.lineno <= line <= (node.end_lineno or 0):
+            found = node if found is None or node.lineno > getattr(found, "lineno", 0) else found
+    return found
