@@ -80,10 +80,9 @@ class _Editor(cst.CSTTransformer):
         if self._place(original_node) not in self._edits.flushed or not isinstance(function, cst.Attribute):
             return updated_node
         # What begins in the same place may be another call: get_session().commit()
-        is_commit = function.attr.value == "commit"
-        return (
-            updated_node.with_changes(func=function.with_changes(attr=cst.Name("flush"))) if is_commit else updated_node
-        )
+        if function.attr.value != "commit":
+            return updated_node
+        return updated_node.with_changes(func=function.with_changes(attr=cst.Name("flush")))
 
     def leave_SimpleStatementLine(
         self, original_node: cst.SimpleStatementLine, updated_node: cst.SimpleStatementLine
@@ -151,6 +150,7 @@ class _Editor(cst.CSTTransformer):
 
 def _with_unit(node: cst.Try, count: int) -> cst.Try:
     """A ``try`` with a unit around all but its last statements, of which the first is the commit, which goes."""
+    assert isinstance(node.body, cst.IndentedBlock)
     statements = list(node.body.body)
     inside, commit, rest = statements[:-count], statements[-count], statements[len(statements) - count + 1 :]
     unit = cst.With(
@@ -202,9 +202,6 @@ def _joined(above: list[cst.EmptyLine], below: list[cst.EmptyLine]) -> list[cst.
     return [*above, *below]
 
 
-# ---- imports
-
-
 def _with_import(body: Sequence[cst.BaseStatement], names: set[str]) -> Sequence[cst.BaseStatement]:
     if not names:
         return body
@@ -212,7 +209,7 @@ def _with_import(body: Sequence[cst.BaseStatement], names: set[str]) -> Sequence
     for index in head:
         statement = body[index]
         found = statement.body[0] if isinstance(statement, cst.SimpleStatementLine) else None
-        if isinstance(found, cst.ImportFrom) and _root(found) == "flask_uow" and _is_plain(found):
+        if isinstance(found, cst.ImportFrom) and _root(statement) == "flask_uow" and _is_plain(found):
             line = statement.with_changes(body=[_with_names(found, names)])
             return [*body[:index], line, *body[index + 1 :]]
     added = cst.parse_statement(f"from flask_uow import {', '.join(sorted(names))}")
@@ -249,14 +246,12 @@ def _head(body: Sequence[cst.BaseStatement]) -> list[int]:
 
 def _place_of_import(body: Sequence[cst.BaseStatement], head: list[int]) -> int:
     """Below the last import of Flask or of an extension, else below the others of libraries."""
-    roots = {index: _root(body[index].body[0]) for index in head if isinstance(body[index], cst.SimpleStatementLine)}
-    of_flask = [
-        index for index, root in roots.items() if root == "flask" or "flask" < root.split("_")[0] + "_" <= "flask_"
-    ]
+    roots = {index: _root(statement) for index, statement in enumerate(body[: max(head, default=-1) + 1])}
+    of_flask = [index for index in head if roots[index] == "flask" or roots[index].startswith("flask_")]
     if of_flask:
         earlier = [index for index in of_flask if roots[index] <= "flask_uow"]
         return (earlier or of_flask)[-1] + 1
-    absolute = [index for index, root in roots.items() if root]
+    absolute = [index for index in head if roots[index]]
     if absolute:
         return absolute[-1] + 1
     if head:
@@ -265,12 +260,14 @@ def _place_of_import(body: Sequence[cst.BaseStatement], head: list[int]) -> int:
     return int(has_docstring)
 
 
-def _root(node: cst.BaseSmallStatement) -> str:
-    """The first name of what is imported; nothing for what lies beside the module."""
-    if isinstance(node, cst.ImportFrom):
-        module = None if node.relative else node.module
-    else:
-        module = node.names[0].name if isinstance(node, cst.Import) else None
+def _root(statement: cst.BaseStatement) -> str:
+    """The first name of what is imported; nothing for what lies beside the module, or is no import."""
+    node = statement.body[0] if isinstance(statement, cst.SimpleStatementLine) and statement.body else None
+    module: cst.CSTNode | None = None
+    if isinstance(node, cst.ImportFrom) and not node.relative:
+        module = node.module
+    elif isinstance(node, cst.Import):
+        module = node.names[0].name
     while isinstance(module, cst.Attribute):
         module = module.value
     return module.value if isinstance(module, cst.Name) else ""

@@ -10,6 +10,7 @@ import ast
 from collections.abc import Iterable, Iterator
 from enum import Flag
 
+from .._statements import Kind
 from ..lint._functions import Functions
 from ..lint._resolve import UNITS, Resolver
 from ..lint._scopes import How, Module, Scope, all_nodes
@@ -26,7 +27,7 @@ from ..lint._values import (
     Method,
     Role,
 )
-from ..lint._writes import Kind, changes_by_query, kind_of_argument
+from ..lint._writes import changes_by_query, kind_of_argument
 
 
 class Effect(Flag):
@@ -49,24 +50,26 @@ _CHANGING_WORDS = frozenset(
 )
 # Libraries that answer this request alone, and change no rows.
 _QUIET_LIBRARIES = (
-    "base64 collections copy datetime decimal flask flask_babel flask_babelplus flask_login flask_restful.marshal "
-    "flask_restx.marshal flask_wtf functools hashlib hmac html itertools json jwt logging markupsafe math operator os "
+    "base64 click collections copy datetime decimal flask flask_babel flask_babelplus flask_login "
+    "flask_restful.marshal flask_restx.marshal flask_wtf functools hashlib hmac html itertools json jwt logging markupsafe math operator os "
     "random re secrets string time typing unicodedata urllib.parse uuid werkzeug wtforms"
 ).split()
 # What they stand for is the app's own.
 _PROXIES = ("flask.current_app", "flask.g", "flask_login.current_user")
 _QUIET_METHODS = frozenset(
-    "all capitalize casefold copy count critical date debug decode dump dumps encode endswith error exception exists expire expire_all expunge "
-    "filter filter_by first first_or_404 flash format get get_json get_one get_or_404 getlist gettext group hexdigest info "
-    "isdigit isoformat items join json jsonify keys limit log lower lstrip match name offset one one_or_none order_by "
-    "paginate partition query refresh replace rstrip scalar scalar_one scalar_one_or_none scalars search select serialize "
-    "split splitlines startswith strftime strip timestamp title to_dict to_json total_seconds unique upper url_for "
-    "validate validate_on_submit values warning where".split()
+    "all capitalize casefold copy count critical date debug decode dump dumps encode endswith error exception "
+    "exists expire expire_all expunge filter filter_by first first_or_404 flash format get get_json get_one "
+    "get_or_404 getlist gettext group hexdigest info isdigit isoformat items join json jsonify keys limit log "
+    "lower lstrip match name offset one one_or_none order_by paginate partition query refresh replace rstrip "
+    "scalar scalar_one scalar_one_or_none scalars search select serialize split splitlines startswith strftime "
+    "strip timestamp title to_dict to_json total_seconds unique upper url_for validate validate_on_submit values "
+    "warning where".split()
 )
 _QUIET_STORES = frozenset(("flask.g", "flask.request", "flask.session"))
 _FORM_FIELDS = frozenset(("choices", "data", "default", "errors"))
 _RESPONSE_PARTS = frozenset(("cache_control", "content_type", "cookies", "headers", "mimetype", "status_code"))
 _BUILTIN_SETTERS = frozenset(("delattr", "eval", "exec", "setattr"))
+_HANDED_IN = frozenset(("current_app", "form", "request"))
 _FORM_CLASSES = ("flask_wtf.", "wtforms.")
 _OWN_CONTAINERS = (ast.Dict, ast.DictComp, ast.List, ast.ListComp, ast.Set, ast.SetComp)
 _CONTAINER_CALLS = frozenset(("OrderedDict", "defaultdict", "dict", "list", "make_response", "set"))
@@ -189,7 +192,8 @@ class Effects:
             return Effect.NOTHING
         if any(keyword.arg == "instance" for keyword in node.keywords):
             return ANYTHING
-        candidates = [] if is_library or self._is_text(owner, scope) else self._methods.get(name, [])
+        is_plain = is_library or is_handed_in(owner, scope)
+        candidates = [] if is_plain else [each for each in self._methods.get(name, ()) if not self._is_view(each)]
         if candidates:
             effect = Effect.NOTHING
             for candidate in candidates:
@@ -199,8 +203,12 @@ class Effects:
             return Effect.NOTHING
         return Effect.TELLS | (Effect.WRITES if _sounds_changing(name) else Effect.NOTHING)
 
-    def _is_text(self, owner: ast.expr | None, scope: Scope) -> bool:
-        return isinstance(owner, (ast.Constant, ast.JoinedStr))
+    def _is_view(self, value: FunctionValue) -> bool:
+        """Whether it answers requests, and is called by nobody else."""
+        node, scope = value.node, value.scope
+        if isinstance(node, ast.Lambda):
+            return False
+        return self.functions(scope.module).facts(node, scope.parent or scope).is_view
 
     # ---- stores
 
@@ -303,3 +311,24 @@ def _first(node: ast.AST) -> ast.AST:
     while isinstance(node, ast.Attribute):
         node = node.value
     return node
+
+
+def is_handed_in(node: ast.AST | None, scope: Scope) -> bool:
+    """Whether an expression is a text, or comes with the request: nothing that knows a row."""
+    while isinstance(node, (ast.Attribute, ast.Subscript, ast.Call)):
+        node = node.func if isinstance(node, ast.Call) else node.value
+    if isinstance(node, (ast.Constant, ast.JoinedStr)):
+        return True
+    if not isinstance(node, ast.Name):
+        return False
+    bindings = scope.bindings.get(node.id, [])
+    if not bindings:
+        return node.id == "request"
+    roots = [_root(each.node) for each in bindings]
+    return all(isinstance(root, ast.Constant | ast.JoinedStr) or dotted(root) in _HANDED_IN for root in roots)
+
+
+def _root(node: ast.AST | None) -> ast.AST:
+    while isinstance(node, (ast.Attribute, ast.Subscript, ast.Call)):
+        node = node.func if isinstance(node, ast.Call) else node.value
+    return node or ast.Pass()

@@ -9,18 +9,17 @@ from dataclasses import dataclass, field
 from ..lint._functions import DefinedNode, is_generator
 from ..lint._resolve import Resolver
 from ..lint._scopes import Module, Scope, all_nodes
-from ..lint._syntax import decorator_names, dotted
+from ..lint._syntax import decorator_names
 from ..lint._values import Method
 from ._edits import Edits, Place
-from ._effects import Effect, Effects
+from ._effects import Effect, Effects, is_handed_in
 from ._paths import InTheWayError, State, follow
 
 NO_EXTENSION = (
-    "it waits for the extension. Make UnitOfWork(app, session=db.session) where the app is made; run this again"
+    "it waits for the extension. Make UnitOfWork(app, session=db.session) where the app is made, and run this again"
 )
 # What runs for itself, in an app context, as a view does.
 _ENTRIES = frozenset(("before_app_request", "before_request", "command", "shared_task", "task"))
-_PLAIN_ROOTS = frozenset(("args", "current_app", "form", "json", "request"))
 
 
 @dataclass(slots=True)
@@ -75,8 +74,7 @@ class Planner:
             return
         try:
             is_named = self._judge(node, scope, has_extension=has_extension)
-            mover = _Mover(node, inner, commits, self, plan)
-            mover.move(State.WRITTEN if is_named else State.CLEAN)
+            _Mover(node, inner, commits, self, plan, is_entry=not is_named).move()
         except InTheWayError as error:
             plan.reasons[node] = f"{node.name}() is left as it is: {error}."
 
@@ -125,7 +123,17 @@ _TRANSACTIONAL = "flask_uow.transactional"
 class _Mover:
     """Moves one function."""
 
-    def __init__(self, node: DefinedNode, scope: Scope, commits: list[ast.Expr], planner: Planner, plan: Plan) -> None:
+    def __init__(
+        self,
+        node: DefinedNode,
+        scope: Scope,
+        commits: list[ast.Expr],
+        planner: Planner,
+        plan: Plan,
+        *,
+        is_entry: bool,
+    ) -> None:
+        self._is_entry = is_entry
         self._node = node
         self._scope = scope
         self._commits = commits
@@ -133,7 +141,7 @@ class _Mover:
         self._effects = planner.effects
         self._plan = plan
 
-    def move(self, start: State) -> None:
+    def move(self) -> None:
         """Make a unit of the function, or of blocks in it.
 
         :raises InTheWayError: if commits are left.
@@ -141,6 +149,8 @@ class _Mover:
         blocks = [block for block in self._scope.nodes if isinstance(block, ast.Try) and self._commit_of(block)]
         unwrapped = [block for block in blocks if self._only_raises_again(block)]
         try:
+            # Who calls a function that is no entry may have written before.
+            start = State.CLEAN if self._is_entry else State.WRITTEN
             self._follow(self._node.body, self._commits, unwrapped, start)
         except InTheWayError as error:
             reason = error
@@ -175,20 +185,30 @@ class _Mover:
         self._plan.moved += 1
 
     def _needs_flush(self, commit: ast.Expr) -> bool:
-        """Whether what follows reads what the commit may have given to rows: their keys."""
+        """Whether what follows may read what the commit has given to rows: their keys."""
         tail = _tail(self._node.body, commit) or []
-        plain = {node for statement in tail for node in _plain_names(statement)}
-        return any(
-            isinstance(node, ast.Name) and node not in plain and self._may_hold_row(node)
-            for statement in tail
-            for node in ast.walk(statement)
-        )
+        plain = {node for statement in tail for node in self._plain(statement)}
+        names = (node for statement in tail for node in ast.walk(statement) if isinstance(node, ast.Name))
+        return any(node not in plain and self._may_hold_row(node) for node in names)
 
     def _may_hold_row(self, node: ast.Name) -> bool:
-        bindings = self._scope.bindings.get(node.id, ())
-        values = [_root(each.node) for each in bindings if each.node is not None]
-        is_plain = bool(values) and len(values) == len(bindings) and all(value in _PLAIN_ROOTS for value in values)
-        return bool(bindings) and not is_plain and "form" not in node.id.lower()
+        is_local = node.id in self._scope.bindings
+        return is_local and not is_handed_in(node, self._scope) and "form" not in node.id.lower()
+
+    def _plain(self, statement: ast.stmt) -> Iterator[ast.AST]:
+        """What a statement hands on and does not look into: what it returns, and the entry's own arguments."""
+        for node in ast.walk(statement):
+            if isinstance(node, ast.Return) and node.value is not None:
+                yield node.value
+                if isinstance(node.value, ast.Tuple):
+                    yield from node.value.elts
+            elif isinstance(node, ast.Call) and self._is_entry:
+                handed = (*node.args, *(keyword.value for keyword in node.keywords))
+                yield from (each for each in handed if isinstance(each, ast.Name) and self._is_parameter(each.id))
+
+    def _is_parameter(self, name: str) -> bool:
+        arguments = self._node.args
+        return name in {each.arg for each in (*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs)}
 
     # ---- a block
 
@@ -290,21 +310,3 @@ def _blocks(statement: ast.stmt) -> Iterator[list[ast.stmt]]:
             yield block
     for part in (*getattr(statement, "handlers", ()), *getattr(statement, "cases", ())):
         yield part.body
-
-
-def _plain_names(statement: ast.stmt) -> Iterator[ast.AST]:
-    """The names that a statement hands on and does not look into: those that it returns."""
-    for node in ast.walk(statement):
-        if isinstance(node, ast.Return) and node.value is not None:
-            yield node.value
-            if isinstance(node.value, ast.Tuple):
-                yield from node.value.elts
-
-
-def _root(node: ast.AST) -> str:
-    """The first name of what a value is read from; a constant is as plain as a request."""
-    while isinstance(node, (ast.Attribute, ast.Subscript, ast.Call)):
-        node = node.func if isinstance(node, ast.Call) else node.value
-    if isinstance(node, (ast.Constant, ast.JoinedStr)):
-        return "request"
-    return dotted(node)

@@ -73,4 +73,4 @@ class Report:
 def _lines(source: bytes) -> list[str]:
     """The lines with their ends as they are."""
     encoding, _ = tokenize.detect_encoding(io.BytesIO(source).readline)
-    return [line for line in io.TextIOWrapper(io.BytesIO(source), encoding, newline="\n")]
+    return list(io.TextIOWrapper(io.BytesIO(source), encoding, newline="\n"))
