@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 import libcst as cst
 from libcst.metadata import MetadataWrapper, PositionProvider
 
+_MARK = "__gone__"
 Place = tuple[int, int]  # line from 1, column from 0 and in characters
 
 
@@ -87,12 +88,12 @@ class _Editor(cst.CSTTransformer):
     def leave_SimpleStatementLine(
         self, original_node: cst.SimpleStatementLine, updated_node: cst.SimpleStatementLine
     ) -> cst.SimpleStatementLine | cst.FlattenSentinel[cst.BaseStatement]:
-        """Empty a line whose statements go: the block around it knows what to do with its comments."""
+        """Mark a line whose statements go: the block around it knows what to do with its comments."""
         if self._place(original_node) in self._edits.after:
             added = cst.parse_statement(self._edits.after[self._place(original_node)])
             return cst.FlattenSentinel([updated_node, added])
         kept = self._kept(original_node.body, updated_node.body)
-        return updated_node.with_changes(body=kept) if len(kept) < len(updated_node.body) else updated_node
+        return updated_node.with_changes(body=kept or [_gone()]) if len(kept) < len(updated_node.body) else updated_node
 
     def leave_SimpleStatementSuite(
         self, original_node: cst.SimpleStatementSuite, updated_node: cst.SimpleStatementSuite
@@ -128,13 +129,14 @@ class _Editor(cst.CSTTransformer):
         rest = [cst.EmptyLine(indent=line.indent, comment=line.comment) for line in _comments(updated_node.body)]
         statements = [first.with_changes(leading_lines=lines), *others]
         # Comments below the last statement stand below what follows then; they are few.
-        return cst.FlattenSentinel([*statements, *([cst.SimpleStatementLine([], leading_lines=rest)] if rest else [])])
+        below = [cst.SimpleStatementLine([_gone()], leading_lines=rest)] if rest else []
+        return cst.FlattenSentinel([*statements, *below])
 
     def leave_IndentedBlock(
         self, original_node: cst.IndentedBlock, updated_node: cst.IndentedBlock
     ) -> cst.IndentedBlock:
-        """Take out emptied lines, and keep their comments; leave ``pass`` where nothing is left."""
-        body, footer = _without_empty(updated_node.body)
+        """Take out marked lines, and keep their comments; leave ``pass`` where nothing is left."""
+        body, footer = _without_gone(updated_node.body)
         if len(body) == len(updated_node.body):
             return updated_node
         if not body:
@@ -143,8 +145,8 @@ class _Editor(cst.CSTTransformer):
         return updated_node.with_changes(body=body, footer=[*footer, *updated_node.footer])
 
     def leave_Module(self, original_node: cst.Module, updated_node: cst.Module) -> cst.Module:
-        """Take out emptied lines of the module itself."""
-        body, footer = _without_empty(updated_node.body)
+        """Take out marked lines of the module itself."""
+        body, footer = _without_gone(updated_node.body)
         return updated_node.with_changes(body=body, footer=[*footer, *updated_node.footer])
 
 
@@ -160,14 +162,24 @@ def _with_unit(node: cst.Try, count: int) -> cst.Try:
     return node.with_changes(body=node.body.with_changes(body=[unit, *rest]))
 
 
-def _without_empty(
+def _gone() -> cst.Expr:
+    """What marks a line that goes. An empty one would go at once, and its comments with it."""
+    return cst.Expr(cst.Name(_MARK))
+
+
+def _is_gone(statement: cst.BaseStatement) -> bool:
+    inner = statement.body[0] if isinstance(statement, cst.SimpleStatementLine) and statement.body else None
+    return isinstance(inner, cst.Expr) and isinstance(inner.value, cst.Name) and inner.value.value == _MARK
+
+
+def _without_gone(
     statements: Sequence[cst.BaseStatement],
 ) -> tuple[list[cst.BaseStatement], list[cst.EmptyLine]]:
-    """The statements without emptied lines, whose comments go to the next one, or to the end."""
+    """The statements without marked lines, whose comments go to the next one, or to the end."""
     kept: list[cst.BaseStatement] = []
     carried: list[cst.EmptyLine] = []
     for statement in statements:
-        if isinstance(statement, cst.SimpleStatementLine) and not statement.body:
+        if _is_gone(statement):
             carried += _lines_of(statement)
         elif carried:
             lines = _joined(carried, list(getattr(statement, "leading_lines", ())))
@@ -250,7 +262,7 @@ def _place_of_import(body: Sequence[cst.BaseStatement], head: list[int]) -> int:
     of_flask = [index for index in head if roots[index] == "flask" or roots[index].startswith("flask_")]
     if of_flask:
         earlier = [index for index in of_flask if roots[index] <= "flask_uow"]
-        return (earlier or of_flask)[-1] + 1
+        return earlier[-1] + 1 if earlier else of_flask[0]
     absolute = [index for index in head if roots[index]]
     if absolute:
         return absolute[-1] + 1

@@ -50,9 +50,9 @@ _CHANGING_WORDS = frozenset(
 )
 # Libraries that answer this request alone, and change no rows.
 _QUIET_LIBRARIES = (
-    "base64 click collections copy datetime decimal flask flask_babel flask_babelplus flask_login "
-    "flask_restful.marshal flask_restx.marshal flask_wtf functools hashlib hmac html itertools json jwt logging markupsafe math operator os "
-    "random re secrets string time typing unicodedata urllib.parse uuid werkzeug wtforms"
+    "base64 click collections copy datetime decimal flask flask_babel flask_babelplus flask_login flask_wtf "
+    "flask_restful.marshal flask_restx.marshal functools hashlib hmac html itertools json jwt logging markupsafe math "
+    "operator os random re secrets string time typing unicodedata urllib.parse uuid werkzeug wtforms"
 ).split()
 # What they stand for is the app's own.
 _PROXIES = ("flask.current_app", "flask.g", "flask_login.current_user")
