@@ -90,9 +90,10 @@ class _Ways:
         }
 
     def body(self, body: Sequence[ast.stmt], states: States) -> States:
+        """Follow the ways through a block, and say how they leave it."""
         for statement in body:
-            if not states:  # nobody gets there
-                return states
+            if not states:
+                raise InTheWayError(f"line {statement.lineno} is never reached", statement)
             states = self._statement(statement, states)
             for seen in self._seen:
                 seen.update(states)

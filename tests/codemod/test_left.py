@@ -19,7 +19,7 @@ LEFT: dict[str, tuple[str, str]] = {
             db.session.commit()
             return "opened"
         """,
-        "7: open_account() is left as it is: it may end in line 6 with writes that it has not committed, and a unit would.",
+        "7: open_account() is left as it is: it may end in line 6 with writes that it has not committed, and a unit",
     ),
     "a change of a row on the way to a return": (
         """
@@ -97,8 +97,7 @@ LEFT: dict[str, tuple[str, str]] = {
             requests.post("https://example.org", json={"owner": owner})
             return "opened"
         """,
-        "6: open_account() is left as it is: line 7 may tell others, who would hear of it before the commit: "
-        "requests.post(...); hand that to current_unit.after_commit().",
+        "6: open_account() is left as it is: line 7 may tell others, who would hear of it before the commit: req",
     ),
     "a task is sent after the commit": (
         """
@@ -140,8 +139,7 @@ LEFT: dict[str, tuple[str, str]] = {
             db.session.add(account)
             db.session.commit()
         """,
-        "3: save() is left as it is: it is no view, command or task. --function save makes it a unit of its own; "
-        "else let it flush, and make its callers units.",
+        "3: save() is left as it is: it is no view, command or task. --function save makes it a unit of",
     ),
     "a handler that does not roll back": (
         """

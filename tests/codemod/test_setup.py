@@ -61,7 +61,7 @@ def test_below_init_app_in_a_factory(tmp_path: Path) -> None:
 
                 db = Database()
                 """,
-            "bank/views": f"from flask import Blueprint\n\nfrom .database import db\n\napp = Blueprint('b', __name__)\n{VIEW}",
+            "bank/views": f"from flask import Blueprint\n\nfrom .database import db\n\napp = Blueprint('', '')\n{VIEW}",
         },
     )
 
