@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 import libcst as cst
 from libcst.metadata import MetadataWrapper, PositionProvider
 
+from ._setup import NAME
+
 _MARK = "__gone__"
 Place = tuple[int, int]  # line from 1, column from 0 and in characters
 
@@ -26,6 +28,7 @@ class Edits:
     :param wrapped: ``try`` statements whose body gets ``with transactional():`` around all but its last statements; how
         many these are, the commit among them.
     :param after: code to put after statements.
+    :param imports: the imports that get the extension's name beside the others.
     :param names: what is imported from ``flask_uow``.
     """
 
@@ -35,10 +38,11 @@ class Edits:
     unwrapped: set[Place] = field(default_factory=set)
     wrapped: dict[Place, int] = field(default_factory=dict)
     after: dict[Place, str] = field(default_factory=dict)
+    imports: set[Place] = field(default_factory=set)
     names: set[str] = field(default_factory=set)
 
     def __bool__(self) -> bool:
-        return bool(self.names)
+        return bool(self.names or self.after)
 
 
 def edit(source: bytes, edits: Edits) -> bytes:
@@ -84,6 +88,12 @@ class _Editor(cst.CSTTransformer):
         if function.attr.value != "commit":
             return updated_node
         return updated_node.with_changes(func=function.with_changes(attr=cst.Name("flush")))
+
+    def leave_ImportFrom(self, original_node: cst.ImportFrom, updated_node: cst.ImportFrom) -> cst.ImportFrom:
+        """Import the extension beside what it is made for."""
+        if self._place(original_node) not in self._edits.imports or isinstance(updated_node.names, cst.ImportStar):
+            return updated_node
+        return updated_node.with_changes(names=_with_name(updated_node, list(updated_node.names), NAME))
 
     def leave_SimpleStatementLine(
         self, original_node: cst.SimpleStatementLine, updated_node: cst.SimpleStatementLine
@@ -240,6 +250,20 @@ def _with_names(node: cst.ImportFrom, names: set[str]) -> cst.ImportFrom:
     known = {each.evaluated_name for each in kept if each.asname is None}
     added = [cst.ImportAlias(cst.Name(name)) for name in names - known]
     return node.with_changes(names=sorted([*kept, *added], key=lambda each: each.evaluated_name))
+
+
+def _with_name(node: cst.ImportFrom, names: list[cst.ImportAlias], name: str) -> list[cst.ImportAlias]:
+    """The names of an import with one more, in their order if they have one, and set as they are."""
+    known = [each.evaluated_name for each in names]
+    index = sum(each < name for each in known) if known == sorted(known) else len(known)
+    space = node.lpar.whitespace_after if node.lpar is not None else cst.SimpleWhitespace("")
+    is_spread = isinstance(space, cst.ParenthesizedWhitespace)
+    comma = cst.Comma(whitespace_after=space if is_spread else cst.SimpleWhitespace(" "))
+    added = cst.ImportAlias(cst.Name(name), comma=comma)
+    if index < len(names):
+        return [*names[:index], added, *names[index:]]
+    last = names[-1]
+    return [*names[:-1], last.with_changes(comma=comma), added.with_changes(comma=last.comma)]
 
 
 def _head(body: Sequence[cst.BaseStatement]) -> list[int]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ast
+from collections import Counter
 from collections.abc import Collection, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 
 import libcst
@@ -16,7 +18,7 @@ from ..lint._project import Project, UnreadableError, read_bytes
 from ..lint._resolve import Resolver
 from ..lint._run import Checker
 from ..lint._scopes import Module, Scope, all_nodes
-from ._edits import Edits, edit
+from ._edits import Edits, Place, edit
 from ._effects import Effects
 from ._plan import Plan, Planner
 from ._report import Change, Left, Report
@@ -52,11 +54,11 @@ class _Run:
         """Plan all files, and change them in memory."""
         modules = self._modules.values()
         is_made = any(map(self._setups.is_made_in, modules))
-        edits = {path: Edits() if is_made else self._setup(module) for path, module in self._modules.items()}
-        has_extension = is_made or any(edits.values())
+        edits = {module: Edits() for module in modules}
+        has_extension = is_made or [*map(partial(self._set_up, edits), modules)].count(True) > 0
         for path, module in self._modules.items():
             plan = self._planner.plan(module, has_extension=has_extension) if not module.is_migration else Plan()
-            _merge(plan.edits, edits[path])
+            _merge(plan.edits, edits[module])
             if plan.edits and not self._change(path, plan.edits):
                 plan = Plan()
             self._report.moved += plan.moved
@@ -92,17 +94,25 @@ class _Run:
 
     # ---- the extension
 
-    def _setup(self, module: Module) -> Edits:
-        edits = Edits()
-        homes: dict[ast.AST, int] = {}
-        for setup in self._setups.missing_in(module):
-            homes[setup.scope.node] = homes.get(setup.scope.node, 0) + 1
-            column = module.column(setup.statement.lineno, setup.statement.col_offset) - 1
-            edits.after[setup.statement.lineno, column] = setup.code
-            edits.names.add("UnitOfWork")
+    def _set_up(self, edits: dict[Module, Edits], module: Module) -> bool:
+        """Plan how the apps of a module get the extension; whether one does."""
+        setups = list(self._setups.missing_in(module))
+        homes = Counter(setup.scope.node for setup in setups)
         # Two in one function may be for one app, which takes one.
-        is_clear = all(count == 1 for count in homes.values()) and not _is_taken(module, "UnitOfWork")
-        return edits if is_clear else Edits()
+        is_clear = all(count == 1 for count in homes.values())
+        is_known = all(setup.home is None or setup.home in edits for setup in setups)
+        is_taken = any(_is_taken(setup.home or module, "UnitOfWork") for setup in setups)
+        if not setups or not is_clear or not is_known or is_taken:
+            return False
+        for setup in setups:
+            edits[module].after[_place(module, setup.statement)] = setup.code
+            home = setup.home or module
+            edits[home].names.add("UnitOfWork")
+            if setup.made is not None:
+                edits[home].after[_place(home, setup.made)] = setup.making
+            if setup.imported is not None:
+                edits[module].imports.add(_place(module, setup.imported))
+        return True
 
     # ---- one file
 
@@ -142,6 +152,11 @@ class _Run:
 def _merge(edits: Edits, setup: Edits) -> None:
     edits.after.update(setup.after)
     edits.names.update(setup.names)
+    edits.imports.update(setup.imports)
+
+
+def _place(module: Module, node: ast.stmt) -> Place:
+    return node.lineno, module.column(node.lineno, node.col_offset) - 1
 
 
 def _is_taken(module: Module, name: str) -> bool:

@@ -1,7 +1,9 @@
 """Where the codemod makes the extension, and where its import goes."""
 
-import textwrap
+import sqlite3
+from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -38,51 +40,109 @@ def test_beside_the_line_that_gives_it_the_app(tmp_path: Path, library: str, mad
     assert f"db = {made}\n{expected or 'uow = UnitOfWork(app, session=db.session)'}\n" in changed
 
 
-def test_below_init_app_in_a_factory(tmp_path: Path) -> None:
-    """In another module than the one where the database is made, which hands it on."""
-    report = change(
-        tmp_path,
-        **{
-            "bank/__init__": """
-                from flask import Flask
+FACTORY = """
+from flask import Flask
 
-                from .database import db
+{imports}
 
-                def create_app():
-                    app = Flask(__name__)
-                    db.init_app(app)  # first
-                    return app
-                """,
-            "bank/database": "from .tables import db",
-            "bank/tables": """
-                from flask_sqlalchemy import SQLAlchemy
+def create_app():
+    app = Flask(__name__)
+    {db}.init_app(app)  # first
+    return app
+"""
+SPREAD = "from .database import (\n    db,\n    other,\n)"
+DATABASE = """
+from flask_sqlalchemy import SQLAlchemy
 
-                class Database(SQLAlchemy): ...
+class Database(SQLAlchemy): ...
 
-                db = Database()
-                """,
-            "bank/views": f"from flask import Blueprint\n\nfrom .database import db\n\napp = Blueprint('', '')\n{VIEW}",
-        },
+db = Database()
+other = 1
+"""
+
+
+@pytest.mark.parametrize(
+    ("imports", "db", "expected", "reached"),
+    [
+        ("from .database import db", "db", "from .database import db, uow", "uow"),
+        ("from bank.database import other, db", "db", "from bank.database import other, db, uow", "uow"),
+        ("from .database import db as base", "base", "from .database import db as base, uow", "uow"),
+        (
+            "from .database import (\n    db,\n    other,\n)",
+            "db",
+            "from .database import (\n    db,\n    other,\n    uow,\n)",
+            "uow",
+        ),
+        ("from .database import (db, x,\n    y)", "db", "from .database import (db, uow, x,\n    y)", "uow"),
+        ("from . import database", "database.db", "from . import database", "database.uow"),
+        ("import bank.database", "bank.database.db", "import bank.database", "bank.database.uow"),
+    ],
+)
+def test_below_init_app_in_a_factory(tmp_path: Path, imports: str, db: str, expected: str, reached: str) -> None:
+    """It is made once, where the database is made, and serves all apps of the factory."""
+    sources = {"bank/__init__": FACTORY.format(imports=imports, db=db), "bank/database": DATABASE}
+    report = change(tmp_path, **sources)
+
+    below = f"    {db}.init_app(app)  # first\n"
+    assert _after(report, "__init__.py") == sources["bank/__init__"].replace(imports, expected).replace(
+        below, f"{below}    {reached}.init_app(app)\n"
     )
+    assert "\ndb = Database()\nuow = UnitOfWork(session=db.session)\n" in _after(report, "database.py")
 
-    assert _after(report, "__init__.py") == textwrap.dedent(
-        """
+
+def test_apps_of_a_factory_work_side_by_side(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In one module with everything; each app has rows of its own."""
+    source = """
         from flask import Flask
-        from flask_uow import UnitOfWork
+        from flask_sqlalchemy import SQLAlchemy
+        from sqlalchemy import text
 
-        from .database import db
+        db: SQLAlchemy = SQLAlchemy()
 
-        def create_app():
+        def count():
+            db.session.execute(text("INSERT INTO visit VALUES (1)"))
+            db.session.commit()
+            return ""
+
+        def create_app(uri):
             app = Flask(__name__)
-            db.init_app(app)  # first
-            UnitOfWork(app, session=db.session)
+            app.config["SQLALCHEMY_DATABASE_URI"] = uri
+            db.init_app(app)
+            app.add_url_rule("/", view_func=count, methods=["POST"])
+            with app.app_context():
+                db.session.execute(text("CREATE TABLE visit (number INTEGER)"))
             return app
         """
-    )
-    assert _after(report, "views.py").startswith(
-        "from flask import Blueprint\nfrom flask_uow import transactional\n\nfrom .database"
-    )
-    assert report.left == []
+    changed = _after(change(tmp_path, bank=source), "bank.py")
+    names: dict[str, Any] = {"__name__": "bank"}
+    exec(compile(changed, "bank.py", "exec", dont_inherit=True), names)
+
+    assert "@transactional\ndef count" in changed
+    assert "commit" not in changed
+    apps = [names["create_app"](f"sqlite:///{tmp_path / name}.sqlite") for name in ("one", "two")]
+    for app, number in zip(apps, (1, 2), strict=True):
+        for _ in range(number):
+            assert app.test_client().post("/").status_code == 200
+    for app, number in zip(apps, (1, 2), strict=True):
+        with app.app_context():
+            database = names["db"].engine.url.database
+            names["db"].engine.dispose()
+        with closing(sqlite3.connect(database)) as connection:
+            assert connection.execute("SELECT count(*) FROM visit").fetchone() == (number,)
+
+
+def test_a_database_that_is_only_handed_on_is_left(tmp_path: Path) -> None:
+    """Where the extension would be imported from is a human's choice."""
+    sources = {
+        "bank/__init__": FACTORY.format(imports="from .names import db", db="db"),
+        "bank/names": "from .database import db\n",
+        "bank/database": DATABASE,
+        "bank/views": f"from flask import Blueprint\nfrom .names import db\napp = Blueprint('', '')\n{VIEW}",
+    }
+    report = change(tmp_path, **sources)
+
+    assert report.changes == []
+    assert "it waits for the extension" in report.left[0].why
 
 
 def test_one_that_is_there_is_enough(tmp_path: Path) -> None:
