@@ -25,8 +25,7 @@ class Edits:
     :param dropped: the statements that go.
     :param flushed: the commits that become flushes.
     :param unwrapped: the ``try`` statements of which the body alone stays.
-    :param wrapped: ``try`` statements whose body gets ``with transactional():`` around all but its last statements; how
-        many these are, the commit among them.
+    :param units: the commits that go and end a ``with transactional():`` around statements before them; how many.
     :param after: code to put after statements.
     :param imports: the imports that get the extension's name beside the others.
     :param names: what is imported from ``flask_uow``.
@@ -36,7 +35,7 @@ class Edits:
     dropped: set[Place] = field(default_factory=set)
     flushed: set[Place] = field(default_factory=set)
     unwrapped: set[Place] = field(default_factory=set)
-    wrapped: dict[Place, int] = field(default_factory=dict)
+    units: dict[Place, int] = field(default_factory=dict)
     after: dict[Place, str] = field(default_factory=dict)
     imports: set[Place] = field(default_factory=set)
     names: set[str] = field(default_factory=set)
@@ -63,6 +62,9 @@ class _Editor(cst.CSTTransformer):
     def __init__(self, edits: Edits) -> None:
         super().__init__()
         self._edits = edits
+
+    def _first_place(self, statement: cst.BaseStatement) -> Place:
+        return self._place(statement.body[0] if isinstance(statement, cst.SimpleStatementLine) else statement)
 
     def _place(self, node: cst.CSTNode) -> Place:
         start = self.get_metadata(PositionProvider, node).start
@@ -128,11 +130,8 @@ class _Editor(cst.CSTTransformer):
     def leave_Try(
         self, original_node: cst.Try, updated_node: cst.Try
     ) -> cst.Try | cst.FlattenSentinel[cst.BaseStatement]:
-        """Take the body out of a ``try``, or put a unit into it."""
-        place = self._place(original_node)
-        if place in self._edits.wrapped:
-            updated_node = _with_unit(updated_node, self._edits.wrapped[place])
-        if place not in self._edits.unwrapped:
+        """Take the body out of a ``try``."""
+        if self._place(original_node) not in self._edits.unwrapped:
             return updated_node
         first, *others = updated_node.body.body
         lines = [*updated_node.leading_lines, *getattr(first, "leading_lines", ())]
@@ -145,7 +144,10 @@ class _Editor(cst.CSTTransformer):
     def leave_IndentedBlock(
         self, original_node: cst.IndentedBlock, updated_node: cst.IndentedBlock
     ) -> cst.IndentedBlock:
-        """Take out marked lines, and keep their comments; leave ``pass`` where nothing is left."""
+        """Put units into a block, take out marked lines, keep their comments; leave ``pass`` where nothing is left."""
+        counts = [self._edits.units.get(self._first_place(each), 0) for each in original_node.body]
+        if any(counts):
+            return updated_node.with_changes(body=_with_units(updated_node.body, counts))
         body, footer = _without_gone(updated_node.body)
         if len(body) == len(updated_node.body):
             return updated_node
@@ -160,16 +162,24 @@ class _Editor(cst.CSTTransformer):
         return updated_node.with_changes(body=body, footer=[*footer, *updated_node.footer])
 
 
-def _with_unit(node: cst.Try, count: int) -> cst.Try:
-    """A ``try`` with a unit around all but its last statements, of which the first is the commit, which goes."""
-    assert isinstance(node.body, cst.IndentedBlock)
-    statements = list(node.body.body)
-    inside, commit, rest = statements[:-count], statements[-count], statements[len(statements) - count + 1 :]
-    unit = cst.With(
-        items=[cst.WithItem(cst.Call(cst.Name("transactional")))],
-        body=cst.IndentedBlock(inside, footer=_comments_of(commit)),
-    )
-    return node.with_changes(body=node.body.with_changes(body=[unit, *rest]))
+def _with_units(statements: Sequence[cst.BaseStatement], counts: Sequence[int]) -> list[cst.BaseStatement]:
+    """The statements with a unit around those before each commit.
+
+    :param counts: for each statement how many before it the unit has that it ends, if it is such a commit.
+    """
+    body: list[cst.BaseStatement] = []
+    for statement, count in zip(statements, counts, strict=True):
+        if not count:
+            body.append(statement)
+            continue
+        first, *others = body[-count:]
+        unit = cst.With(
+            leading_lines=_leading(first),
+            items=[cst.WithItem(cst.Call(cst.Name("transactional")))],
+            body=cst.IndentedBlock([first.with_changes(leading_lines=[]), *others], footer=_comments_of(statement)),
+        )
+        body[-count:] = [unit]
+    return body
 
 
 def _gone() -> cst.Expr:

@@ -201,6 +201,8 @@ class Effects:
             return effect
         if name in _QUIET_METHODS:
             return Effect.NOTHING
+        if name in ("commit", "rollback"):
+            return Effect.ENDS
         return Effect.TELLS | (Effect.WRITES if _sounds_changing(name) else Effect.NOTHING)
 
     def _is_view(self, value: FunctionValue) -> bool:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from ..lint._functions import DefinedNode, is_generator
 from ..lint._resolve import Resolver
-from ..lint._scopes import Module, Scope, all_nodes
+from ..lint._scopes import SCOPE_NODES, Module, Scope, all_nodes
 from ..lint._syntax import decorator_names
 from ..lint._values import Method
 from ._edits import Edits, Place
@@ -157,7 +157,7 @@ class _Mover:
         else:
             self._decorate(unwrapped)
             return
-        left = [commit for commit in self._commits if not any(self._wrap(block, commit) for block in blocks)]
+        left = [commit for commit in self._commits if not self._put_unit(commit)]
         if left:
             raise reason
 
@@ -212,29 +212,47 @@ class _Mover:
 
     # ---- a block
 
-    def _wrap(self, block: ast.Try, commit: ast.Expr) -> bool:
-        """Make a unit of a block's statements down to its commit, which ends there as it did; whether that holds."""
-        index = next((index for index, each in enumerate(block.body) if each is commit), 0)
-        if not index or not self._may_be_wrapped(block, index):
+    def _put_unit(self, commit: ast.Expr) -> bool:
+        """Make a unit of the statements before a commit, which ends there as it did; whether that holds."""
+        *outer, (owner, body) = _ways_to(self._node, commit)
+        index = body.index(commit)
+        block = owner if isinstance(owner, ast.Try) and body is owner.body else None
+        if block is None or not block.handlers:
+            start = self._first_write(body, index)
+        elif all(map(self._rolls_back, block.handlers)):
+            start = 0
+        else:
+            return False
+        if start == index or not _have_own_lines(owner, body) or any(map(_catches, outer)):
             return False
         try:
-            self._follow(block.body[: index + 1], (commit,), (), State.WRITTEN)
+            self._follow(body[start : index + 1], (commit,), (), State.WRITTEN)
         except InTheWayError:
             return False
-        self._plan.edits.wrapped[self._place(block)] = len(block.body) - index
+        self._plan.edits.units[self._place(commit)] = index - start
+        if block is not None:
+            self._take_rollbacks(block)
+        self._done((commit,))
+        return True
+
+    def _first_write(self, body: Sequence[ast.stmt], index: int) -> int:
+        """Where the unit of a commit begins: at the first statement since the last commit that may write."""
+        earlier = [each for each in body[:index] if each in self._commits]
+        start = body.index(earlier[-1]) + 1 if earlier else 0
+        writing = (
+            number
+            for number, statement in enumerate(body[start:index], start)
+            if Effect.WRITES in self._effects.of(statement, self._scope)
+        )
+        return next(writing, index)
+
+    def _take_rollbacks(self, block: ast.Try) -> None:
         rollbacks = list(self._rollbacks(block))
         self._plan.gone.update(rollbacks)
         if self._only_raises_again(block):
             self._plan.edits.unwrapped.add(self._place(block))
         else:
             self._plan.edits.dropped.update(map(self._place, rollbacks))
-        self._done((commit,))
-        return True
-
-    def _may_be_wrapped(self, block: ast.Try, index: int) -> bool:
-        lines = [block.lineno, *(statement.lineno for statement in block.body)]
-        has_own_line = len({*lines}) == len(lines)
-        return has_own_line and bool(block.handlers) and all(map(self._rolls_back, block.handlers))
 
     def _rolls_back(self, handler: ast.ExceptHandler) -> bool:
         """Whether a handler first rolls back, whatever it logs before, or hands on what it has caught."""
@@ -288,6 +306,31 @@ def qualified_name(node: DefinedNode, scope: Scope) -> str:
         names.append(getattr(outer.node, "name", outer.module.name))
         outer = outer.parent
     return ".".join(names[::-1])
+
+
+def _ways_to(node: ast.stmt, wanted: ast.stmt) -> list[tuple[ast.stmt, list[ast.stmt]]]:
+    """The statements around a statement, from the outermost on, each with the block of it that leads there."""
+    for body in _blocks(node):
+        if wanted in body:
+            return [(node, body)]
+        for statement in body:
+            if not isinstance(statement, SCOPE_NODES) and (found := _ways_to(statement, wanted)):
+                return [(node, body), *found]
+    return []
+
+
+def _catches(way: tuple[ast.stmt, list[ast.stmt]]) -> bool:
+    """Whether what is raised in a block may be caught there: what has not been committed may go on from there."""
+    node, body = way
+    if isinstance(node, (ast.Try, ast.TryStar)):
+        return body is node.body and bool(node.handlers)
+    items = node.items if isinstance(node, ast.With) else []
+    return any("suppress" in ast.unparse(item.context_expr) for item in items)
+
+
+def _have_own_lines(owner: ast.stmt, body: Sequence[ast.stmt]) -> bool:
+    lines = [owner.lineno, *(statement.lineno for statement in body)]
+    return len({*lines}) == len(lines)
 
 
 def _tail(body: Sequence[ast.stmt], commit: ast.stmt) -> list[ast.stmt] | None:

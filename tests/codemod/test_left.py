@@ -49,24 +49,12 @@ LEFT: dict[str, tuple[str, str]] = {
         """,
         "10: rename() is left as it is: it may end in line 9 with writes",
     ),
-    "two commits": (
-        """
-        @app.post("/<owner>")
-        def open_account(owner):
-            db.session.add(Account(owner=owner))
-            db.session.commit()
-            db.session.add(Account(owner=owner + "2"))
-            db.session.commit()
-            return "opened"
-        """,
-        "4: open_account() is left as it is: line 5 may write after the commit: db.session.add(...).",
-    ),
-    "a commit in a loop": (
+    "a commit in a loop of what was written before it": (
         """
         @app.post("/<owners>")
         def open_accounts(owners):
-            for owner in owners:
-                db.session.add(Account(owner=owner))
+            db.session.add(Account(owner=owners))
+            for _ in owners:
                 db.session.commit()
             return "opened"
         """,
@@ -79,12 +67,12 @@ LEFT: dict[str, tuple[str, str]] = {
 
         @app.post("/<owner>")
         def open_account(owner):
+            db.session.add(Account(owner=owner))
             with lock:
-                db.session.add(Account(owner=owner))
                 db.session.commit()
             return "opened"
         """,
-        "8: open_account() is left as it is: the commit stands in the with block of line 6.",
+        "8: open_account() is left as it is: the commit stands in the with block of line 7.",
     ),
     "others are told after the commit": (
         """
@@ -93,45 +81,75 @@ LEFT: dict[str, tuple[str, str]] = {
         @app.post("/<owner>")
         def open_account(owner):
             db.session.add(Account(owner=owner))
-            db.session.commit()
-            requests.post("https://example.org", json={"owner": owner})
-            return "opened"
+            if owner != "nobody":
+                db.session.commit()
+                requests.post("https://example.org", json={"owner": owner})
+                return "opened"
+            abort(400)
         """,
-        "6: open_account() is left as it is: line 7 may tell others, who would hear of it before the commit: req",
+        "7: open_account() is left as it is: line 8 may tell others, who would hear of it before the commit: req",
     ),
     "a task is sent after the commit": (
         """
         @app.post("/<owner>")
         def open_account(owner):
             db.session.add(Account(owner=owner))
-            db.session.commit()
-            welcome.delay(owner)
-            return "opened"
+            if owner != "nobody":
+                db.session.commit()
+                welcome.delay(owner)
+                return "opened"
+            abort(400)
         """,
-        "4: open_account() is left as it is: line 5 may tell others",
+        "5: open_account() is left as it is: line 6 may tell others",
     ),
     "an abort after the commit": (
         """
         @app.post("/<owner>")
         def open_account(owner):
-            account = Account(owner=owner)
-            db.session.add(account)
-            db.session.commit()
-            if not account.balance:
-                abort(402)
-            return "opened"
+            db.session.add(Account(owner=owner))
+            if owner != "nobody":
+                db.session.commit()
+            abort(402)
         """,
-        "5: open_account() is left as it is: line 7 may raise after the commit, and a unit would roll back.",
+        "5: open_account() is left as it is: line 6 may raise after the commit, and a unit would roll back.",
     ),
     "an error that is raised after the commit": (
         """
         @app.post("/<owner>")
         def open_account(owner):
             db.session.add(Account(owner=owner))
-            db.session.commit()
+            if owner != "nobody":
+                db.session.commit()
             raise RuntimeError(owner)
         """,
-        "4: open_account() is left as it is: line 5 raises after the commit, and a unit would roll back.",
+        "5: open_account() is left as it is: line 6 raises after the commit, and a unit would roll back.",
+    ),
+    "one commit after the other": (
+        """
+        @app.post("/<owner>")
+        def open_account(owner):
+            db.session.add(Account(owner=owner))
+            if owner != "nobody":
+                db.session.commit()
+            if owner != "somebody":
+                db.session.commit()
+            return "opened"
+        """,
+        "5: open_account() is left as it is: it may commit more than once.",
+    ),
+    "what is caught outside, and goes on": (
+        """
+        @app.post("/<owner>")
+        def open_account(owner):
+            try:
+                for name in owner:
+                    db.session.add(Account(owner=name))
+                    db.session.commit()
+            except IntegrityError:
+                pass
+            return "opened"
+        """,
+        "6: open_account() is left as it is: the commit stands in a loop.",
     ),
     "a helper that commits": (
         """
@@ -310,6 +328,26 @@ def test_view_that_calls_what_commits_is_left(tmp_path: Path) -> None:
     assert code(changed).count("@transactional") == 1
     (left,) = report.left
     assert "calls what does: save(...)" in left.why
+
+
+def test_what_nobody_knows_may_commit(tmp_path: Path) -> None:
+    """What is called so does so."""
+    source = """
+        from flask_security import datastore
+
+        @app.post("/<owner>")
+        def open_account(owner):
+            db.session.add(Account(owner=owner))
+            datastore.commit()
+            db.session.commit()
+            return "opened"
+        """
+    changed, report = after(tmp_path, whole(source))
+
+    assert code(changed) == code(whole(source))
+    unknown, left = report.left
+    assert unknown.why == "datastore.commit() may be a session's, or not: the source does not tell."
+    assert "ends a transaction, or calls what does: datastore.commit()" in left.why
 
 
 def test_an_ignored_line_is_nobodys_business(tmp_path: Path) -> None:

@@ -288,6 +288,112 @@ MOVES: dict[str, tuple[str, str, list[str]]] = {
         """,
         ["/bob-ann-cid", "/cid-dee"],
     ),
+    "one unit for each commit": (
+        """
+        @app.post("/<owner>")
+        def open_accounts(owner):
+            # First
+            account = Account(owner=owner)  # hers
+            db.session.add(account)
+            db.session.commit()  # now
+
+            other = Account(owner=f"{owner}{account.id}")
+            db.session.add(other)
+            if owner == "bob":
+                db.session.commit()
+            else:
+                other.balance = account.id
+                # Both.
+                db.session.commit()
+            if other.balance:
+                abort(409)
+            return {"id": other.id}
+        """,
+        """
+        @app.post("/<owner>")
+        def open_accounts(owner):
+            # First
+            account = Account(owner=owner)  # hers
+            with transactional():
+                db.session.add(account)
+                # now
+
+            other = Account(owner=f"{owner}{account.id}")
+            db.session.add(other)
+            if owner == "bob":
+                db.session.commit()
+            else:
+                with transactional():
+                    other.balance = account.id
+                    # Both.
+            if other.balance:
+                abort(409)
+            return {"id": other.id}
+        """,
+        ["/bob", "/ann", "/cid", "/bob"],
+    ),
+    "a unit for each turn": (
+        """
+        @app.post("/<owners>")
+        def open_accounts(owners):
+            for owner in owners.split("-"):
+                if owner == "stop":
+                    break
+
+                # One of them
+                db.session.add(Account(owner=owner))
+                db.session.commit()
+            return "opened"
+        """,
+        """
+        @app.post("/<owners>")
+        def open_accounts(owners):
+            for owner in owners.split("-"):
+                if owner == "stop":
+                    break
+
+                # One of them
+                with transactional():
+                    db.session.add(Account(owner=owner))
+            return "opened"
+        """,
+        ["/bob-cid", "/dee-bob-eve", "/eve-stop-fay"],
+    ),
+    "a unit that ends before others are told": (
+        """
+        told = []
+
+        def call(number):
+            told.append(number)
+
+        @app.post("/<owner>")
+        def open_account(owner):
+            account = db.session.get(Account, 1)
+            account.owner = owner
+            db.session.commit()
+            call(account.id)
+            if len(told) > 1:
+                raise LookupError("too many")
+            return {"told": told}
+        """,
+        """
+        told = []
+
+        def call(number):
+            told.append(number)
+
+        @app.post("/<owner>")
+        def open_account(owner):
+            account = db.session.get(Account, 1)
+            with transactional():
+                account.owner = owner
+            call(account.id)
+            if len(told) > 1:
+                raise LookupError("too many")
+            return {"told": told}
+        """,
+        ["/bob", "/cid"],
+    ),
     "a method of a view class, and a decorator between": (
         """
         from functools import wraps
