@@ -236,15 +236,11 @@ class _Mover:
         return True
 
     def _first_write(self, body: Sequence[ast.stmt], index: int) -> int:
-        """Where the unit of a commit begins: at the first statement since the last commit that may write."""
-        earlier = [each for each in body[:index] if each in self._commits]
-        start = body.index(earlier[-1]) + 1 if earlier else 0
-        writing = (
-            number
-            for number, statement in enumerate(body[start:index], start)
-            if Effect.WRITES in self._effects.of(statement, self._scope)
-        )
-        return next(writing, index)
+        """Where the unit of a commit begins: at the first statement since the last end of a transaction that writes."""
+        effects = [self._effects.of(statement, self._scope) for statement in body[:index]]
+        ends = [number for number, effect in enumerate(effects, 1) if Effect.ENDS in effect]
+        start = ends[-1] if ends else 0
+        return next((number for number in range(start, index) if Effect.WRITES in effects[number]), index)
 
     def _take_rollbacks(self, block: ast.Try) -> None:
         rollbacks = list(self._rollbacks(block))

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.codemod.sources import HEAD, after, change, code, whole
+from tests.codemod.sources import HEAD, after, ask, change, code, whole
 
 # By name: the code, and the line and the reason that it is left for. ``line: text``, lines counted in the code.
 LEFT: dict[str, tuple[str, str]] = {
@@ -314,9 +314,11 @@ def test_view_that_calls_what_commits_is_left(tmp_path: Path) -> None:
 
         @app.post("/<owner>")
         def open_account(owner):
-            save(Account(owner=owner))
-            db.session.get(Account, 1).balance += 1
-            db.session.commit()
+            account = db.session.get(Account, 1)
+            account.balance += 1
+            if owner != "nobody":
+                save(Account(owner=owner))
+                db.session.commit()
             return "opened"
         """
     changed, report = after(tmp_path, whole(source))
@@ -328,6 +330,31 @@ def test_view_that_calls_what_commits_is_left(tmp_path: Path) -> None:
     assert code(changed).count("@transactional") == 1
     (left,) = report.left
     assert "calls what does: save(...)" in left.why
+
+
+@pytest.mark.filterwarnings("ignore::flask_uow.exceptions.RuleWarning")
+def test_view_is_a_unit_below_what_it_calls_that_commits(tmp_path: Path) -> None:
+    """What it does itself comes after that."""
+    source = """
+        def save(account):
+            db.session.add(account)
+            db.session.commit()
+
+        @app.post("/<owner>")
+        def open_account(owner):
+            account = Account(owner=owner)
+            save(account)
+            account.balance += 1
+            db.session.commit()
+            return {"id": account.id, "balance": account.balance}
+        """
+    changed, report = after(tmp_path, whole(source))
+
+    assert "    save(account)\n    with transactional():\n        account.balance += 1\n    return" in changed
+    assert [left.why.partition(" ")[0] for left in report.left] == ["save()"]
+    requests = ["/bob", "/bob", "/cid"]
+    was = ask(whole(source), tmp_path / "before.sqlite", requests)
+    assert ask(changed, tmp_path / "after.sqlite", requests) == was
 
 
 def test_what_nobody_knows_may_commit(tmp_path: Path) -> None:
