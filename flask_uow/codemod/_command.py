@@ -21,7 +21,7 @@ MISSING = "The codemod needs libcst. Install it: pip install 'flask_uow[codemod]
     "functions",
     multiple=True,
     metavar="NAME",
-    help="Make units of these functions too: save, Account.save, bank.models.Account.save. May be repeated.",
+    help="Make units of these functions too: save, Account.save, bank.models.Account.save, bank.models.*",
 )
 @click.option(
     "--config",

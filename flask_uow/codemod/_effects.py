@@ -18,6 +18,7 @@ from ..lint._syntax import dotted
 from ..lint._values import (
     COMMITS,
     ROLLBACKS,
+    SESSIONS,
     STATEMENTS,
     WRITES,
     ClassValue,
@@ -38,6 +39,7 @@ class Effect(Flag):
     ENDS = 2  # a transaction: a commit or rollback by hand, or a unit of its own
     TELLS = 4  # somebody outside of this request
     RAISES = 8  # on purpose: abort(), first_or_404()
+    ASKS = 16  # the session for something
 
 
 ANYTHING = Effect.WRITES | Effect.TELLS
@@ -106,7 +108,14 @@ class Effects:
                 effect |= self._of_store(inner, scope)
             elif isinstance(inner, ast.Raise):
                 effect |= Effect.RAISES
+            elif isinstance(inner, ast.Attribute) and self._is_session(inner, scope):
+                effect |= Effect.ASKS
         return effect
+
+    def _is_session(self, node: ast.Attribute, scope: Scope) -> bool:
+        """Whether something of a session, of what has one, or of a model's query is looked up."""
+        owner = self._resolver.value(node.value, scope)
+        return node.attr == "query" or owner in SESSIONS or owner is Role.DATABASE
 
     def of_function(self, value: FunctionValue) -> Effect:
         """What a call of a function of the project may do."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 
 from ..lint._functions import DefinedNode, is_generator
 from ..lint._resolve import Resolver
@@ -65,7 +66,7 @@ class Planner:
     def named(self, node: DefinedNode, scope: Scope) -> Iterator[str]:
         """The options by which a function is named."""
         full = qualified_name(node, scope)
-        return (name for name in self._names if full == name or full.endswith(f".{name}"))
+        return (name for name in self._names if fnmatchcase(full, name) or fnmatchcase(full, f"*.{name}"))
 
     def _plan_function(self, node: DefinedNode, scope: Scope, plan: Plan, *, has_extension: bool) -> None:
         inner = scope.module.scopes[node]
@@ -86,8 +87,8 @@ class Planner:
         if facts.is_unit or facts.too_high is not None:
             raise InTheWayError("it is a unit already, in which nothing else commits", node)
         if not is_entry and not is_named:
-            what = f"it is no view, command or task. --function {node.name} makes it a unit of its own"
-            raise InTheWayError(f"{what}; else let it flush, and make its callers units", node)
+            what = "it is no view, command or task"
+            raise InTheWayError(f"{what}. Name it with --function, or let it flush and make its callers units", node)
         if isinstance(node, ast.AsyncFunctionDef) or is_generator(node):
             raise InTheWayError("it is a coroutine or generator function", node)
         if not has_extension:
@@ -217,17 +218,19 @@ class _Mover:
         *outer, (owner, body) = _ways_to(self._node, commit)
         index = body.index(commit)
         block = owner if isinstance(owner, ast.Try) and body is owner.body else None
+        if not _have_own_lines(owner, body) or any(map(_catches, outer)):
+            return False
         if block is None or not block.handlers:
-            start = self._first_write(body, index)
+            is_first = body is self._node.body and self._is_entry
+            starts = self._starts(body, index, State.CLEAN if is_first else State.WRITTEN)
         elif all(map(self._rolls_back, block.handlers)):
-            start = 0
+            starts = [(0, State.WRITTEN)] if index else []
         else:
             return False
-        if start == index or not _have_own_lines(owner, body) or any(map(_catches, outer)):
-            return False
-        try:
-            self._follow(body[start : index + 1], (commit,), (), State.WRITTEN)
-        except InTheWayError:
+        start = next(
+            (number for number, state in starts if self._holds(body[number : index + 1], commit, state)), index
+        )
+        if start == index:
             return False
         self._plan.edits.units[self._place(commit)] = index - start
         if block is not None:
@@ -235,12 +238,27 @@ class _Mover:
         self._done((commit,))
         return True
 
-    def _first_write(self, body: Sequence[ast.stmt], index: int) -> int:
-        """Where the unit of a commit begins: at the first statement since the last end of a transaction that writes."""
+    def _starts(self, body: Sequence[ast.stmt], index: int, state: State) -> list[tuple[int, State]]:
+        """Where the unit of a commit may begin, and what may be written there, since the last end of a transaction.
+
+        Where the session is first asked, so that what is read belongs to it; else where something is first written.
+        """
         effects = [self._effects.of(statement, self._scope) for statement in body[:index]]
         ends = [number for number, effect in enumerate(effects, 1) if Effect.ENDS in effect]
-        start = ends[-1] if ends else 0
-        return next((number for number in range(start, index) if Effect.WRITES in effects[number]), index)
+        numbers = range(ends[-1] if ends else 0, index)
+        writes = next((number for number in numbers if Effect.WRITES in effects[number]), None)
+        asks = next((number for number in numbers if effects[number] & (Effect.ASKS | Effect.WRITES)), None)
+        if writes is None or asks is None:
+            return []
+        return [(asks, State.WRITTEN if ends else state), (writes, State.WRITTEN)]
+
+    def _holds(self, body: Sequence[ast.stmt], commit: ast.Expr, state: State) -> bool:
+        """Whether all ways through statements that end well end in their commit."""
+        try:
+            self._follow(body, (commit,), (), state)
+        except InTheWayError:
+            return False
+        return True
 
     def _take_rollbacks(self, block: ast.Try) -> None:
         rollbacks = list(self._rollbacks(block))

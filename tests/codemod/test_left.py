@@ -157,7 +157,7 @@ LEFT: dict[str, tuple[str, str]] = {
             db.session.add(account)
             db.session.commit()
         """,
-        "3: save() is left as it is: it is no view, command or task. --function save makes it a unit of",
+        "3: save() is left as it is: it is no view, command or task. Name it with",
     ),
     "a handler that does not roll back": (
         """

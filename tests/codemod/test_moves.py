@@ -369,6 +369,8 @@ MOVES: dict[str, tuple[str, str, list[str]]] = {
         @app.post("/<owner>")
         def open_account(owner):
             account = db.session.get(Account, 1)
+            if account is None:
+                return "nobody"
             account.owner = owner
             db.session.commit()
             call(account.id)
@@ -384,8 +386,10 @@ MOVES: dict[str, tuple[str, str, list[str]]] = {
 
         @app.post("/<owner>")
         def open_account(owner):
-            account = db.session.get(Account, 1)
             with transactional():
+                account = db.session.get(Account, 1)
+                if account is None:
+                    return "nobody"
                 account.owner = owner
             call(account.id)
             if len(told) > 1:
@@ -535,7 +539,7 @@ def open_two(owner):
 """
 
 
-@pytest.mark.parametrize("name", ["save", "Book.save", "bank.Book.save"])
+@pytest.mark.parametrize("name", ["save", "Book.save", "bank.Book.save", "Book.*", "*"])
 def test_a_function_moves_by_its_name(tmp_path: Path, name: str) -> None:
     """It is a unit for those that are none, and its callers stay as they are."""
     source = whole(SAVE)
