@@ -16,7 +16,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 NOT_COPIED = (".git", ".venv", ".venv-*", "instance", "build", "dist", "*.egg-info", ".*_cache", ".hypothesis")
-EXTRAS = ["postgres", "psycopg", "prometheus", "opentelemetry", "test", "browser", "bench", "dev"]
+EXTRAS = ["postgres", "psycopg", "prometheus", "opentelemetry", "codemod", "test", "browser", "bench", "dev"]
 TIMEOUT_S = 100
 
 # The frameworks are there already: what is measured is what this package adds to them.
