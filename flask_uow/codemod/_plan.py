@@ -19,6 +19,7 @@ from ._paths import InTheWayError, State, follow
 NO_EXTENSION = (
     "it waits for the extension. Make UnitOfWork(app, session=db.session) where the app is made, and run this again"
 )
+SEVERAL_SESSIONS = "the files make more than one session, and a unit is of one. Which one this is, is yours to say"
 # What runs for itself, in an app context, as a view does.
 _ENTRIES = frozenset(("before_app_request", "before_request", "command", "shared_task", "task"))
 
@@ -52,15 +53,15 @@ class Planner:
         self._effects = effects
         self._names = names
 
-    def plan(self, module: Module, *, has_extension: bool) -> Plan:
+    def plan(self, module: Module, obstacle: str = "") -> Plan:
         """What is to be done in a module.
 
-        :param has_extension: whether units work: the extension is made, or will be.
+        :param obstacle: why nothing there may become a unit; empty if it may.
         """
         plan = Plan()
         for node, scope in all_nodes(module.scope):
             if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
-                self._plan_function(node, scope, plan, has_extension=has_extension)
+                self._plan_function(node, scope, plan, obstacle)
         return plan
 
     def named(self, node: DefinedNode, scope: Scope) -> Iterator[str]:
@@ -68,18 +69,18 @@ class Planner:
         full = qualified_name(node, scope)
         return (name for name in self._names if fnmatchcase(full, name) or fnmatchcase(full, f"*.{name}"))
 
-    def _plan_function(self, node: DefinedNode, scope: Scope, plan: Plan, *, has_extension: bool) -> None:
+    def _plan_function(self, node: DefinedNode, scope: Scope, plan: Plan, obstacle: str) -> None:
         inner = scope.module.scopes[node]
         commits = list(self._commits(node, inner))
         if not commits:
             return
         try:
-            is_named = self._judge(node, scope, has_extension=has_extension)
+            is_named = self._judge(node, scope, obstacle)
             _Mover(node, inner, commits, self, plan, is_entry=not is_named).move()
         except InTheWayError as error:
             plan.reasons[node] = f"{node.name}() is left as it is: {error}."
 
-    def _judge(self, node: DefinedNode, scope: Scope, *, has_extension: bool) -> bool:
+    def _judge(self, node: DefinedNode, scope: Scope, obstacle: str) -> bool:
         """Whether a function is named by an option; an error if it is nothing that may become a unit."""
         facts = self._effects.functions(scope.module).facts(node, scope)
         is_named = any(self.named(node, scope))
@@ -91,8 +92,8 @@ class Planner:
             raise InTheWayError(f"{what}. Name it with --function, or let it flush and make its callers units", node)
         if isinstance(node, ast.AsyncFunctionDef) or is_generator(node):
             raise InTheWayError("it is a coroutine or generator function", node)
-        if not has_extension:
-            raise InTheWayError(NO_EXTENSION, node)
+        if obstacle:
+            raise InTheWayError(obstacle, node)
         taken = [each for each in scope.module.scopes[node].find("transactional") if each.path != _TRANSACTIONAL]
         if taken:
             raise InTheWayError("the name transactional is something else there", node)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator
-from functools import partial
 from pathlib import Path
 
 import libcst
@@ -20,7 +19,7 @@ from ..lint._run import Checker
 from ..lint._scopes import Module, Scope, all_nodes
 from ._edits import Edits, Place, edit
 from ._effects import Effects
-from ._plan import Plan, Planner
+from ._plan import NO_EXTENSION, SEVERAL_SESSIONS, Plan, Planner
 from ._report import Change, Left, Report
 from ._setup import Setups
 
@@ -53,11 +52,10 @@ class _Run:
     def report(self) -> Report:
         """Plan all files, and change them in memory."""
         modules = self._modules.values()
-        is_made = any(map(self._setups.is_made_in, modules))
         edits = {module: Edits() for module in modules}
-        has_extension = is_made or [*map(partial(self._set_up, edits), modules)].count(True) > 0
+        obstacle = self._obstacle(edits)
         for path, module in self._modules.items():
-            plan = self._planner.plan(module, has_extension=has_extension) if not module.is_migration else Plan()
+            plan = self._planner.plan(module, obstacle) if not module.is_migration else Plan()
             _merge(plan.edits, edits[module])
             if plan.edits and not self._change(path, plan.edits):
                 plan = Plan()
@@ -93,6 +91,14 @@ class _Run:
                     yield node, scope
 
     # ---- the extension
+
+    def _obstacle(self, edits: dict[Module, Edits]) -> str:
+        """Plan the extension where there is none; why units would not work all the same."""
+        if sum(map(self._setups.sessions_in, edits)) > 1:
+            return SEVERAL_SESSIONS
+        is_made = any(map(self._setups.is_made_in, edits))
+        is_planned = not is_made and [self._set_up(edits, module) for module in edits].count(True) > 0
+        return "" if is_made or is_planned else NO_EXTENSION
 
     def _set_up(self, edits: dict[Module, Edits], module: Module) -> bool:
         """Plan how the apps of a module get the extension; whether one does."""

@@ -6,6 +6,7 @@ import ast
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from ..lint._libraries import SCOPED_CLASSES
 from ..lint._project import Project
 from ..lint._resolve import Resolver
 from ..lint._scopes import Binding, How, Module, Scope, all_nodes
@@ -60,6 +61,12 @@ class Setups:
         """Whether a module makes a ``UnitOfWork``."""
         calls = ((node, scope) for node, scope in all_nodes(module.scope) if isinstance(node, ast.Call))
         return any(self._made_by(node, scope) == _MADE for node, scope in calls)
+
+    def sessions_in(self, module: Module) -> int:
+        """How many sessions of the whole app a module makes, those of libraries among them."""
+        calls = ((node, scope) for node, scope in all_nodes(module.scope) if isinstance(node, ast.Call))
+        made = (self._made_by(node, scope) for node, scope in calls)
+        return sum(path in SCOPED_CLASSES or path in _OWNERS for path in made)
 
     def missing_in(self, module: Module) -> Iterator[Setup]:
         """How the apps of a module ought to get it."""

@@ -162,17 +162,42 @@ units.UnitOfWork(app, session=db.session)
     assert "@transactional\ndef count" in changed
 
 
-def test_two_for_one_function_are_left(tmp_path: Path) -> None:
-    """They may be for one app, which takes one extension."""
+@pytest.mark.parametrize(
+    "second",
+    [
+        "other = SQLAlchemy()\nother.init_app(app)",
+        "from sqlalchemy.orm import scoped_session, sessionmaker\nSession = scoped_session(sessionmaker())",
+    ],
+)
+def test_of_two_sessions_none_moves(tmp_path: Path, second: str) -> None:
+    """A unit commits one of them, and a commit of the other must not go."""
     source = f"""
 from flask import Flask
 from flask_sqlalchemy import SQLAlchemy
 
 app = Flask(__name__)
 db = SQLAlchemy()
-other = SQLAlchemy()
 db.init_app(app)
-other.init_app(app)
+{second}
+{VIEW}"""
+    report = change(tmp_path, bank=source)
+
+    assert report.changes == []
+    (left,) = report.left
+    assert "the files make more than one session" in left.why
+
+
+def test_two_apps_of_one_function_are_left(tmp_path: Path) -> None:
+    """They may be one app, which takes one extension."""
+    source = f"""
+from flask import Flask
+from flask_sqlalchemy import SQLAlchemy
+
+db = SQLAlchemy()
+app = Flask(__name__)
+db.init_app(app)
+same = app
+db.init_app(same)
 {VIEW}"""
     report = change(tmp_path, bank=source)
 
