@@ -54,7 +54,7 @@ _CHANGING_WORDS = frozenset(
 _QUIET_LIBRARIES = (
     "base64 click collections copy datetime decimal flask flask_babel flask_babelplus flask_login flask_wtf "
     "flask_restful.marshal flask_restx.marshal functools hashlib hmac html itertools json jwt logging markupsafe math "
-    "operator os random re secrets string time typing unicodedata urllib.parse uuid werkzeug wtforms"
+    "operator os random re secrets sqlalchemy string time typing unicodedata urllib.parse uuid werkzeug wtforms"
 ).split()
 # What they stand for is the app's own.
 _PROXIES = ("flask.current_app", "flask.g", "flask_login.current_user")
@@ -174,6 +174,8 @@ class Effects:
         name = dotted(node.func).rpartition(".")[2] or _last_name(node.func)
         if name == "abort" or name.endswith("_or_404"):
             return Effect.RAISES
+        if name == "flag_modified":
+            return Effect.WRITES
         if isinstance(node.func, ast.Name):
             return self._of_named(node.func.id, path, scope)
         is_proxy = _is_in(path, _PROXIES)

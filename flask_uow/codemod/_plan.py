@@ -219,7 +219,8 @@ class _Mover:
         *outer, (owner, body) = _ways_to(self._node, commit)
         index = body.index(commit)
         block = owner if isinstance(owner, ast.Try) and body is owner.body else None
-        if not _have_own_lines(owner, body) or any(map(_catches, outer)):
+        around = [*outer, (owner, body)] if block is None else outer
+        if not _have_own_lines(owner, body) or any(map(_catches, around)):
             return False
         if block is None or not block.handlers:
             is_first = body is self._node.body and self._is_entry

@@ -151,6 +151,54 @@ LEFT: dict[str, tuple[str, str]] = {
         """,
         "6: open_account() is left as it is: the commit stands in a loop.",
     ),
+    "what is swallowed on the way to the commit": (
+        """
+        from contextlib import suppress
+
+        @app.post("/<owner>")
+        def open_account(owner):
+            with suppress(IntegrityError):
+                db.session.add(Account(owner=owner))
+                db.session.commit()
+            return "opened"
+        """,
+        "7: open_account() is left as it is: the commit stands in the with block of line 5.",
+    ),
+    "a commit that comes at last": (
+        """
+        @app.post("/<owner>")
+        def open_account(owner):
+            try:
+                db.session.add(Account(owner=owner))
+            finally:
+                db.session.commit()
+            return "opened"
+        """,
+        "6: open_account() is left as it is: the commit stands in the finally block of line 3.",
+    ),
+    "code that nobody reaches": (
+        """
+        @app.post("/<owner>")
+        def open_account(owner):
+            if owner == "nobody":
+                return "no"
+                flash("no")
+            db.session.commit()
+            return "opened"
+        """,
+        "6: open_account() is left as it is: line 5 is never reached.",
+    ),
+    "what is read after the commit may end in an error": (
+        """
+        @app.post("/<owner>")
+        def open_account(owner):
+            if owner != "nobody":
+                flash("some")
+            db.session.commit()
+            return {"id": db.get_or_404(Account, 1).id}
+        """,
+        "5: open_account() is left as it is: line 6 may raise after the commit, and a unit would roll back.",
+    ),
     "a helper that commits": (
         """
         def save(account):

@@ -398,6 +398,57 @@ MOVES: dict[str, tuple[str, str, list[str]]] = {
         """,
         ["/bob", "/cid"],
     ),
+    "loops, cases and what is at last": (
+        """
+        @app.post("/<owner>")
+        def open_account(owner):
+            number = 0
+            while number < 9:
+                number += 1
+                if len(owner) == number:
+                    break
+            else:
+                return "long"
+            match number:
+                case 3:
+                    db.session.add(Account(owner=owner))
+                case 4:
+                    db.session.get(Account, 1).owner = owner
+                case _:
+                    return "odd"
+            try:
+                pass
+            finally:
+                number += 1
+            db.session.commit()
+            return "opened"
+        """,
+        """
+        @app.post("/<owner>")
+        @transactional
+        def open_account(owner):
+            number = 0
+            while number < 9:
+                number += 1
+                if len(owner) == number:
+                    break
+            else:
+                return "long"
+            match number:
+                case 3:
+                    db.session.add(Account(owner=owner))
+                case 4:
+                    db.session.get(Account, 1).owner = owner
+                case _:
+                    return "odd"
+            try:
+                pass
+            finally:
+                number += 1
+            return "opened"
+        """,
+        ["/bob", "/anna", "/al", "/bob", "/abcdefghijk"],
+    ),
     "a method of a view class, and a decorator between": (
         """
         from functools import wraps
