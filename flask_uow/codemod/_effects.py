@@ -139,7 +139,8 @@ class Effects:
         effect = Effect.NOTHING
         for statement in node.body:
             effect |= self.of(statement, scope)
-        is_unit = any(self._resolver.value(inner, scope) in UNITS for inner in scope.nodes if _is_with_item(inner))
+        calls = (inner for inner in scope.nodes if isinstance(inner, ast.Call))
+        is_unit = any(self._resolver.value(call, scope) in UNITS for call in calls)
         return effect | (Effect.ENDS if is_unit else Effect.NOTHING)
 
     # ---- calls
@@ -302,10 +303,6 @@ def _running(node: ast.AST) -> Iterator[ast.AST]:
     yield node
     for inner in ast.iter_child_nodes(node):
         yield from _running(inner)
-
-
-def _is_with_item(node: ast.AST) -> bool:
-    return isinstance(node, ast.Call)
 
 
 def _sounds_changing(name: str) -> bool:
