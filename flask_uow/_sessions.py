@@ -29,7 +29,7 @@ from ._reader import ReadingSession
 from ._rules import report_at_teardown, violation
 from ._scopes import Scope, Scopes, contexts, current_context, find_context, thread
 from ._settings import DEFAULT_BIND
-from ._state import AppState, SessionState, guarded_state, has_pending, state_of, state_of_app
+from ._state import STATE_KEY, AppState, SessionState, guarded_state, has_pending, state_of, state_of_app
 from ._units import discard
 from .exceptions import RuleViolationError, UnitOptionsError
 
@@ -294,7 +294,10 @@ class AdoptedSessions:
         context = find_context()
         if state_of(session) is not None or context is None:
             return
-        put_under_guard(session, SessionState(state_of_app(context.app, self), is_own_session=False))
+        app_state: AppState | None = context.app.extensions.get(STATE_KEY)
+        if app_state is None or app_state.sessions is not self:
+            return  # an app of the same owner's that has no extension, or one of its own
+        put_under_guard(session, SessionState(app_state, is_own_session=False))
         self.scopes.of(context).adopt(session)
         connection_begun(session, transaction, connection)
 

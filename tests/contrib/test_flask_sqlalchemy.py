@@ -93,3 +93,46 @@ def test_one_database_serves_two_apps(database: Database, second_database: Datab
             db.session.execute(sa.text("INSERT INTO t VALUES (1)"))
 
     assert database.rows("SELECT x FROM t") == second_database.rows("SELECT x FROM t") == [(1,)]
+
+
+def test_each_app_of_a_factory_may_have_an_extension_of_its_own(database: Database, second_database: Database) -> None:
+    """Also one that has none uses the same ``db`` as before; lost writes are told to the app whose they are."""
+    db = flask_sqlalchemy.SQLAlchemy()
+
+    def create_app(where: Database, *, is_served: bool = True) -> Flask:
+        where.execute("CREATE TABLE IF NOT EXISTS t (x INTEGER)")
+        app = Flask(__name__)
+        app.config["SQLALCHEMY_DATABASE_URI"] = where.url
+        db.init_app(app)
+        if is_served:
+            UnitOfWork(app, session=db.session)
+
+        @app.post("/<int:number>")
+        @transactional
+        def add(number: int) -> str:
+            db.session.execute(sa.text("INSERT INTO t VALUES (:x)"), {"x": number})
+            return "added"
+
+        @app.post("/lose")
+        def lose() -> str:
+            db.session.execute(sa.text("INSERT INTO t VALUES (0)"))
+            return "lost"
+
+        return app
+
+    first, second, bare = create_app(database), create_app(second_database), create_app(database, is_served=False)
+    with testing.record(first) as seen_by_first, testing.record(second) as seen_by_second:
+        for app, number in ((first, 1), (second, 2), (first, 3)):
+            assert app.test_client().post(f"/{number}").status_code == 200
+        assert bare.test_client().post("/lose").status_code == 200
+        assert second.test_client().post("/lose").status_code == 200
+    with bare.app_context():
+        db.session.execute(sa.text("INSERT INTO t VALUES (4)"))
+        db.session.commit()
+
+    assert database.rows("SELECT x FROM t ORDER BY x") == [(1,), (3,), (4,)]
+    assert second_database.rows("SELECT x FROM t") == [(2,)]
+    assert (seen_by_first.codes, seen_by_second.codes) == ([], ["UOW103"])
+    for app in (first, second, bare):
+        with app.app_context():
+            db.engine.dispose()
