@@ -26,8 +26,7 @@ NAME = "uow"
 class Setup:
     """How an app gets the extension.
 
-    One extension serves all apps of a session, as one object of Flask-SQLAlchemy does: where an app is made twice, as
-    tests do, a second extension would be refused.
+    One extension serves all apps of a session, as one object of Flask-SQLAlchemy does.
 
     :param statement: it gives the owner of the session its app.
     :param scope: where it stands.
