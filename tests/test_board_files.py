@@ -628,7 +628,7 @@ def test_sums_of_the_ended_are_neither_lost_nor_counted_twice(folder: Path) -> N
     app, _ = make_app(folder)
     begin(app)
     expected = 1
-    for generation in range(40):
+    for generation in range(25):
         board = _board_files.open_board(app, str(folder))
         row = board.row(f"generation {generation % 7}", None, is_inner=False)
         for number in range(generation):
@@ -646,14 +646,14 @@ def test_sums_of_the_ended_are_neither_lost_nor_counted_twice(folder: Path) -> N
 
     assert seen.ended is not None
     ended = seen.ended.counts
-    assert seen.ended.workers == 40
+    assert seen.ended.workers == 25
     assert len(board_files(folder)) == 1
     assert seen.totals.units.begun == expected
     assert ended.units.committed + ended.units.rolled_back + ended.units.failed == expected - 1
-    assert ended.rules == {"UOW104": 40}
+    assert ended.rules == {"UOW104": 25}
     assert sum(label.count for label in ended.labels) == ended.unit_seconds.count == expected - 1
-    assert ended.held_seconds.count == expected - 1 + 40
-    assert ended.held_seconds.total_seconds == pytest.approx((expected - 1) * 0.002 + 20.0)
+    assert ended.held_seconds.count == expected - 1 + 25
+    assert ended.held_seconds.total_seconds == pytest.approx((expected - 1) * 0.002 + 12.5)
     assert ended.statements == 2 * (expected - 1)
 
 

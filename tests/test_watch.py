@@ -163,10 +163,12 @@ def folder(tmp_path: Path) -> Path:
 
 
 def environment(**changes: str) -> dict[str, str]:
-    """An environment in which nothing speaks for or against colours."""
-    kept = {
-        key: value for key, value in os.environ.items() if key not in ("NO_COLOR", "FORCE_COLOR", "COLUMNS", "LINES")
-    }
+    """An environment in which nothing speaks for or against colours, nor measures coverage.
+
+    An interrupt that meets coverage where it holds its lock leaves it locked, and the process waits for it without end.
+    """
+    other = ("NO_COLOR", "FORCE_COLOR", "COLUMNS", "LINES")
+    kept = {key: value for key, value in os.environ.items() if key not in other and not key.startswith("COVERAGE_")}
     return {**kept, "PYTHONPATH": str(Path(__file__).parents[1]), "TERM": "xterm-256color", **changes}
 
 

@@ -12,7 +12,7 @@ from tests.database.conftest import Bench
 from tests.database.programs import Machine, Model, Step, steps
 from tests.models import checked_out
 
-PROGRAMS = int(os.environ.get("UOW_TEST_PROGRAMS", "150"))
+PROGRAMS = int(os.environ.get("UOW_TEST_PROGRAMS", "100"))
 
 
 @pytest.fixture
