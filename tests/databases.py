@@ -26,10 +26,11 @@ OBSERVER = "observer"
 
 Row = tuple[Any, ...]
 
-SESSIONS = """
+# The look before this one may not have left yet.
+SESSIONS = f"""
     SELECT pid, state, coalesce(application_name, ''), coalesce(query, ''), wait_event_type, usename
       FROM pg_stat_activity
-     WHERE datname = current_database() AND pid <> pg_backend_pid() AND backend_type = 'client backend'
+     WHERE datname = current_database() AND backend_type = 'client backend' AND application_name <> '{OBSERVER}'
      ORDER BY backend_start
 """
 OTHERS = """
@@ -84,7 +85,7 @@ class Database(ABC):
         """Return a new DBAPI connection in autocommit mode; the test closes it."""
 
     def sessions(self) -> list[ServerSession]:
-        """Return the server's sessions in this database but this one; of a SQLite file there are none."""
+        """Return the server's sessions in this database but the tests' own; of a SQLite file there are none."""
         return []
 
     def kill(self, pid: int) -> None:
