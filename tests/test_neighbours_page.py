@@ -58,7 +58,9 @@ def cook(recipes: dict[str, str], database: Database) -> Iterator[Cook]:
                 names["Base"].metadata.create_all(names["uow"].session.connection())
         return names
 
+    level = logging.root.level
     yield make
+    logging.root.setLevel(level)  # a worker of Celery's sets it
     for logger in logging.root.manager.loggerDict.values():
         if isinstance(logger, logging.Logger):
             logger.disabled = False  # the logging configuration of Flask-Migrate switches all others off
