@@ -11,7 +11,7 @@ import threading
 import weakref
 from asyncio import _get_running_loop
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from itertools import repeat
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -29,6 +29,7 @@ from ._reader import ReadingSession
 from ._rules import report_at_teardown, violation
 from ._scopes import Scope, Scopes, contexts, current_context, find_context, thread
 from ._settings import DEFAULT_BIND
+from ._spares import Make
 from ._state import STATE_KEY, AppState, SessionState, guarded_state, has_pending, state_of, state_of_app
 from ._units import discard
 from .exceptions import RuleViolationError, UnitOptionsError
@@ -81,11 +82,14 @@ class OwnSessions:
     """The registry behind ``uow.session``; a drop-in for ``scoped_session.registry``.
 
     :param make_session: makes a session.
+    :param options: with which all of them are made; None where a session may be more than these tell, and is not to
+        serve another context.
     """
 
-    def __init__(self, make_session: Callable[[], Session]) -> None:
+    def __init__(self, make_session: Callable[[], Session], options: Mapping[str, Any] | None = None) -> None:
         self.scopes = Scopes()
         self._make_session = make_session
+        self._options = options
         self._listeners: dict[type[Session], list[object]] = {}
 
     def __call__(self) -> Session:
@@ -168,10 +172,18 @@ class OwnSessions:
             raise violation("UOW201", what="uow.session")
 
     def _make(self, app: Flask) -> Session:
+        app_state, options = state_of_app(app, self), self._options
+        spare = None if options is None else app_state.spares.take(options)
+        if spare is not None:
+            session, make = spare
+            make.lend(session, SessionState(app_state, is_own_session=True))
+            return session
         session = self._make_session()
         self._take_in(app, session)
         if "dispatch" not in vars(session):
             self._tell_listeners(session)
+        if options is not None:
+            Make(session, options).lend(session, guarded_state(session))
         return session
 
     def _tell_listeners(self, session: Session) -> None:
@@ -405,18 +417,23 @@ def close_scope(scopes: Scopes, context: AppContext, exception: BaseException | 
     for token, slot in list(slots.items()):
         is_own = token is scope.home or token is thread.token
         while slot:
-            session = slot.pop()
             if is_own:
-                if exception is None and session._transaction is not None:
-                    report_lost_writes(session)
-                close_session(session)
-            elif not _close_of_another_thread(session, exception):
+                _take_back(slot.pop(), exception)
+            elif not _close_of_another_thread(session := slot.pop(), exception):
                 scopes.leaked.append(session)
                 _report_leak(session)
     if scopes.leaked:
         _close_leaked(scopes)
     if scope.taken:
         report_leaks(state_of_app(context.app), scope)
+
+
+def _take_back(session: Session, exception: BaseException | None) -> None:
+    state = guarded_state(session)
+    if exception is None and session._transaction is not None:
+        report_lost_writes(session)
+    if close_session(session) and state.make is not None:
+        state.app_state.spares.put(session, state)
 
 
 def _close_leaked(scopes: Scopes) -> None:
@@ -501,7 +518,8 @@ def close_session(session: Session) -> bool:
     state.close()
     state.is_over = state.is_own_call = True
     try:
-        session.close()
+        if state.make is None or not state.make.is_empty(session):
+            session.close()
     except sa.exc.IllegalStateChangeError:
         return False
     except Exception:  # whatever a driver raises: the context must end

@@ -29,6 +29,7 @@ from ._engines import refuse_writes
 from ._outcome import LostCommit
 from ._rules import RuleBook, report, violation
 from ._settings import DEFAULT_BIND, Settings
+from ._spares import Make, Spares
 from .exceptions import ConfigurationError, RuleViolationError, UnitOfWorkError
 
 if TYPE_CHECKING:
@@ -55,6 +56,7 @@ class AppState:
     :param board: where this process says what it does; None before there is something to say.
     :param note_full: is told the name of a pool that has had no connection for as long as somebody was to wait.
     :param view_labels: the label of each function that was called as a unit in a request, by endpoint, rule and method.
+    :param spares: sessions that are nobody's.
     :ivar binds: the engines without the readers'.
     :ivar default_engine: where sessions run that are told of no other; None where another library owns the engines.
     :ivar has_several_engines: whether there are others.
@@ -74,6 +76,7 @@ class AppState:
     view_labels: weakref.WeakKeyDictionary[Any, dict[tuple[str, str, str], str | None]] = field(
         default_factory=weakref.WeakKeyDictionary
     )
+    spares: Spares = field(default_factory=Spares)
     binds: dict[str, sa.Engine] = field(init=False)
     default_engine: sa.Engine | None = field(init=False)
     has_several_engines: bool = field(init=False)
@@ -160,6 +163,7 @@ class SessionState:
     :ivar is_closed: whether it was counted as closed.
     :ivar inserted: the objects that this transaction has inserted, but for those after very many, for UOW106.
     :ivar committed: the identity keys of those that earlier transactions have inserted and committed.
+    :ivar make: what its session was when it was made; None where it is not to serve another context.
     """
 
     # What a session has at first, and most have until their end: said here, it makes each of them cheaper.
@@ -170,6 +174,7 @@ class SessionState:
     committed: set[Any] | None = None
     told_in_units = 0.0
     error: BaseException | None = None
+    make: Make | None = None
     begin_site: CallSite | None = None
     write_site: CallSite | None = None
     confirms = sent_commit = False
@@ -215,6 +220,8 @@ class SessionState:
         while self.unit is not None:
             self.unit.leave_board(End.ROLLED_BACK, is_error=True)
             self.unit = self.unit.parent
+        if self.inserted:
+            self.inserted = []  # nobody else may need the objects
         board, told = self.board, self.told
         if board is None:
             return
