@@ -251,9 +251,11 @@ def _transaction_created(session: Session, transaction: SessionTransaction) -> N
         return  # the unit's own transaction was ended by hand, and what is known of that must stay
     if state.inserted:
         note_end(state)
-    state.begin_transaction()
-    if not state.is_own_call:
-        state.begin_site = application_site()
+    # What is known of the transaction before is forgotten.
+    state.links = []
+    state.error = state.breach = state.write_site = state.lost_commit = None
+    state.wrote = state.sent_commit = state.confirms = False
+    state.begin_site = None if state.is_own_call else application_site()
     if state.is_own_session and session.identity_map:
         state.is_stale = True
         if origin is not _AUTOBEGIN:

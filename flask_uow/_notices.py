@@ -95,21 +95,11 @@ def notice_delete(state: SessionState, entity: object) -> None:
             notice(state, "UOW106", entity=_shown(inspected))
 
 
-def note_committed(state: SessionState, label: str, request: object, *, is_view: bool) -> None:
-    """Remember the outermost unit that a request's view has committed, for UOW107.
+def is_before_view() -> bool:
+    """Whether a ``before_request`` function runs, as the innermost of what Flask has called.
 
-    One that ended before the view began, a user's last visit that is noted say, is none after which the view reads on.
-
-    :param request: the request.
-    :param is_view: whether the view itself is the unit.
+    A unit that it ends, a user's last visit that is noted say, is none after which the view reads on (UOW107).
     """
-    if is_view or not _is_before_view():
-        state.committed_label = label
-        state.committed_request = request
-
-
-def _is_before_view() -> bool:
-    """Whether a ``before_request`` function runs, as the innermost of what Flask has called."""
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
         if frame.f_code is _PREPROCESS or frame.f_code is _DISPATCH:

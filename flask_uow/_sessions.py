@@ -92,11 +92,9 @@ class OwnSessions:
         self._options = options
         self._listeners: dict[type[Session], list[object]] = {}
 
-    def __call__(self) -> Session:
-        context = contexts.get(None)
-        return self.current(current_context("uow.session") if context is None else context)
-
-    def current(self, context: AppContext) -> Session:
+    def current(self, context: AppContext | None = None) -> Session:
+        if context is None:
+            context = contexts.get(None) or current_context("uow.session")
         scope: Scope = getattr(context, "_uow_scope", None) or self.scopes.of(context)
         key = thread.token if _get_running_loop() is None else scope.home
         slot = scope.slots.get(key)
@@ -107,6 +105,8 @@ class OwnSessions:
         session = self._make(context.app)
         self._put(scope, slot, session)
         return session
+
+    __call__ = current
 
     def peek(self, context: AppContext) -> Session | None:
         slot = self.scopes.of(context).slot()
@@ -176,14 +176,15 @@ class OwnSessions:
         spare = None if options is None else app_state.spares.take(options)
         if spare is not None:
             session, make = spare
-            make.lend(session, SessionState(app_state, is_own_session=True))
+            session._uow = state = SessionState(app_state, is_own_session=True)  # type: ignore[attr-defined]
+            state.make = make
             return session
         session = self._make_session()
         self._take_in(app, session)
         if "dispatch" not in vars(session):
             self._tell_listeners(session)
         if options is not None:
-            Make(session, options).lend(session, guarded_state(session))
+            guarded_state(session).make = Make(session, options)
         return session
 
     def _tell_listeners(self, session: Session) -> None:
@@ -433,7 +434,7 @@ def _take_back(session: Session, exception: BaseException | None) -> None:
     if exception is None and session._transaction is not None:
         report_lost_writes(session)
     if close_session(session) and state.make is not None:
-        state.app_state.spares.put(session, state)
+        state.app_state.spares.put(session, state, state.make)
 
 
 def _close_leaked(scopes: Scopes) -> None:
@@ -518,7 +519,8 @@ def close_session(session: Session) -> bool:
     state.close()
     state.is_over = state.is_own_call = True
     try:
-        if state.make is None or not state.make.is_empty(session):
+        # Where it is no class of the app's, which may do more, a session with nothing in it is as good as closed.
+        if state.make is None or session._transaction or session._new or session._deleted or session.identity_map:
             session.close()
     except sa.exc.IllegalStateChangeError:
         return False

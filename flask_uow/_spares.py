@@ -35,28 +35,9 @@ class Make:
 
         events = [name for name, event in vars(SessionEvents).items() if callable(event) and not name.startswith("_")]
         self.options = dict(options)
-        self._listeners_of = attrgetter(*events)
-        self._listeners = self._listeners_of(session.dispatch)
-        self._attributes = {
-            name: dict(value) if type(value) is dict else value for name, value in vars(session).items()
-        }
-
-    def lend(self, session: Session, state: SessionState) -> None:
-        """Let a context have the session.
-
-        :param state: the extension's side of it there.
-        """
-        state.make = self
-        self._attributes["_uow"] = session._uow = state  # type: ignore[attr-defined]
-
-    def is_empty(self, session: Session) -> bool:
-        """Whether there is nothing in a session to close."""
-        return session._transaction is None and not (session._new or session._deleted or session.identity_map)
-
-    def is_of(self, session: Session) -> bool:
-        """Whether an empty session is as it was made."""
-        self._attributes["identity_map"] = session.identity_map  # closed, it has another one
-        return vars(session) == self._attributes and self._listeners_of(session.dispatch) == self._listeners
+        self.listeners_of = attrgetter(*events)
+        self.listeners = self.listeners_of(session.dispatch)
+        self.attributes = {name: dict(value) if type(value) is dict else value for name, value in vars(session).items()}
 
 
 class Spares:
@@ -67,25 +48,26 @@ class Spares:
         _fork.abandon_in_children(self)
 
     def take(self, options: Mapping[str, Any]) -> tuple[Session, Make] | None:
-        """Take one that was made with options."""
-        while self._spares:
-            try:
-                spare = self._spares.pop()
-            except IndexError:  # another thread was faster
-                break
-            if spare[1].options == options:
-                return spare
-        return None
+        """Take one that was made with options, None if there is none."""
+        try:
+            spare = self._spares.pop()
+        except IndexError:
+            return None
+        return spare if spare[1].options == options else None
 
-    def put(self, session: Session, state: SessionState) -> None:
-        """Keep a session that was closed, if the caller's variable alone refers to it, and it is as it was made."""
-        make = state.make
+    def put(self, session: Session, state: SessionState, make: Make) -> None:
+        """Keep a session that was closed, if the caller's variable alone refers to it, and it is as it was made.
+
+        :param state: the extension's side of it until now.
+        """
+        if _count_references(session) != _OF_A_CALLERS or state.generation != _fork.generation:
+            return
+        attributes = make.attributes
+        attributes["_uow"], attributes["identity_map"] = state, session.identity_map  # which are another one each time
         if (
-            _count_references(session) == _OF_A_CALLERS
+            vars(session) == attributes
+            and make.listeners_of(session.dispatch) == make.listeners
             and _count_weak_references(session) == 1  # SQLAlchemy's own
-            and make is not None
-            and make.is_of(session)
-            and state.generation == _fork.generation
         ):
             self._spares.append((session, make))
 

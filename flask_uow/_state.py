@@ -55,7 +55,8 @@ class AppState:
     :param watched_pools: what the pools of other libraries' engines are called.
     :param board: where this process says what it does; None before there is something to say.
     :param note_full: is told the name of a pool that has had no connection for as long as somebody was to wait.
-    :param view_labels: the label of each function that was called as a unit in a request, by endpoint, rule and method.
+    :param view_labels: the label of each view that was called as a unit, by function, endpoint, rule and method.
+    :param other_functions: in which requests, by endpoint, rule and method, functions were called that are no views.
     :param spares: sessions that are nobody's.
     :ivar binds: the engines without the readers'.
     :ivar default_engine: where sessions run that are told of no other; None where another library owns the engines.
@@ -73,7 +74,8 @@ class AppState:
     watched_pools: list[str] = field(default_factory=list)
     note_full: Callable[[str], None] = lambda bind: None
     board_lock: Any = field(default_factory=threading.Lock)
-    view_labels: weakref.WeakKeyDictionary[Any, dict[tuple[str, str, str], str | None]] = field(
+    view_labels: dict[tuple[Any, str, str, str], str] = field(default_factory=dict)
+    other_functions: weakref.WeakKeyDictionary[Any, set[tuple[str, ...]]] = field(
         default_factory=weakref.WeakKeyDictionary
     )
     spares: Spares = field(default_factory=Spares)
@@ -198,12 +200,6 @@ class SessionState:
         self.board = board = app_state.board or app_state.open_board()
         if board is not None:
             board.count(OPENED)
-
-    def begin_transaction(self) -> None:
-        """Forget the transaction before."""
-        self.links = []
-        self.error = self.breach = self.begin_site = self.write_site = self.lost_commit = None
-        self.wrote = self.sent_commit = self.confirms = False
 
     @property
     def app(self) -> Flask:

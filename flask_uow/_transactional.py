@@ -28,7 +28,7 @@ from ._hiding import shown_value
 from ._notices import has_written_unseen
 from ._options import Propagation, Relation, UnitOptions, is_vetoed, relation
 from ._retry import delay_s, has_lost_connection, is_retryable
-from ._scopes import current_context, find_context
+from ._scopes import contexts, current_context, find_context
 from ._sessions import Sessions, report_lost_writes
 from ._state import STATE_KEY, AppState, SessionState, guarded_state, state_of, state_of_app
 from ._units import Unit, connections_held, is_used_up
@@ -203,6 +203,7 @@ class Boundary:
     unit: Unit | None = None
     error: BaseException | None = None
     wait_s: float | None = None
+    _app_state: AppState
     _attempt = 0
     _body: Body | None = None
     _deadline: float | None = None
@@ -222,11 +223,14 @@ class Boundary:
         if self._attempt:
             self._forget_attempt()
         self._attempt += 1
-        context = self._context = current_context("@transactional")
-        app_state = self._app_state = state_of_app(context.app, self._bound_to)
-        options, sessions = self._options, app_state.sessions
+        context = self._context = contexts.get(None) or current_context("@transactional")
+        app_state: AppState | None = context.app.extensions.get(STATE_KEY)
+        if app_state is None or self._bound_to is not None:
+            app_state = state_of_app(context.app, self._bound_to)
+        self._app_state = app_state
+        options = self._options
         self.is_judge = options.rollback_on_status is not None or app_state.settings.rollback_on_status is not None
-        session = self._outer = sessions.current(context)
+        session = self._outer = app_state.sessions.current(context)
         state: SessionState = session._uow  # type: ignore[attr-defined]
         try:
             if state.unit is None and options.outside is _BEGIN:
@@ -267,18 +271,24 @@ class Boundary:
 
     def _begin(self, how: Relation, session: Session, state: SessionState) -> None:
         place, options, request = self._place, self._options, find_request()
-        of_view = None if isinstance(place, CallSite) else view_label(self._app_state, place, request)
-        label = options.label or of_view
-        if label is None:
-            label = place.code.co_qualname if isinstance(place, CallSite) else place.__qualname__
+        of_view = None
+        if isinstance(place, CallSite):
+            label = options.label or place.code.co_qualname
+        else:
+            of_view = view_label(self._app_state, place, request)
+            label = options.label or of_view or place.__qualname__
         unit = Unit(session, state, options, label, place, self._attempt, self._deadline)
         if of_view is not None:
             unit.is_view = True
         unit.request = request
-        is_first = state.unit is None and (self._attempt > 1 or self._retries > 0)
-        is_repeatable = not is_first or self._is_repeatable(session, state)
+        is_repeatable = True
+        if (options.retries or self._app_state.settings.retries) and state.unit is None and self._retries:
+            is_repeatable = self._is_repeatable(session, state)
         try:
-            unit.begin(how)
+            if unit.parent is None:
+                unit.begin_outermost()
+            else:
+                unit.begin_inside(unit.parent, how)
         except BaseException:
             self._resume()
             raise
@@ -332,7 +342,7 @@ class Boundary:
             if self._inner is not None:
                 self._resume()
         if unit.parent is None and (
-            error is not None or unit.has_hooks or unit.took_s > self._app_state.settings.slow_unit_s
+            error is not None or unit.hooks is not None or unit.took_s > self._app_state.settings.slow_unit_s
         ):
             self._follow_up(unit, error)
 
@@ -343,7 +353,7 @@ class Boundary:
         is_slow = unit.took_s > self._app_state.settings.slow_unit_s
         if self.error is not None or is_slow:
             unit.log(self.error, is_slow=is_slow, is_retried=self.wait_s is not None)
-        if self.wait_s is None and (self.error is not None or unit.has_hooks):
+        if self.wait_s is None and (self.error is not None or unit.hooks is not None):
             self._finish(unit)
 
     def _without_strays(self, session: Session) -> Session:

@@ -37,7 +37,7 @@ from ._checkouts import hold, let_go
 from ._drivers import TransactionStatus
 from ._hooks import Hook, Hooks, When
 from ._limits import limit_time
-from ._notices import has_written_unseen, note_committed, notice_idle, notice_length
+from ._notices import has_written_unseen, is_before_view, notice_idle, notice_length
 from ._options import ISOLATION_LEVELS, Relation, UnitOptions
 from ._outcome import Outcome
 from ._ride import RIDES
@@ -144,6 +144,7 @@ class Unit:
     :ivar deadline: until when it may send statements, in seconds of the monotonic clock; None without a timeout.
     :ivar took_s: how long it took, in seconds, when it has ended.
     :ivar parent: the unit around it on the same session, or None.
+    :ivar hooks: what was added that is to run; None if there is nothing.
     """
 
     # What a unit is at first, and most are until their end: said here, it makes each of them cheaper.
@@ -186,7 +187,7 @@ class Unit:
         self._place = place
         self._around: Unit | None = None
         self._joined: Unit | None = None
-        self._hooks: Hooks | None = None
+        self.hooks: Hooks | None = None
 
     def __repr__(self) -> str:
         return f"<Unit {self.label!r} depth={self.depth} {'active' if self.is_active else 'ended'}>"
@@ -231,11 +232,11 @@ class Unit:
 
     def _add(self, when: When, function: Hook) -> Hook:
         owner = self._owner
-        if owner._hooks is None or not owner._hooks.is_running:
+        if owner.hooks is None or not owner.hooks.is_running:
             self._require_active()
-        if owner._hooks is None:
-            owner._hooks = Hooks()
-        owner._hooks.add(when, function)
+        if owner.hooks is None:
+            owner.hooks = Hooks()
+        owner.hooks.add(when, function)
         return function
 
     def _require_active(self) -> None:
@@ -246,17 +247,14 @@ class Unit:
 
     # ---- the beginning
 
-    def begin(self, how: Relation) -> None:
-        """Begin as an outermost unit, a savepoint or a join.
+    def begin_inside(self, parent: Unit, how: Relation) -> None:
+        """Begin as a savepoint or a join.
 
         :raises UnitOptionsError: if an option cannot hold here.
         """
-        if self.parent is None:
-            self._begin_outermost()
-            return
-        self._check_options_inside(self.parent)
+        self._check_options_inside(parent)
         if how is Relation.JOIN:
-            self._joined = self.parent._owner
+            self._joined = parent._owner
             self._activate()
             self._limit(self._state.links)
             return
@@ -265,7 +263,11 @@ class Unit:
         self._activate()
         self._limit(self._state.links)
 
-    def _begin_outermost(self) -> None:
+    def begin_outermost(self) -> None:
+        """Begin as the unit that owns the transaction.
+
+        :raises UnitOptionsError: if an option cannot hold here.
+        """
         session, state, options = self.session, self._state, self._options
         if state.links or (options.needs_connection and session.in_transaction()):
             _meet_open_transaction(session, state, options)
@@ -618,7 +620,7 @@ class Unit:
         """
         state = self._state
         if not self.is_active or state.generation != _fork.generation or state.is_over:
-            self._hooks = None  # in a forked child, they are the parent's to run
+            self.hooks = None  # in a forked child, they are the parent's to run
             return exception or self._failure or self._outlived_error()
         if state.unit is not self:
             self._end_strays()
@@ -634,7 +636,9 @@ class Unit:
             self._conclude(state, leaving, has_failed=leaving is not exception)
         if self._options.timeout is not None:
             self._lift_limit()
-        if self._joined is None:
+        if self._joined is None and (
+            self.hooks is not None or _unit_committed.receivers or _unit_rolled_back.receivers
+        ):
             self._announce(leaving)
         return leaving
 
@@ -670,13 +674,16 @@ class Unit:
         joined = self._joined
         if joined is not None and self.read_only and exception is None:
             self.session.flush()  # what was added in it is refused in it
-        decision = self._decide(exception)
-        if decision is _COMMIT and self._hooks is not None and joined is None and self.parent is None:
-            self._hooks.run_before_commit()
+        is_well = exception is None and not self._is_rollback_only and not self._is_failed()
+        decision = _COMMIT if is_well else self._decide(exception)  # as the table says, of which this is the first row
+        if self.hooks is not None and decision is _COMMIT and joined is None and self.parent is None:
+            self.hooks.run_before_commit()
             decision = self._decide(exception)
         if decision is _COMMIT:
-            if joined is None:
-                self._keep()
+            if self.parent is None:
+                self._commit()
+            elif joined is None:
+                self._release()
             self.was_committed = True
             return exception
         return self._failed_error() if decision is Ending.FAIL else exception
@@ -686,7 +693,7 @@ class Unit:
 
         :raises UnitFailedError: if one has swallowed an error that took the transaction with it.
         """
-        if self._hooks is not None and self._hooks.run_before_commit() and self._is_failed():
+        if self.hooks is not None and self.hooks.run_before_commit() and self._is_failed():
             raise self._failed_error()
 
     def _notice_length(self, *, may_raise: bool) -> None:
@@ -700,8 +707,8 @@ class Unit:
         state.told_in_units += state.told - self._told_before
         state.committed_label = None
         if state.links:
-            if self.was_committed and self.request is not None:
-                note_committed(state, self.label, self.request, is_view=self.is_view)
+            if self.was_committed and self.request is not None and (self.is_view or not is_before_view()):
+                state.committed_label, state.committed_request = self.label, self.request
             state.forget_connections()
         if state.reader is not None:
             self._leave_reader()
@@ -780,15 +787,8 @@ class Unit:
     def _not_committed(self, reason: str, fix: str) -> UnitFailedError:
         return UnitFailedError(f"Unit of work {self.label!r} was not committed: {reason}.", self.where, fix)
 
-    def _keep(self) -> None:
-        """Make the work part of the database, or of what lies around."""
-        if self.parent is None:
-            if self.deadline is not None:
-                self.check_deadline()
-            if _monotonic() - self._began_s > self._state.settings.max_unit_s:
-                self._notice_length(may_raise=True)
-            self._commit()
-            return
+    def _release(self) -> None:
+        """Make a savepoint's work part of what lies around."""
         assert self._transaction is not None
         for link in self._state.links:
             notice_idle(link)
@@ -831,11 +831,15 @@ class Unit:
         around._failure = around._failure or self._failed_error()
 
     def _commit(self) -> None:
-        """Send COMMIT.
+        """Make an outermost unit's work part of the database.
 
         :raises CommitOutcomeUnknownError: if the connection was lost in it and the server cannot be asked.
         """
         state = self._state
+        if self.deadline is not None:
+            self.check_deadline()
+        if _monotonic() - self._began_s > state.settings.max_unit_s:
+            self._notice_length(may_raise=True)
         if self.read_only and state.links:
             _refuse_unseen_writes(state)
             _lift_read_only(state)
@@ -889,8 +893,8 @@ class Unit:
     # ---- after the end
 
     def _announce(self, leaving: BaseException | None) -> None:
-        if self.parent is not None and self._hooks is not None:
-            self._hand_on_hooks(self.parent._owner, self._hooks)
+        if self.parent is not None and self.hooks is not None:
+            self._hand_on_hooks(self.parent._owner, self.hooks)
         if self.was_committed:
             if _unit_committed.receivers:
                 self.tell(_unit_committed)
@@ -905,28 +909,23 @@ class Unit:
             self._state.app.logger.exception("A receiver of %s failed for unit of work %r.", signal.name, self.label)
 
     def _hand_on_hooks(self, around: Unit, hooks: Hooks) -> None:
-        if around._hooks is None:
-            around._hooks = Hooks()
+        if around.hooks is None:
+            around.hooks = Hooks()
         if self.was_committed:
-            around._hooks.take_from(hooks)
+            around.hooks.take_from(hooks)
         else:
-            around._hooks.take_undone(hooks)
-        self._hooks = around._hooks
-
-    @property
-    def has_hooks(self) -> bool:
-        """Whether anything was added that is to run."""
-        return self._hooks is not None
+            around.hooks.take_undone(hooks)
+        self.hooks = around.hooks
 
     def run_after_hooks(self) -> list[Exception]:
         """Run the hooks of an outermost unit that has ended, when its connection is back in the pool.
 
         :return: their errors, which have been logged.
         """
-        if self._hooks is None or self._is_in_doubt:
+        if self.hooks is None or self._is_in_doubt:
             return []  # after a COMMIT of unknown outcome neither kind would be right
         when = When.AFTER_COMMIT if self.was_committed else When.AFTER_ROLLBACK
-        return self._hooks.run_after(when, self._state.app, self.label)
+        return self.hooks.run_after(when, self._state.app, self.label)
 
 
 # ---- the transaction that is open when a unit begins
