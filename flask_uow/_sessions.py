@@ -430,7 +430,7 @@ def close_scope(scopes: Scopes, context: AppContext, exception: BaseException | 
 
 
 def _take_back(session: Session, exception: BaseException | None) -> None:
-    state = guarded_state(session)
+    state: SessionState = session._uow  # type: ignore[attr-defined]
     if exception is None and session._transaction is not None:
         report_lost_writes(session)
     if close_session(session) and state.make is not None:

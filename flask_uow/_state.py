@@ -168,13 +168,11 @@ class SessionState:
     :ivar make: what its session was when it was made; None where it is not to serve another context.
     """
 
-    # What a session has at first, and most have until their end: said here, it makes each of them cheaper.
-    reader: Reader | None = None
-    is_over = is_closed = False
+    # What a session has at first, and most have until their end: said here, it makes each of them cheaper. What every
+    # session is asked for is said in its own attributes, where it is found sooner.
     committed_label: str | None = None
     committed_request: object = None
     committed: set[Any] | None = None
-    told_in_units = 0.0
     error: BaseException | None = None
     make: Make | None = None
     begin_site: CallSite | None = None
@@ -196,10 +194,13 @@ class SessionState:
         self.links: list[Link] = []
         self.breach: RuleViolationError | None = None
         self.live: Live | None = None
-        self.told = self.idle_s = 0.0
+        self.told = self.told_in_units = self.idle_s = 0.0
+        self.is_over = self.is_closed = False
+        self.reader: Reader | None = None
         self.board = board = app_state.board or app_state.open_board()
         if board is not None:
-            board.count(OPENED)
+            with board.lock:
+                board.words[OPENED] += 1
 
     @property
     def app(self) -> Flask:
@@ -226,7 +227,8 @@ class SessionState:
             self.told_in_units = told
         if not self.is_closed:
             self.is_closed = True
-            board.count(CLOSED)
+            with board.lock:
+                board.words[CLOSED] += 1
 
     def forget_connections(self) -> None:
         """Untie the connections of a transaction that has ended, so that no cycle keeps them."""
@@ -346,7 +348,7 @@ class Link:
     :ivar has_past: whether the transaction was open already when it was met, so that it may have written unseen.
     """
 
-    has_past = is_lent = refuses_writes = reads_alone = False
+    has_past = refuses_writes = False
     changes_before = 0
     limit_s: float | None = None
 
@@ -354,6 +356,7 @@ class Link:
         self.state = state
         self.connection = connection
         self.was_begun = self.was_committed = self.was_lost = self.is_to_refuse_writes = False
+        self.is_lent = self.reads_alone = False
         self.begins = _NEVER
         self.idle_since = _NOT_YET
         self.pooled = pooled = connection.connection
@@ -396,6 +399,9 @@ class Link:
 
     def is_at_rest(self) -> bool:
         """Whether its server and its driver know of no transaction."""
+        dbapi_connection = self.pooled.dbapi_connection
+        if self.riders is None and dbapi_connection is not None:
+            return self._probe(dbapi_connection) is _IDLE
         return (self.riders is None or not self.riders.is_begun) and self.status() is _IDLE
 
     def status(self) -> TransactionStatus | None:

@@ -204,10 +204,7 @@ class Boundary:
     error: BaseException | None = None
     wait_s: float | None = None
     _app_state: AppState
-    _attempt = 0
     _body: Body | None = None
-    _deadline: float | None = None
-    _inner: Session | None = None
     _is_past_mending = False
     _known: list[object] | None = None
 
@@ -215,8 +212,9 @@ class Boundary:
         self._options = options
         self._bound_to = sessions
         self._place = place
-        if options.timeout is not None:
-            self._deadline = time.monotonic() + options.timeout
+        self._attempt = 0
+        self._inner: Session | None = None
+        self._deadline = None if options.timeout is None else time.monotonic() + options.timeout
 
     def enter(self) -> None:
         """Begin an attempt."""

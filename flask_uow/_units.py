@@ -147,16 +147,15 @@ class Unit:
     :ivar hooks: what was added that is to run; None if there is nothing.
     """
 
-    # What a unit is at first, and most are until their end: said here, it makes each of them cheaper.
-    depth = attempt = 1
+    # What a unit is at first, and most are until their end: said here, it makes each of them cheaper. What every unit
+    # is asked for is said in its own attributes, where it is found sooner.
+    depth = 1
     is_active = is_known_aborted = is_undone = is_view = was_on_reader = False
     is_repeatable = True
     request: object = None
     took_s = 0.0
     _asked_before = 0.0
-    _failure: BaseException | None = None
-    _unended: UnitFailedError | None = None
-    _has_failed = _has_savepoint = _is_in_doubt = _is_length_noticed = _is_rollback_only = False
+    _has_failed = _has_savepoint = _is_in_doubt = _is_length_noticed = False
     _transaction: SessionTransaction | None = None
     _unprotected: frozenset[sa.Connection] = frozenset()
     _row: Row
@@ -177,10 +176,11 @@ class Unit:
         if parent is not None:
             self.depth = parent.depth + 1
         self.read_only = options.read_only
-        if attempt > 1:
-            self.attempt = attempt
+        self.attempt = attempt
         self.deadline = deadline
-        self.was_committed = False
+        self.was_committed = self._is_rollback_only = False
+        self._failure: BaseException | None = None
+        self._unended: UnitFailedError | None = None
         self.live: Live | None = None
         self._state = state
         self._options = options
