@@ -55,7 +55,6 @@ from .exceptions import RuleViolationError, UnitFailedError, UnitOptionsError
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session, SessionTransaction
 
-    from ._ride._riders import Riders
     from ._units import Unit
 
     _Session = Session
@@ -316,7 +315,13 @@ def _begin(link: Link, connection: sa.Connection, unit: Unit | None) -> None:
     if name == "sqlite":
         _begin_on_sqlite(link, unit)
     elif name == "postgresql" and unit is not None:
-        _set_options(link, unit)
+        outermost = unit if unit.parent is None else outermost_of(unit)
+        if outermost.needs_connection or unit.read_only or unit.deadline is not None:
+            _set_options(link, unit)
+        if link.riders is not None and link.state.settings.label_server:
+            own_name = getattr(link.pooled.dbapi_connection, NAME, None)
+            if own_name is not None:
+                link.riders.add((rename(own_name, outermost.label),))
 
 
 def know_connection(state: SessionState, connection: sa.Connection) -> Link:
@@ -346,26 +351,18 @@ def _begin_on_sqlite(link: Link, unit: Unit | None) -> None:
 
 
 def _set_options(link: Link, unit: Unit) -> None:
-    """Tell the server what the unit asks of its transaction, and the driver had no way to say."""
+    """Tell the server what the unit asks of its transaction, and the driver had no way to say: behind BEGIN, or now."""
     late_options = unit.late_options(link.connection)
-    if link.riders is not None:
-        _let_ride(link, link.riders, unit, late_options)
-    elif late_options is not None:
-        link.connection.exec_driver_sql(late_options)
+    if link.riders is None:
+        if late_options is not None:
+            link.connection.exec_driver_sql(late_options)
+    else:
+        if late_options is not None:
+            link.riders.add((late_options,))
+        if unit.read_only:
+            link.reads_alone = link.dbapi_connection.is_read_only_at_start and unit.may_read_alone
     if unit.remaining_s is not None:
         limit_time(link, unit.remaining_s, is_outermost=unit.parent is None)
-
-
-def _let_ride(link: Link, riders: Riders, unit: Unit, late_options: str | None) -> None:
-    """Let the unit's options and its label ride behind BEGIN; a unit that only reads may do without any."""
-    if late_options is not None:
-        riders.add((late_options,))
-    driver: Any = link.pooled.dbapi_connection
-    name = getattr(driver, NAME, None)
-    if name is not None and link.state.settings.label_server:
-        riders.add((rename(name, outermost_of(unit).label),))
-    if unit.read_only:
-        link.reads_alone = driver.is_read_only_at_start and unit.may_read_alone
 
 
 def _about_to_commit(session: Session) -> None:

@@ -131,6 +131,7 @@ class Unit:
     :ivar depth: 1 for an outermost unit, one more for each unit inside.
     :ivar attempt: 1, and one more for each retry.
     :ivar read_only: whether it refuses writes.
+    :ivar needs_connection: whether a server is to hear of its options.
     :ivar is_active: whether it has begun and not ended.
     :ivar was_committed: whether it has ended and its work was kept: committed, or handed to the unit around it.
     :ivar is_known_aborted: whether the server said that a COMMIT that lost its connection did not happen.
@@ -176,6 +177,7 @@ class Unit:
         if parent is not None:
             self.depth = parent.depth + 1
         self.read_only = options.read_only
+        self.needs_connection = options.needs_connection
         self.attempt = attempt
         self.deadline = deadline
         self.was_committed = self._is_rollback_only = False
