@@ -38,15 +38,15 @@ def send_commit(link: Link) -> None:
 
     :raises Exception: the driver's, if the server has not committed or may not have.
     """
-    state, connection = link.state, link.connection
-    dialect: Any = connection.dialect
+    state = link.state
+    dialect: Any = link.connection.dialect
     commit: Callable[[Any], None] = dialect._uow_commit
     state.sent_commit = True
     try:
         if state.lock is None:
-            commit(connection.connection)
+            commit(link.pooled)
         else:
-            run_locked(link, commit, connection.connection)
+            run_locked(link, commit, link.pooled)
     except dialect.loaded_dbapi.Error as error:
         if not is_lost(link, error) or not state.survives_lost_commit(link.connection.engine):
             raise

@@ -130,7 +130,10 @@ class GuardedSession(_Session):
         super().invalidate()
 
     def add(self, instance: object, **options: Any) -> None:
-        super().add(instance, **options)
+        if options:
+            super().add(instance, **options)
+        else:
+            super().add(instance)
         state = self._uow
         if state is not None and state.unit is None and state.write_site is None:
             state.write_site = application_site()

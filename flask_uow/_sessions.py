@@ -412,7 +412,7 @@ def close_scope(scopes: Scopes, context: AppContext, exception: BaseException | 
 
     :param exception: what ended the context; then lost writes are no surprise and UOW103 is not reported.
     """
-    scope = scopes.of(context)
+    scope: Scope = getattr(context, "_uow_scope", None) or scopes.of(context)
     scope.is_over = True
     slots, scope.slots = scope.slots, {}
     for token, slot in list(slots.items()):

@@ -24,7 +24,7 @@ from ._board import CLOSED, OPENED, STATEMENT, STATEMENTS_OUTSIDE, Board, Live
 from ._board import Outcome as End
 from ._board_files import open_board
 from ._callsite import CallSite
-from ._drivers import TransactionStatus
+from ._drivers import StatusProbe, TransactionStatus
 from ._engines import refuse_writes
 from ._outcome import LostCommit
 from ._rules import RuleBook, report, violation
@@ -199,8 +199,7 @@ class SessionState:
         self.reader: Reader | None = None
         self.board = board = app_state.board or app_state.open_board()
         if board is not None:
-            with board.lock:
-                board.words[OPENED] += 1
+            board.count(OPENED)
 
     @property
     def app(self) -> Flask:
@@ -227,8 +226,7 @@ class SessionState:
             self.told_in_units = told
         if not self.is_closed:
             self.is_closed = True
-            with board.lock:
-                board.words[CLOSED] += 1
+            board.count(CLOSED)
 
     def forget_connections(self) -> None:
         """Untie the connections of a transaction that has ended, so that no cycle keeps them."""
@@ -361,7 +359,7 @@ class Link:
         self.idle_since = _NOT_YET
         self.pooled = pooled = connection.connection
         self.riders: Riders | None = getattr(pooled.dbapi_connection, "riders", None)
-        self._probe: Callable[[Any], TransactionStatus | None] = connection.dialect._uow_probe  # type: ignore[attr-defined]
+        self._probe: StatusProbe = connection.dialect._uow_probe  # type: ignore[attr-defined]
         connection._uow = pooled._uow = self  # type: ignore[attr-defined]
 
     @property
@@ -399,9 +397,6 @@ class Link:
 
     def is_at_rest(self) -> bool:
         """Whether its server and its driver know of no transaction."""
-        dbapi_connection = self.pooled.dbapi_connection
-        if self.riders is None and dbapi_connection is not None:
-            return self._probe(dbapi_connection) is _IDLE
         return (self.riders is None or not self.riders.is_begun) and self.status() is _IDLE
 
     def status(self) -> TransactionStatus | None:
@@ -413,7 +408,11 @@ class Link:
         dbapi_connection, riders = self.pooled.dbapi_connection, self.riders
         if dbapi_connection is None:
             return None
-        status = self._probe(dbapi_connection)
+        probe = self._probe
+        try:
+            status = probe.meanings.get(probe.ask(dbapi_connection))  # without the call, for every statement asks
+        except TypeError:
+            status = probe(dbapi_connection)
         if riders is not None and riders.waiting and status is not None:
             if riders.is_doomed:
                 return TransactionStatus.IN_ERROR

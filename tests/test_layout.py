@@ -36,6 +36,7 @@ LAYERS = (
     "_engines",
     "_body",
     "_outcome",
+    "_spares",
     "_state",
     "_views",
     "_checkouts",
