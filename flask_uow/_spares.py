@@ -10,7 +10,6 @@ from __future__ import annotations
 import sys
 import weakref
 from collections.abc import Callable, Mapping
-from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 from . import _fork
@@ -20,8 +19,28 @@ if TYPE_CHECKING:
 
     from ._state import SessionState
 
+_Dispatch = object  # the class in front of which the note is put
 _count_references: Callable[[object], int] = getattr(sys, "getrefcount", lambda _: -1)
 _count_weak_references = weakref.getweakrefcount
+
+
+class NotingDispatch(_Dispatch):
+    """Put in front of the class by which a session finds its listeners: notes that it has got one of its own."""
+
+    __slots__ = ()
+
+    def __setattr__(self, name: str, value: object) -> None:
+        vars(self)["has_changed"] = True
+        super().__setattr__(name, value)
+
+
+_noting_classes: dict[type, type] = {}
+
+
+def _noting_class(base: type) -> type:
+    if base not in _noting_classes:
+        _noting_classes[base] = type(base.__name__, (NotingDispatch, base), {"__slots__": ()})
+    return _noting_classes[base]
 
 
 class Make:
@@ -31,12 +50,12 @@ class Make:
     """
 
     def __init__(self, session: Session, options: Mapping[str, Any]) -> None:
-        from sqlalchemy.orm.events import SessionEvents  # here, because it takes long to import
-
-        events = [name for name, event in vars(SessionEvents).items() if callable(event) and not name.startswith("_")]
         self.options = dict(options)
-        self.listeners_of = attrgetter(*events)
-        self.listeners = self.listeners_of(session.dispatch)
+        # SQLAlchemy puts what has listeners of the session's own in the place of what has its class's alone.
+        dispatch: Any = session.dispatch
+        for name in dispatch._event_names:
+            getattr(dispatch, name)
+        dispatch.__class__ = _noting_class(type(dispatch))
         self.attributes = {name: dict(value) if type(value) is dict else value for name, value in vars(session).items()}
 
 
@@ -66,7 +85,7 @@ class Spares:
         attributes["_uow"], attributes["identity_map"] = state, session.identity_map  # which are another one each time
         if (
             vars(session) == attributes
-            and make.listeners_of(session.dispatch) == make.listeners
+            and not vars(session.dispatch)
             and _count_weak_references(session) == 1  # SQLAlchemy's own
         ):
             self._spares.append((session, make))
