@@ -155,7 +155,7 @@ class GuardedSession(_Session):
             return
         if state.breach is not None and state.is_guarded:
             raise state.breach
-        if self._is_clean():
+        if not (self._new or self._deleted or self.identity_map.check_modified()):
             return  # as before most statements
         if state.is_stale:
             state.expire_unmodified(self)

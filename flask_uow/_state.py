@@ -359,7 +359,8 @@ class Link:
         self.idle_since = _NOT_YET
         self.pooled = pooled = connection.connection
         self.riders: Riders | None = getattr(pooled.dbapi_connection, "riders", None)
-        self._probe: StatusProbe = connection.dialect._uow_probe  # type: ignore[attr-defined]
+        probe: StatusProbe = connection.dialect._uow_probe  # type: ignore[attr-defined]
+        self._ask, self._meanings = probe.ask, probe.meanings
         connection._uow = pooled._uow = self  # type: ignore[attr-defined]
 
     @property
@@ -405,14 +406,14 @@ class Link:
         What waits counts where it changes the word: a failure of which the server has not heard, and a ROLLBACK TO
         that heals the one of which it has.
         """
-        dbapi_connection, riders = self.pooled.dbapi_connection, self.riders
+        dbapi_connection = self.pooled.dbapi_connection
         if dbapi_connection is None:
             return None
-        probe = self._probe
         try:
-            status = probe.meanings.get(probe.ask(dbapi_connection))  # without the call, for every statement asks
+            status = self._meanings.get(self._ask(dbapi_connection))  # without a call, for every statement asks
         except TypeError:
-            status = probe(dbapi_connection)
+            status = self.connection.dialect._uow_probe(dbapi_connection)  # type: ignore[attr-defined]
+        riders = self.riders
         if riders is not None and riders.waiting and status is not None:
             if riders.is_doomed:
                 return TransactionStatus.IN_ERROR
