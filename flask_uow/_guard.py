@@ -255,8 +255,10 @@ def _transaction_created(session: Session, transaction: SessionTransaction) -> N
         note_end(state)
     # What is known of the transaction before is forgotten.
     state.links = []
-    state.error = state.breach = state.write_site = state.lost_commit = None
-    state.wrote = state.sent_commit = state.confirms = False
+    state.error = state.breach = state.write_site = None
+    state.wrote = state.sent_commit = False
+    if state.confirms or state.lost_commit is not None:
+        state.confirms, state.lost_commit = False, None
     state.begin_site = None if state.is_own_call else application_site()
     if state.is_own_session and session.identity_map:
         state.is_stale = True
@@ -300,7 +302,7 @@ def _name_leak(session: Session, state: SessionState) -> None:
 
 
 def _notice_begin(session: Session, state: SessionState) -> None:
-    if state.committed_label is not None:
+    if state.last_commit is not None:
         notice_begin(state)
     if state.is_over:
         _name_leak(session, state)

@@ -110,10 +110,10 @@ def is_before_view() -> bool:
 
 def notice_begin(state: SessionState) -> None:
     """UOW107: a request reads on after its view's unit was committed."""
-    label = state.committed_label
-    if label is None or not state.rules.is_on("UOW107"):
+    if state.last_commit is None or not state.rules.is_on("UOW107"):
         return
-    if has_request_context() and _current_request() is state.committed_request and not _is_looked_back_on():
+    label, of_request = state.last_commit
+    if has_request_context() and _current_request() is of_request and not _is_looked_back_on():
         notice(state, "UOW107", label=label)
 
 

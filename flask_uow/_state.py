@@ -151,8 +151,8 @@ class SessionState:
     :ivar lock: held while the session's thread talks to the server; None where no other thread takes the session back.
     :ivar is_stale: whether objects of an earlier transaction are still to be expired.
     :ivar wrote: whether this transaction has sent something that writes.
-    :ivar committed_label: the outermost unit that was committed last in a request's view, None before.
-    :ivar committed_request: that request.
+    :ivar last_commit: the label of the outermost unit that was committed last in a request's view, and that request;
+        None before.
     :ivar committing: the unit whose COMMIT is being sent.
     :ivar confirms: whether the servers are to be asked if that is lost.
     :ivar board: where it says what it does; None where nobody is told.
@@ -169,9 +169,9 @@ class SessionState:
     """
 
     # What a session has at first, and most have until their end: said here, it makes each of them cheaper. What every
-    # session is asked for is said in its own attributes, where it is found sooner.
-    committed_label: str | None = None
-    committed_request: object = None
+    # session is asked for is said in its own attributes, where it is found sooner; of these Python bears thirty before
+    # it makes a dict of them.
+    last_commit: tuple[str, object] | None = None
     committed: set[Any] | None = None
     error: BaseException | None = None
     make: Make | None = None

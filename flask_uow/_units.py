@@ -707,10 +707,10 @@ class Unit:
     def _leave_session(self, state: SessionState) -> None:
         """Leave the session to what comes after an outermost unit."""
         state.told_in_units += state.told - self._told_before
-        state.committed_label = None
+        state.last_commit = None
         if state.links:
             if self.was_committed and self.request is not None and (self.is_view or not is_before_view()):
-                state.committed_label, state.committed_request = self.label, self.request
+                state.last_commit = (self.label, self.request)
             state.forget_connections()
         if state.reader is not None:
             self._leave_reader()
@@ -845,7 +845,8 @@ class Unit:
         if self.read_only and state.links:
             _refuse_unseen_writes(state)
             _lift_read_only(state)
-        state.confirms = self._options.confirm_commit
+        if self._options.confirm_commit:
+            state.confirms = True
         state.committing = self
         state.is_own_call = True
         try:

@@ -157,7 +157,7 @@ def test_a_spare_has_nothing_of_the_context_before(app: Flask, uow: UnitOfWork) 
         left = (list(session), list(session.new), list(session.deleted), session.in_transaction())
         third = session.hash_key
         state = session._uow  # type: ignore[attr-defined]
-        known = (state.wrote, state.error, state.inserted, state.links, state.told, state.committed_label)
+        known = (state.wrote, state.error, state.inserted, state.links, state.told, state.last_commit)
         attached = object_session(HOLDERS[0])
 
     assert first == second == third
