@@ -431,10 +431,19 @@ def close_scope(scopes: Scopes, context: AppContext, exception: BaseException | 
 
 def _take_back(session: Session, exception: BaseException | None) -> None:
     state: SessionState = session._uow  # type: ignore[attr-defined]
-    if exception is None and session._transaction is not None:
+    make, has_transaction = state.make, session._transaction is not None
+    if has_transaction and exception is None:
         report_lost_writes(session)
-    if close_session(session) and state.make is not None:
-        state.app_state.spares.put(session, state, state.make)
+    if make is None:
+        close_session(session)
+        return
+    state.inserted = []  # nobody else may need the objects
+    if not (has_transaction or state.links or session._new or session._deleted or session.identity_map):
+        state.close()  # SQLAlchemy's own class would do no more
+        state.is_over = state.is_own_call = True
+    elif not close_session(session):
+        return
+    state.app_state.spares.put(session, state, make)
 
 
 def _close_leaked(scopes: Scopes) -> None:
@@ -519,9 +528,7 @@ def close_session(session: Session) -> bool:
     state.close()
     state.is_over = state.is_own_call = True
     try:
-        # Where it is no class of the app's, which may do more, a session with nothing in it is as good as closed.
-        if state.make is None or session._transaction or session._new or session._deleted or session.identity_map:
-            session.close()
+        session.close()
     except sa.exc.IllegalStateChangeError:
         return False
     except Exception:  # whatever a driver raises: the context must end

@@ -216,8 +216,6 @@ class SessionState:
         while self.unit is not None:
             self.unit.leave_board(End.ROLLED_BACK, is_error=True)
             self.unit = self.unit.parent
-        if self.inserted:
-            self.inserted = []  # nobody else may need the objects
         board, told = self.board, self.told
         if board is None:
             return
