@@ -289,7 +289,10 @@ class Unit:
             self._limit(state.links)
         if options.needs_connection and not state.links:
             try:
-                self.take_connection()
+                if state.readers is None:
+                    _connect(session, options)
+                else:
+                    self.take_connection()
             except BaseException as error:
                 self.end(error)
                 raise
@@ -963,7 +966,7 @@ def _meet_open_transaction(session: Session, state: SessionState, options: UnitO
 def _connect(session: Session, options: UnitOptions) -> None:
     """Take the connection with the unit's options; the driver sends them with BEGIN."""
     try:
-        dialect = session.get_bind().dialect
+        dialect = (session.bind or session.get_bind()).dialect
     except sa.exc.UnboundExecutionError:
         return  # each database hears of them when the unit first speaks to it
     if dialect.name == "sqlite":
