@@ -377,11 +377,8 @@ class Board:
 
     def count(self, at: int, number: int = 1) -> None:
         """Add to a counter that stands alone."""
-        self.lock.acquire()  # which is half of what a with block costs
-        try:
+        with self.lock:
             self.words[at] += number
-        finally:
-            self.lock.release()
 
     def count_violation(self, code: str) -> None:
         """Count the violation of a rule.
@@ -405,8 +402,7 @@ class Board:
         :param idle_s: how long it was idle in its transaction.
         :param held_s: how long it had a connection.
         """
-        self.lock.acquire()  # which is half of what a with block costs
-        try:
+        with self.lock:  # and no acquire() in front of a try, which an interrupt could come between
             row.count = count = row.count + 1
             row.statements = statements = row.statements + statements
             row.took_s = total_s = row.took_s + took_s
@@ -423,8 +419,6 @@ class Board:
                 count, row.rare_ends, row.without_connection, row.rare_lengths,
                 statements, total_s, row.worst_s, total_idle_s, row.held_s, count
             )  # fmt: skip
-        finally:
-            self.lock.release()
 
     def _count_rare(self, row: Row, outcome: int, is_error: bool, took_s: float, idle_s: float, held_s: float) -> None:
         """Count what is not so of most units, or of none that is short."""

@@ -73,16 +73,13 @@ class FairQueue(Queue[Any]):
 
         :raises Full: if nobody waits and as many are kept as may be.
         """
-        self.mutex.acquire()  # which is half of what a with block costs
-        try:
+        with self.mutex:
             if 0 < self.maxsize <= len(self.queue):
                 raise Full
             if self._waiters:
                 self._hand_on(item)
             else:
                 self.queue.append(item)
-        finally:
-            self.mutex.release()
 
     @property
     def has_waiter(self) -> bool:
