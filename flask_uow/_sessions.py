@@ -430,7 +430,7 @@ def close_scope(scopes: Scopes, context: AppContext, exception: BaseException | 
 
 
 def _take_back(session: Session, exception: BaseException | None) -> None:
-    """Close a session of the calling thread's own, to which nobody else's variable may refer; keep it if it is spare."""
+    """Close a session of the calling thread's own, and keep it if it is spare: its caller has no variable for it."""
     state: SessionState = session._uow  # type: ignore[attr-defined]
     make, has_transaction = state.make, session._transaction is not None
     if has_transaction and exception is None:
