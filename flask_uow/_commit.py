@@ -38,15 +38,15 @@ def send_commit(link: Link) -> None:
 
     :raises Exception: the driver's, if the server has not committed or may not have.
     """
-    state = link.state
-    dialect: Any = link.connection.dialect
+    state, connection = link.state, link.connection
+    dialect: Any = connection.dialect
     commit: Callable[[Any], None] = dialect._uow_commit
     state.sent_commit = True
     try:
         if state.lock is None:
-            commit(link.pooled)
+            commit(connection.connection)
         else:
-            run_locked(link, commit, link.pooled)
+            run_locked(link, commit, connection.connection)
     except dialect.loaded_dbapi.Error as error:
         if not is_lost(link, error) or not state.survives_lost_commit(link.connection.engine):
             raise

@@ -90,13 +90,10 @@ class UnitOfWork:
             called = CalledSessions(session)
             scoped.registry = called  # type: ignore[assignment]
             return scoped, called
-        is_plain = sessionmaker is None and session_options.get("class_", orm.Session) is orm.Session
         factory = sessionmaker or _factory(session_options)
         scoped = orm.scoped_session(factory)
         # What our own factory does when it is called, without the merging of keywords.
-        own = OwnSessions(
-            sessionmaker or (lambda: factory.class_(**factory.kw)), options=factory.kw if is_plain else None
-        )
+        own = OwnSessions(sessionmaker or (lambda: factory.class_(**factory.kw)))
         scoped.registry = own  # type: ignore[assignment]
         return scoped, own
 

@@ -7,12 +7,11 @@ thread that ends a context takes back the sessions of all threads that have work
 
 from __future__ import annotations
 
+import sys
 import threading
 import weakref
 from asyncio import _get_running_loop
-from collections import deque
-from collections.abc import Callable, Mapping
-from itertools import repeat
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol
 
 import sqlalchemy as sa
@@ -29,7 +28,6 @@ from ._reader import ReadingSession
 from ._rules import report_at_teardown, violation
 from ._scopes import Scope, Scopes, contexts, current_context, find_context, thread
 from ._settings import DEFAULT_BIND
-from ._spares import Make
 from ._state import STATE_KEY, AppState, SessionState, guarded_state, has_pending, state_of, state_of_app
 from ._units import discard
 from .exceptions import RuleViolationError, UnitOptionsError
@@ -40,15 +38,6 @@ if TYPE_CHECKING:
     _Session = Session
 else:
     _Session = object  # the class in front of which the routing is put
-
-
-_EVENTS = (
-    *("after_transaction_create", "after_transaction_end", "after_begin", "before_commit", "after_commit"),
-    *("before_attach", "after_attach", "transient_to_pending", "pending_to_persistent", "pending_to_transient"),
-    *("before_flush", "after_flush", "after_flush_postexec", "persistent_to_detached", "persistent_to_transient"),
-    *("deleted_to_detached", "do_orm_execute", "loaded_as_persistent"),
-)
-"""What SQLAlchemy asks of nearly every session."""
 
 
 class Sessions(Protocol):
@@ -78,19 +67,19 @@ class Sessions(Protocol):
 # ---- sessions of our own
 
 
+_count_references: Callable[[object], object] = getattr(sys, "getrefcount", id)
+"""Where Python counts none, no two things are alike."""
+
+
 class OwnSessions:
     """The registry behind ``uow.session``; a drop-in for ``scoped_session.registry``.
 
     :param make_session: makes a session.
-    :param options: with which all of them are made; None where a session may be more than these tell, and is not to
-        serve another context.
     """
 
-    def __init__(self, make_session: Callable[[], Session], options: Mapping[str, Any] | None = None) -> None:
+    def __init__(self, make_session: Callable[[], Session]) -> None:
         self.scopes = Scopes()
         self._make_session = make_session
-        self._options = options
-        self._listeners: dict[type[Session], list[object]] = {}
 
     def current(self, context: AppContext | None = None) -> Session:
         if context is None:
@@ -172,28 +161,11 @@ class OwnSessions:
             raise violation("UOW201", what="uow.session")
 
     def _make(self, app: Flask) -> Session:
-        app_state, options = state_of_app(app, self), self._options
-        spare = None if options is None else app_state.spares.take(options)
-        if spare is not None:
-            session, make = spare
-            session._uow = state = SessionState(app_state, is_own_session=True)  # type: ignore[attr-defined]
-            state.make = make
-            return session
         session = self._make_session()
         self._take_in(app, session)
         if "dispatch" not in vars(session):
-            self._tell_listeners(session)
-        if options is not None:
-            guarded_state(session).make = Make(session, options)
+            guarded_state(session).app_state.spares.give(session)
         return session
-
-    def _tell_listeners(self, session: Session) -> None:
-        """Tell a new session at once who listens to its class; SQLAlchemy looks for that at each event's first time."""
-        known = self._listeners.get(type(session))
-        if known is None:
-            self._listeners[type(session)] = [getattr(session.dispatch, name) for name in _EVENTS]
-        else:
-            deque(map(setattr, repeat(session.dispatch), _EVENTS, known), maxlen=0)
 
     def _take_in(self, app: Flask, session: Session) -> None:
         app_state = state_of_app(app, self)
@@ -430,21 +402,20 @@ def close_scope(scopes: Scopes, context: AppContext, exception: BaseException | 
 
 
 def _take_back(session: Session, exception: BaseException | None) -> None:
-    """Close a session of the calling thread's own, and keep it if it is spare: its caller has no variable for it."""
+    """Close a session of the calling thread's own, for which its caller has no variable."""
     state: SessionState = session._uow  # type: ignore[attr-defined]
-    make, has_transaction = state.make, session._transaction is not None
-    if has_transaction and exception is None:
+    if exception is None and session._transaction is not None:
         report_lost_writes(session)
-    if make is None:
-        close_session(session)
-        return
     state.inserted = []  # nobody else may need the objects
-    if not (has_transaction or state.links or session._new or session._deleted or session.identity_map):
-        state.close()  # SQLAlchemy's own class would do no more
-        state.is_over = state.is_own_call = True
-    elif not close_session(session):
+    dispatch = vars(session).get("dispatch")
+    if not close_session(session):
         return
-    state.app_state.spares.put(session, state, make)
+    del session
+    nobodys = object()
+    if _count_references(dispatch) == _count_references(
+        nobodys
+    ):  # unless somebody has the session, and so its dispatch
+        state.app_state.spares.keep(dispatch)
 
 
 def _close_leaked(scopes: Scopes) -> None:

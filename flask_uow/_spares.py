@@ -1,31 +1,23 @@
-"""Spare sessions: one that nobody holds any more, and that is as it was made, serves another app context.
+"""Spare dispatches: what finds a session's listeners serves another session, when its own is gone.
 
-To make a session, and to find out who listens to it, takes SQLAlchemy a good part of what a short unit takes. A session
-that is closed may be used again, says SQLAlchemy; here it is where nobody can tell it from a new one: nothing else
-refers to it, no object is in it, and no attribute, option or listener of it is another one than when it was made.
+SQLAlchemy gives each session an object that looks for an event's listeners at the event's first time, which takes it
+longer than most of what a unit does. Such an object knows the session's class, and nothing of the session. One that has
+found all there is, has got no listener of the session's own, and is nobody's any more, is kept for the next session of
+its class.
 """
 
 from __future__ import annotations
 
-import sys
-import weakref
-from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
-
-from . import _fork
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
 
-    from ._state import SessionState
-
 _Dispatch = object  # the class in front of which the note is put
-_count_references: Callable[[object], int] = getattr(sys, "getrefcount", lambda _: -1)
-_count_weak_references = weakref.getweakrefcount
 
 
 class NotingDispatch(_Dispatch):
-    """Put in front of the class by which a session finds its listeners: notes that it has got one of its own."""
+    """Put in front of the class of a dispatch: notes that it has got a listener of its session's own."""
 
     __slots__ = ()
 
@@ -43,67 +35,23 @@ def _noting_class(base: type) -> type:
     return _noting_classes[base]
 
 
-class Make:
-    """What a session was when it was made; of SQLAlchemy's own class, which does nothing else then.
-
-    :param options: what it was made with.
-    """
-
-    def __init__(self, session: Session, options: Mapping[str, Any]) -> None:
-        self.options = dict(options)
-        # SQLAlchemy puts what has listeners of the session's own in the place of what has its class's alone.
-        dispatch: Any = session.dispatch
-        for name in dispatch._event_names:
-            getattr(dispatch, name)
-        dispatch.__class__ = _noting_class(type(dispatch))
-        self.attributes = {name: dict(value) if type(value) is dict else value for name, value in vars(session).items()}
-
-
 class Spares:
-    """The spare sessions of an app."""
+    """The spare dispatches of an app, by the class of their sessions."""
 
     def __init__(self) -> None:
-        self._spares: list[tuple[Session, Make]] = []
-        _fork.abandon_in_children(self)
+        self._spares: dict[type[Session], list[Any]] = {}
 
-    def take(self, options: Mapping[str, Any]) -> tuple[Session, Make] | None:
-        """Take one that was made with options, None if there is none."""
+    def give(self, session: Session) -> None:
+        """Give a dispatch to a new session that has none yet."""
         try:
-            spare = self._spares.pop()
-        except IndexError:
-            return None
-        return spare if spare[1].options == options else None
+            vars(session)["dispatch"] = self._spares[type(session)].pop()
+        except LookupError:
+            dispatch: Any = session.dispatch
+            for name in dispatch._event_names:
+                getattr(dispatch, name)  # which finds what listens to the class
+            dispatch.__class__ = _noting_class(type(dispatch))
 
-    def put(self, session: Session, state: SessionState, make: Make) -> None:
-        """Keep a session that was closed, if the caller's variable alone refers to it, and it is as it was made.
-
-        :param state: the extension's side of it until now.
-        """
-        if _count_references(session) != _OF_A_CALLERS or state.generation != _fork.generation:
-            return
-        attributes = make.attributes
-        attributes["_uow"], attributes["identity_map"] = state, session.identity_map  # which are another one each time
-        if (
-            vars(session) == attributes
-            and not vars(session.dispatch)
-            and _count_weak_references(session) == 1  # SQLAlchemy's own
-        ):
-            self._spares.append((session, make))
-
-    def abandon(self) -> object:
-        """Hand over a parent process's sessions."""
-        spares, self._spares = self._spares, []
-        return spares
-
-
-def _count_of_a_callers(thing: object) -> int:
-    return _count_references(thing)
-
-
-def _count_of_one() -> int:
-    thing = object()
-    return _count_of_a_callers(thing)
-
-
-_OF_A_CALLERS = _count_of_one()
-"""How many references to a function's argument Python counts in it, if a variable of its caller's is the only other."""
+    def keep(self, dispatch: Any) -> None:
+        """Keep a dispatch that is nobody's, unless it knows what listened to its session."""
+        if isinstance(dispatch, NotingDispatch) and not vars(dispatch):
+            self._spares.setdefault(dispatch._instance_cls, []).append(dispatch)  # type: ignore[attr-defined]

@@ -29,7 +29,7 @@ from ._engines import refuse_writes
 from ._outcome import LostCommit
 from ._rules import RuleBook, report, violation
 from ._settings import DEFAULT_BIND, Settings
-from ._spares import Make, Spares
+from ._spares import Spares
 from .exceptions import ConfigurationError, RuleViolationError, UnitOfWorkError
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ class AppState:
     :param note_full: is told the name of a pool that has had no connection for as long as somebody was to wait.
     :param view_labels: the label of each view that was called as a unit, by function, endpoint, rule and method.
     :param other_functions: in which requests, by endpoint, rule and method, functions were called that are no views.
-    :param spares: sessions that are nobody's.
+    :param spares: what finds the listeners of sessions, and is nobody's.
     :ivar binds: the engines without the readers'.
     :ivar default_engine: where sessions run that are told of no other; None where another library owns the engines.
     :ivar has_several_engines: whether there are others.
@@ -165,7 +165,6 @@ class SessionState:
     :ivar is_closed: whether it was counted as closed.
     :ivar inserted: the objects that this transaction has inserted, but for those after very many, for UOW106.
     :ivar committed: the identity keys of those that earlier transactions have inserted and committed.
-    :ivar make: what its session was when it was made; None where it is not to serve another context.
     """
 
     # What a session has at first, and most have until their end: said here, it makes each of them cheaper. What every
@@ -174,7 +173,6 @@ class SessionState:
     last_commit: tuple[str, object] | None = None
     committed: set[Any] | None = None
     error: BaseException | None = None
-    make: Make | None = None
     begin_site: CallSite | None = None
     write_site: CallSite | None = None
     confirms = sent_commit = False

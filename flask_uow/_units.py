@@ -966,7 +966,7 @@ def _meet_open_transaction(session: Session, state: SessionState, options: UnitO
 def _connect(session: Session, options: UnitOptions) -> None:
     """Take the connection with the unit's options; the driver sends them with BEGIN."""
     try:
-        dialect = (session.bind or session.get_bind()).dialect
+        dialect = session.get_bind().dialect
     except sa.exc.UnboundExecutionError:
         return  # each database hears of them when the unit first speaks to it
     if dialect.name == "sqlite":
