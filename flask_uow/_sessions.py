@@ -412,9 +412,8 @@ def _take_back(session: Session, exception: BaseException | None) -> None:
         return
     del session
     nobodys = object()
-    if _count_references(dispatch) == _count_references(
-        nobodys
-    ):  # unless somebody has the session, and so its dispatch
+    # Who has the session has its dispatch too.
+    if _count_references(dispatch) == _count_references(nobodys):
         state.app_state.spares.keep(dispatch)
 
 
