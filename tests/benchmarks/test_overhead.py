@@ -115,15 +115,15 @@ def ratios(url: str, say: Callable[[str], object]) -> tuple[float, float]:
 
 
 def test_cpu_on_sqlite_in_memory(say: Callable[[str], object]) -> None:
-    """Hardly more than by hand, and less than Flask-SQLAlchemy with a commit."""
+    """At most a tenth more than by hand, and less than Flask-SQLAlchemy with a commit."""
     over_hand, over_peer = ratios(IN_MEMORY, say)
 
-    assert over_hand <= 1.08
+    assert over_hand <= 1.10
     assert over_peer < 1.0
 
 
 def test_cpu_on_postgresql(postgres: PostgreSQLDatabase, tmp_path: Path, say: Callable[[str], object]) -> None:
-    """The same on a server, whose own time is no part of it."""
+    """At most a twentieth on a server, whose own time is no part of it."""
     over_hand, over_peer = ratios(postgres.url, say)
 
     assert over_hand <= 1.05

@@ -5,18 +5,35 @@ uses its database at import, in the process that forks the pool's.
 """
 
 import os
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
 from celery import Celery, Task
 from flask import Flask
+from kombu.transport import filesystem
 
 from flask_uow import UnitOfWork, current_unit, transactional
 from tests.models import Item
 
 BACKEND = sa.text("SELECT pg_backend_pid()")
 
+
+class WholeFiles(filesystem.Channel):
+    """Puts a message among the others when it is written: a worker would take it before, and end by it."""
+
+    data_folder_out = None
+
+    def _put(self, queue: Any, payload: Any, **kwargs: Any) -> None:
+        folder = Path(self.transport_options["data_folder_out"])
+        with tempfile.TemporaryDirectory(dir=folder) as self.data_folder_out:
+            super()._put(queue, payload, **kwargs)  # type: ignore[no-untyped-call]
+            for message in Path(self.data_folder_out).iterdir():
+                message.rename(folder / message.name)
+
+
+filesystem.Transport.Channel = WholeFiles
 uow = UnitOfWork()
 
 
