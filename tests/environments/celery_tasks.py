@@ -25,7 +25,7 @@ class WholeFiles(filesystem.Channel):
 
     data_folder_out = None
 
-    def _put(self, queue: Any, payload: Any, **kwargs: Any) -> None:
+    def _put(self, queue: Any, payload: Any, **kwargs: Any) -> None:  # type: ignore[override]
         folder = Path(self.transport_options["data_folder_out"])
         with tempfile.TemporaryDirectory(dir=folder) as self.data_folder_out:
             super()._put(queue, payload, **kwargs)  # type: ignore[no-untyped-call]
