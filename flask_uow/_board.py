@@ -402,7 +402,7 @@ class Board:
         :param idle_s: how long it was idle in its transaction.
         :param held_s: how long it had a connection.
         """
-        with self.lock:  # and no acquire() in front of a try, which an interrupt could come between
+        with self.lock:
             row.count = count = row.count + 1
             row.statements = statements = row.statements + statements
             row.took_s = total_s = row.took_s + took_s

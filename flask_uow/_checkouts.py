@@ -361,7 +361,7 @@ def hold(link: Link, state: SessionState) -> None:
         if checkout is None:
             return
     unit = state.unit
-    live = None if unit is None else unit.live if unit.parent is None else outermost_of(unit).live
+    live = None if unit is None else (unit if unit.parent is None else outermost_of(unit)).live
     if live is None:
         if checkout.own is None:  # another session than that of the unit for which it was taken
             _place(pooled, checkout, _OF_SESSION)

@@ -17,7 +17,7 @@ from ._reader import Readers
 from ._recording import OBSERVERS_KEY, record_requests
 from ._requests import serve_whole_requests
 from ._rules import RuleBook
-from ._scopes import contexts, current_context
+from ._scopes import current_context
 from ._server_timing import ServerTiming
 from ._sessions import (
     AdoptedSessions,
@@ -144,7 +144,7 @@ class UnitOfWork:
         scopes = self.sessions.scopes
 
         def do_teardown_appcontext(*args: Any) -> None:
-            context = contexts.get(None) or current_context("The teardown")
+            context = current_context("The teardown")
             exception = args[-1] if args else None
             if not self._owns_sessions:
                 release_adopted(scopes.of(context), exception if isinstance(exception, BaseException) else None)

@@ -130,10 +130,7 @@ class GuardedSession(_Session):
         super().invalidate()
 
     def add(self, instance: object, **options: Any) -> None:
-        if options:
-            super().add(instance, **options)
-        else:
-            super().add(instance)
+        super().add(instance, **options)
         state = self._uow
         if state is not None and state.unit is None and state.write_site is None:
             state.write_site = application_site()
@@ -155,7 +152,7 @@ class GuardedSession(_Session):
             return
         if state.breach is not None and state.is_guarded:
             raise state.breach
-        if not (self._new or self._deleted or self.identity_map.check_modified()):
+        if self._is_clean():
             return  # as before most statements
         if state.is_stale:
             state.expire_unmodified(self)
@@ -253,13 +250,9 @@ def _transaction_created(session: Session, transaction: SessionTransaction) -> N
         return  # the unit's own transaction was ended by hand, and what is known of that must stay
     if state.inserted:
         note_end(state)
-    # What is known of the transaction before is forgotten.
-    state.links = []
-    state.error = state.breach = state.write_site = None
-    state.wrote = state.sent_commit = False
-    if state.confirms or state.lost_commit is not None:
-        state.confirms, state.lost_commit = False, None
-    state.begin_site = None if state.is_own_call else application_site()
+    state.begin_transaction()
+    if not state.is_own_call:
+        state.begin_site = application_site()
     if state.is_own_session and session.identity_map:
         state.is_stale = True
         if origin is not _AUTOBEGIN:

@@ -12,7 +12,6 @@ import threading
 import weakref
 from asyncio import _get_running_loop
 from contextvars import ContextVar
-from functools import partial
 from types import MethodType
 from typing import TYPE_CHECKING
 
@@ -32,7 +31,7 @@ if TYPE_CHECKING:
 else:
     _AppContext = object
 
-contexts: ContextVar[AppContext | None] = app_ctx.__wrapped__  # type: ignore[attr-defined]
+contexts: ContextVar[AppContext] = app_ctx.__wrapped__  # type: ignore[attr-defined]
 
 
 class _Thread(threading.local):
@@ -57,14 +56,15 @@ class Scope:
     :ivar written: what is known of the last write under this context, where no request remembers it.
     """
 
-    # A context pays for each of these: what is mostly so is said here, and no method makes a scope.
-    home: object
-    slots: dict[object, list[Session]]
     is_over = False
     adopted: list[weakref.ref[Session]] | None = None
     taken: list[Taken] | None = None
     turn: int | None = None
     written: float | None = None
+
+    def __init__(self, home: object) -> None:
+        self.home = home
+        self.slots: dict[object, list[Session]] = {}
 
     def adopt(self, session: Session) -> None:
         """Know a session of another library."""
@@ -108,11 +108,10 @@ class NotingContext(_AppContext):
     def push(self) -> None:
         scope = self._uow_scope
         if scope is None:
-            self._uow_scope = scope = Scope()
-            scope.slots = {}
+            self._uow_scope = Scope(thread.token)
         else:
+            scope.home = thread.token
             scope.is_over = False  # a client or a stream pushes a context again
-        scope.home = thread.token
         super().push()
 
 
@@ -140,6 +139,10 @@ class Scopes:
         in front of an object that exists makes every look at it dearer.
         """
         make_context = app.app_context
+        noting_class = _noting_class(AppContext)
+
+        def noted_context() -> AppContext:
+            return noting_class(app)
 
         def noted_context_of_its_own_kind() -> AppContext:
             context = make_context()
@@ -147,16 +150,13 @@ class Scopes:
             return context
 
         is_flasks = make_context == MethodType(Flask.app_context, app)
-        noted_context = partial(_noting_class(AppContext), app) if is_flasks else noted_context_of_its_own_kind
-        app.app_context = noted_context  # type: ignore[method-assign]
+        app.app_context = noted_context if is_flasks else noted_context_of_its_own_kind  # type: ignore[method-assign]
 
     def of(self, context: AppContext) -> Scope:
         """The scope of a context."""
         scope: Scope | None = getattr(context, "_uow_scope", None)
         if scope is None:
-            scope = Scope()
-            scope.home, scope.slots = thread.token, {}
-            context._uow_scope = scope  # type: ignore[attr-defined]
+            scope = context._uow_scope = Scope(thread.token)  # type: ignore[attr-defined]
         return scope
 
     def abandon(self) -> object:

@@ -7,11 +7,12 @@ thread that ends a context takes back the sessions of all threads that have work
 
 from __future__ import annotations
 
-import sys
 import threading
 import weakref
 from asyncio import _get_running_loop
+from collections import deque
 from collections.abc import Callable
+from itertools import repeat
 from typing import TYPE_CHECKING, Any, Protocol
 
 import sqlalchemy as sa
@@ -38,6 +39,15 @@ if TYPE_CHECKING:
     _Session = Session
 else:
     _Session = object  # the class in front of which the routing is put
+
+
+_EVENTS = (
+    *("after_transaction_create", "after_transaction_end", "after_begin", "before_commit", "after_commit"),
+    *("before_attach", "after_attach", "transient_to_pending", "pending_to_persistent", "pending_to_transient"),
+    *("before_flush", "after_flush", "after_flush_postexec", "persistent_to_detached", "persistent_to_transient"),
+    *("deleted_to_detached", "do_orm_execute", "loaded_as_persistent"),
+)
+"""What SQLAlchemy asks of nearly every session."""
 
 
 class Sessions(Protocol):
@@ -67,10 +77,6 @@ class Sessions(Protocol):
 # ---- sessions of our own
 
 
-_count_references: Callable[[object], object] = getattr(sys, "getrefcount", id)
-"""Where Python counts none, no two things are alike."""
-
-
 class OwnSessions:
     """The registry behind ``uow.session``; a drop-in for ``scoped_session.registry``.
 
@@ -80,10 +86,13 @@ class OwnSessions:
     def __init__(self, make_session: Callable[[], Session]) -> None:
         self.scopes = Scopes()
         self._make_session = make_session
+        self._listeners: dict[type[Session], list[object]] = {}
 
-    def current(self, context: AppContext | None = None) -> Session:
-        if context is None:
-            context = contexts.get(None) or current_context("uow.session")
+    def __call__(self) -> Session:
+        context = contexts.get(None)
+        return self.current(current_context("uow.session") if context is None else context)
+
+    def current(self, context: AppContext) -> Session:
         scope: Scope = getattr(context, "_uow_scope", None) or self.scopes.of(context)
         key = thread.token if _get_running_loop() is None else scope.home
         slot = scope.slots.get(key)
@@ -94,8 +103,6 @@ class OwnSessions:
         session = self._make(context.app)
         self._put(scope, slot, session)
         return session
-
-    __call__ = current
 
     def peek(self, context: AppContext) -> Session | None:
         slot = self.scopes.of(context).slot()
@@ -164,8 +171,16 @@ class OwnSessions:
         session = self._make_session()
         self._take_in(app, session)
         if "dispatch" not in vars(session):
-            guarded_state(session).app_state.spares.give(session)
+            self._tell_listeners(session)
         return session
+
+    def _tell_listeners(self, session: Session) -> None:
+        """Tell a new session at once who listens to its class; SQLAlchemy looks for that at each event's first time."""
+        known = self._listeners.get(type(session))
+        if known is None:
+            self._listeners[type(session)] = [getattr(session.dispatch, name) for name in _EVENTS]
+        else:
+            deque(map(setattr, repeat(session.dispatch), _EVENTS, known), maxlen=0)
 
     def _take_in(self, app: Flask, session: Session) -> None:
         app_state = state_of_app(app, self)
@@ -384,37 +399,24 @@ def close_scope(scopes: Scopes, context: AppContext, exception: BaseException | 
 
     :param exception: what ended the context; then lost writes are no surprise and UOW103 is not reported.
     """
-    scope: Scope = getattr(context, "_uow_scope", None) or scopes.of(context)
+    scope = scopes.of(context)
     scope.is_over = True
     slots, scope.slots = scope.slots, {}
     for token, slot in list(slots.items()):
         is_own = token is scope.home or token is thread.token
         while slot:
+            session = slot.pop()
             if is_own:
-                _take_back(slot.pop(), exception)
-            elif not _close_of_another_thread(session := slot.pop(), exception):
+                if exception is None and session._transaction is not None:
+                    report_lost_writes(session)
+                close_session(session)
+            elif not _close_of_another_thread(session, exception):
                 scopes.leaked.append(session)
                 _report_leak(session)
     if scopes.leaked:
         _close_leaked(scopes)
     if scope.taken:
         report_leaks(state_of_app(context.app), scope)
-
-
-def _take_back(session: Session, exception: BaseException | None) -> None:
-    """Close a session of the calling thread's own, for which its caller has no variable."""
-    state: SessionState = session._uow  # type: ignore[attr-defined]
-    if exception is None and session._transaction is not None:
-        report_lost_writes(session)
-    state.inserted = []  # nobody else may need the objects
-    dispatch = vars(session).get("dispatch")
-    if not close_session(session):
-        return
-    del session
-    nobodys = object()
-    # Who has the session has its dispatch too.
-    if _count_references(dispatch) == _count_references(nobodys):
-        state.app_state.spares.keep(dispatch)
 
 
 def _close_leaked(scopes: Scopes) -> None:

@@ -24,12 +24,11 @@ from ._board import CLOSED, OPENED, STATEMENT, STATEMENTS_OUTSIDE, Board, Live
 from ._board import Outcome as End
 from ._board_files import open_board
 from ._callsite import CallSite
-from ._drivers import StatusProbe, TransactionStatus
+from ._drivers import TransactionStatus
 from ._engines import refuse_writes
 from ._outcome import LostCommit
 from ._rules import RuleBook, report, violation
 from ._settings import DEFAULT_BIND, Settings
-from ._spares import Spares
 from .exceptions import ConfigurationError, RuleViolationError, UnitOfWorkError
 
 if TYPE_CHECKING:
@@ -55,9 +54,7 @@ class AppState:
     :param watched_pools: what the pools of other libraries' engines are called.
     :param board: where this process says what it does; None before there is something to say.
     :param note_full: is told the name of a pool that has had no connection for as long as somebody was to wait.
-    :param view_labels: the label of each view that was called as a unit, by function, endpoint, rule and method.
-    :param other_functions: in which requests, by endpoint, rule and method, functions were called that are no views.
-    :param spares: what finds the listeners of sessions, and is nobody's.
+    :param view_labels: the label of each function that was called as a unit in a request, by endpoint, rule and method.
     :ivar binds: the engines without the readers'.
     :ivar default_engine: where sessions run that are told of no other; None where another library owns the engines.
     :ivar has_several_engines: whether there are others.
@@ -74,11 +71,9 @@ class AppState:
     watched_pools: list[str] = field(default_factory=list)
     note_full: Callable[[str], None] = lambda bind: None
     board_lock: Any = field(default_factory=threading.Lock)
-    view_labels: dict[tuple[Any, str, str, str], str] = field(default_factory=dict)
-    other_functions: weakref.WeakKeyDictionary[Any, set[tuple[str, ...]]] = field(
+    view_labels: weakref.WeakKeyDictionary[Any, dict[tuple[str, str, str], str | None]] = field(
         default_factory=weakref.WeakKeyDictionary
     )
-    spares: Spares = field(default_factory=Spares)
     binds: dict[str, sa.Engine] = field(init=False)
     default_engine: sa.Engine | None = field(init=False)
     has_several_engines: bool = field(init=False)
@@ -198,6 +193,14 @@ class SessionState:
         self.board = board = app_state.board or app_state.open_board()
         if board is not None:
             board.count(OPENED)
+
+    def begin_transaction(self) -> None:
+        """Forget the transaction before."""
+        self.links = []
+        self.error = self.breach = self.begin_site = self.write_site = None
+        self.wrote = self.sent_commit = False
+        if self.confirms or self.lost_commit is not None:
+            self.confirms, self.lost_commit = False, None
 
     @property
     def app(self) -> Flask:
@@ -355,8 +358,7 @@ class Link:
         self.idle_since = _NOT_YET
         self.pooled = pooled = connection.connection
         self.riders: Riders | None = getattr(pooled.dbapi_connection, "riders", None)
-        probe: StatusProbe = connection.dialect._uow_probe  # type: ignore[attr-defined]
-        self._ask, self._meanings = probe.ask, probe.meanings
+        self._probe: Callable[[Any], TransactionStatus | None] = connection.dialect._uow_probe  # type: ignore[attr-defined]
         connection._uow = pooled._uow = self  # type: ignore[attr-defined]
 
     @property
@@ -402,14 +404,10 @@ class Link:
         What waits counts where it changes the word: a failure of which the server has not heard, and a ROLLBACK TO
         that heals the one of which it has.
         """
-        dbapi_connection = self.pooled.dbapi_connection
+        dbapi_connection, riders = self.pooled.dbapi_connection, self.riders
         if dbapi_connection is None:
             return None
-        try:
-            status = self._meanings.get(self._ask(dbapi_connection))  # without a call, for every statement asks
-        except TypeError:
-            status = self.connection.dialect._uow_probe(dbapi_connection)  # type: ignore[attr-defined]
-        riders = self.riders
+        status = self._probe(dbapi_connection)
         if riders is not None and riders.waiting and status is not None:
             if riders.is_doomed:
                 return TransactionStatus.IN_ERROR

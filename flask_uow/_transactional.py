@@ -28,7 +28,7 @@ from ._hiding import shown_value
 from ._notices import has_written_unseen
 from ._options import Propagation, Relation, UnitOptions, is_vetoed, relation
 from ._retry import delay_s, has_lost_connection, is_retryable
-from ._scopes import contexts, current_context, find_context
+from ._scopes import current_context, find_context
 from ._sessions import Sessions, report_lost_writes
 from ._state import STATE_KEY, AppState, SessionState, guarded_state, state_of, state_of_app
 from ._units import Unit, connections_held, is_used_up
@@ -203,7 +203,6 @@ class Boundary:
     unit: Unit | None = None
     error: BaseException | None = None
     wait_s: float | None = None
-    _app_state: AppState
     _body: Body | None = None
     _is_past_mending = False
     _known: list[object] | None = None
@@ -221,11 +220,8 @@ class Boundary:
         if self._attempt:
             self._forget_attempt()
         self._attempt += 1
-        context = self._context = contexts.get(None) or current_context("@transactional")
-        app_state: AppState | None = context.app.extensions.get(STATE_KEY)
-        if app_state is None or self._bound_to is not None:
-            app_state = state_of_app(context.app, self._bound_to)
-        self._app_state = app_state
+        context = self._context = current_context("@transactional")
+        app_state = self._app_state = state_of_app(context.app, self._bound_to)
         options = self._options
         self.is_judge = options.rollback_on_status is not None or app_state.settings.rollback_on_status is not None
         session = self._outer = app_state.sessions.current(context)

@@ -641,9 +641,7 @@ class Unit:
             self._conclude(state, leaving, has_failed=leaving is not exception)
         if self._options.timeout is not None:
             self._lift_limit()
-        if self._joined is None and (
-            self.hooks is not None or _unit_committed.receivers or _unit_rolled_back.receivers
-        ):
+        if self._joined is None:
             self._announce(leaving)
         return leaving
 
@@ -679,8 +677,7 @@ class Unit:
         joined = self._joined
         if joined is not None and self.read_only and exception is None:
             self.session.flush()  # what was added in it is refused in it
-        is_well = exception is None and not self._is_rollback_only and not self._is_failed()
-        decision = _COMMIT if is_well else self._decide(exception)  # as the table says, of which this is the first row
+        decision = self._decide(exception)
         if self.hooks is not None and decision is _COMMIT and joined is None and self.parent is None:
             self.hooks.run_before_commit()
             decision = self._decide(exception)

@@ -3,28 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextvars import ContextVar
 from http import HTTPMethod
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from flask import Request, request
 from werkzeug.exceptions import HTTPException
 
 from ._state import AppState
 
-if TYPE_CHECKING:
-    from flask.ctx import RequestContext
-
 _METHODS = frozenset(HTTPMethod)
-_contexts: ContextVar[RequestContext] = request.__wrapped__  # type: ignore[attr-defined]
+_current_request: Callable[[], Request] = request._get_current_object  # type: ignore[attr-defined]
 
 
 def find_request() -> Request | None:
     """The current request, None outside of one."""
-    context = _contexts.get(None)
     try:
-        return None if context is None else context.request
-    except RuntimeError:  # where Flask has one context for both, and this is an app's alone
+        return _current_request()
+    except RuntimeError:
         return None
 
 
@@ -32,30 +27,18 @@ def view_label(app_state: AppState, function: Callable[..., Any], now: Request |
     """``POST /accounts/<id>`` if ``function`` is the view of the request, part of it, or its dispatch; else None."""
     if now is None:
         return None
-    rule = now.url_rule
-    if rule is None:
+    if now.url_rule is None:
         return f"{_shown_method(now)} without a view" if function in app_state.dispatches else None
-    key = (function, rule.endpoint, rule.rule, now.method)
-    return app_state.view_labels.get(key) or _find_label(app_state, key, now)
-
-
-def _find_label(app_state: AppState, key: tuple[Any, str, str, str], now: Request) -> str | None:
-    function, *path, _ = key
-    others = app_state.other_functions.get(function)
-    if others is None:
-        others = app_state.other_functions[function] = set()
+    labels = app_state.view_labels.get(function)
+    if labels is None:
+        labels = app_state.view_labels[function] = {}
     method = _shown_method(now)
-    called = (*path, method)
-    if called in others:
-        return None
-    parts = (*app_state.dispatches, *parts_of_view(app_state, now))
-    if not any(part is function for part in parts):
-        others.add(called)
-        return None
-    label = f"{method} {path[-1]}"
-    if method == now.method:
-        app_state.view_labels[key] = label
-    return label
+    key = (now.url_rule.endpoint, now.url_rule.rule, method)
+    if key not in labels:
+        parts = (*app_state.dispatches, *parts_of_view(app_state, now))
+        is_part = any(part is function for part in parts)
+        labels[key] = f"{method} {now.url_rule.rule}" if is_part else None
+    return labels[key]
 
 
 def _shown_method(now: Request) -> str:

@@ -36,7 +36,6 @@ LAYERS = (
     "_engines",
     "_body",
     "_outcome",
-    "_spares",
     "_state",
     "_views",
     "_checkouts",

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 from flask import Flask, Response, render_template_string, stream_with_context
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, object_session
 
 from flask_uow import UnitOfWork, transactional
 from flask_uow.exceptions import RuleViolationError
@@ -55,6 +55,39 @@ def test_a_context_has_one_session(app: Flask, uow: UnitOfWork) -> None:
 
     assert again is first
     assert second is not first
+
+
+def test_what_a_context_has_left_is_no_other_sessions(app: Flask, uow: UnitOfWork, database: Database) -> None:
+    """Whatever became of an object that somebody still holds: deleted, read, never flushed."""
+    add(database, "deleted", "read")
+
+    def leave_things_behind() -> list[Item]:
+        held = [*uow.session.scalars(sa.select(Item).order_by(Item.id)), Item(name="never flushed")]
+        uow.session.delete(held[0])
+        uow.session.flush()
+        uow.session.add(held[-1])
+        return held
+
+    with app.app_context():
+        held = leave_things_behind()
+    with app.app_context():
+        found = [(object_session(item) is uow.session(), item in uow.session) for item in held]
+
+    assert found == [(False, False)] * 3
+
+
+def test_what_listens_to_a_session_hears_no_other(app: Flask, uow: UnitOfWork) -> None:
+    """The next context's session has the listeners of its class alone."""
+    heard: list[object] = []
+    with app.app_context():
+        sa.event.listen(uow.session(), "before_flush", lambda *arguments: heard.append(arguments))
+        uow.session.add(Item(name="first"))
+        uow.session.commit()
+    with app.app_context():
+        uow.session.add(Item(name="second"))
+        uow.session.commit()
+
+    assert len(heard) == 1
 
 
 def test_an_inner_context_of_the_same_app_leaves_the_outer_one_alone(

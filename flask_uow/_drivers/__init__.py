@@ -9,11 +9,10 @@ from __future__ import annotations
 import ctypes
 import select
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import closing
 from enum import IntEnum
 from importlib import import_module
-from operator import attrgetter
 from typing import Any
 
 from .._gevent import poll_at_once
@@ -32,52 +31,49 @@ class TransactionStatus(IntEnum):
 LIBPQ_DRIVERS = ("psycopg2", "psycopg")
 
 
-class StatusProbe:
+def _probe_of_psycopg2() -> Callable[[Any], TransactionStatus | None]:
+    from psycopg2.extensions import connection
+
+    ask = connection.get_transaction_status  # the driver's own: one whose statements ride says what it will be
+
+    def psycopg2_status(dbapi_connection: Any) -> TransactionStatus | None:
+        try:
+            return _STATUSES.get(ask(dbapi_connection))
+        except TypeError:  # what somebody has put around it
+            return _STATUSES.get(dbapi_connection.get_transaction_status())
+
+    return psycopg2_status
+
+
+def _psycopg(dbapi_connection: Any) -> TransactionStatus | None:
+    return _STATUSES.get(dbapi_connection.pgconn.transaction_status)
+
+
+def _pysqlite(dbapi_connection: Any) -> TransactionStatus:
+    return TransactionStatus.IN_TRANSACTION if dbapi_connection.in_transaction else TransactionStatus.IDLE
+
+
+def _silent(dbapi_connection: Any) -> TransactionStatus:
+    return TransactionStatus.UNKNOWN
+
+
+_STATUSES: dict[object, TransactionStatus] = {status.value: status for status in list(TransactionStatus)[:-1]}
+_PROBES: dict[str, Callable[[], Callable[[Any], TransactionStatus | None]]] = {
+    "psycopg2": _probe_of_psycopg2,
+    "psycopg": lambda: _psycopg,
+    "pysqlite": lambda: _pysqlite,
+}
+
+
+def status_probe(driver: str) -> Callable[[Any], TransactionStatus | None]:
     """A function of a driver's connection that tells what its server said last, without asking it again.
 
     It answers None for a connection that the driver knows to be broken.
 
-    :param ask: asks a connection; one of the driver's own or of C, where there is one, for every statement asks.
-    :param meanings: the status by what is answered.
-    """
-
-    __slots__ = ("ask", "meanings")
-
-    def __init__(self, ask: Callable[[Any], object], meanings: Mapping[object, TransactionStatus]) -> None:
-        self.ask = ask
-        self.meanings = meanings
-
-    def __call__(self, dbapi_connection: Any) -> TransactionStatus | None:
-        try:
-            return self.meanings.get(self.ask(dbapi_connection))
-        except TypeError:  # what somebody has put around a connection of psycopg2's
-            return self.meanings.get(dbapi_connection.get_transaction_status())
-
-
-def _probe_of_psycopg2() -> StatusProbe:
-    from psycopg2.extensions import connection
-
-    # The driver's own: one whose statements ride says what it will be.
-    return StatusProbe(connection.get_transaction_status, _STATUSES)
-
-
-_STATUSES: dict[object, TransactionStatus] = {status.value: status for status in list(TransactionStatus)[:-1]}
-_OF_SQLITE: dict[object, TransactionStatus] = {False: TransactionStatus.IDLE, True: TransactionStatus.IN_TRANSACTION}
-_PROBES: dict[str, Callable[[], StatusProbe]] = {
-    "psycopg2": _probe_of_psycopg2,
-    "psycopg": lambda: StatusProbe(attrgetter("pgconn.transaction_status"), _STATUSES),
-    "pysqlite": lambda: StatusProbe(attrgetter("in_transaction"), _OF_SQLITE),
-}
-
-
-def status_probe(driver: str) -> StatusProbe:
-    """How to ask a driver's connections for their status.
-
     :param driver: SQLAlchemy's name of the driver, ``dialect.driver``; for one that cannot tell, the answer is always
         ``UNKNOWN``.
     """
-    silent = StatusProbe(lambda _: None, {None: TransactionStatus.UNKNOWN})
-    return _PROBES.get(driver, lambda: silent)()
+    return _PROBES.get(driver, lambda: _silent)()
 
 
 def server_process(driver: str, dbapi_connection: Any) -> int:

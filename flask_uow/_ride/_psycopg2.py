@@ -445,7 +445,7 @@ class RidingConnection(plain_connection):
         return text
 
     def _prefix(self) -> str:
-        return SEPARATOR.join(self.riders.waiting) + PREFIX_END
+        return self.riders.text + PREFIX_END
 
     def _send_waiting(self) -> None:
         """Send what waits by itself."""
@@ -556,7 +556,7 @@ class RidingConnection(plain_connection):
         if riders.is_doomed:
             self._ended()
             _raise_failed()
-        along = riders.for_commit() if riders.is_told else []
+        along = riders.for_commit()
         if not along and _server_status(self) == IDLE:
             return self._ended()
         try:
@@ -566,8 +566,7 @@ class RidingConnection(plain_connection):
                 self._run("ROLLBACK")
             raise
         finally:
-            riders.end()
-            self._endings += 1
+            self._ended()
         if tag == "ROLLBACK":
             _raise_failed()
         return None

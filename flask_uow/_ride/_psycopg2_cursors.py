@@ -84,10 +84,9 @@ class RidingCursor(plain_cursor):
             riders = connection.riders
             if riders.is_begun and not riders.waiting:
                 return self._send(query, vars)
-            if not riders.is_begun and not connection._autocommit and not connection._is_native and not self.closed:
+            if not riders.is_begun and not connection._is_passive() and not self.closed:
                 with connection._lock:
-                    connection._begin()  # as a transaction's first statement, it can carry all that may wait then
-                    return self._send_behind(connection._prefix(), query, vars, was_begun=False)
+                    return self._execute_first(query, vars)
         return self._execute_with_care(query, vars)
 
     def _execute_with_care(self, query: Any, vars: Any) -> None:
@@ -105,6 +104,12 @@ class RidingCursor(plain_cursor):
             return super().execute(query, vars)  # psycopg2 refuses
         with connection._lock:
             return self._execute_in_transaction(query, vars, is_harmless)
+
+    def _execute_first(self, query: str, parameters: Any) -> None:
+        """Run a statement that the server knows, as a transaction's first: it can carry all that may wait then."""
+        connection = self.connection
+        connection._begin()
+        self._send_behind(connection._prefix(), query, parameters, was_begun=False)
 
     def executemany(self, query: Any, vars_list: Iterable[Any]) -> None:
         """Run a statement for each of many parameters; what waits rides in front of the first."""
@@ -222,17 +227,14 @@ class RidingCursor(plain_cursor):
 
     def _send_behind(self, prefix: str, query: Any, parameters: Any, *, was_begun: bool) -> None:
         """Run a statement with what waits in front of it."""
-        connection = self.connection
         before = _last_query.__get__(self)
         self._shift, self._is_odd = len(prefix.encode()), True
         try:
-            super().execute(prefix + query if isinstance(query, str) else prefix.encode() + query, parameters)
+            self._send(prefix + query if isinstance(query, str) else prefix.encode() + query, parameters)
         except BaseException as error:
-            connection.trips += was_sent(error)
             self._settle_failure(error, prefix, before, was_begun)
             raise
-        connection.trips += 1
-        connection.riders.sent()
+        self.connection.riders.sent()
 
     def _read_alone(self, query: Any, parameters: Any) -> None:
         """Read without a transaction on the server; one that fails has failed for the caller all the same."""

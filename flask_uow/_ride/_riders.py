@@ -56,7 +56,7 @@ class Riders:
     A savepoint in which nothing was said costs nothing: it vanishes with its RELEASE.
     """
 
-    __slots__ = ("_head", "_savepoints", "along", "is_begin_waiting", "is_begun", "is_doomed", "is_told", "waiting")
+    __slots__ = ("_head", "_is_told", "_savepoints", "along", "is_begin_waiting", "is_begun", "is_doomed", "waiting")
 
     def __init__(self) -> None:
         #: Whether a transaction is believed open; its BEGIN may still wait.
@@ -72,8 +72,8 @@ class Riders:
         self.along: tuple[str, ...] = ()
         # The names of the open savepoints and where each waits, -1 for one that was sent; inner ones last.
         self._savepoints: list[tuple[str, int]] = []
-        #: Whether something waits that may fail by itself, so that it is not dropped at COMMIT.
-        self.is_told = False
+        # Whether something waits that may fail by itself, so that it is not dropped at COMMIT.
+        self._is_told = False
         # How many of what waits are the BEGIN and what goes along with it.
         self._head = 0
 
@@ -109,7 +109,7 @@ class Riders:
 
     def end(self) -> None:
         """Believe that no transaction is open; nothing waits any more."""
-        self.is_begun = self.is_begin_waiting = self.is_doomed = self.is_told = False
+        self.is_begun = self.is_begin_waiting = self.is_doomed = self._is_told = False
         self._head = 0
         self.along = ()
         self.waiting.clear()
@@ -138,11 +138,11 @@ class Riders:
             return self._release(_fold(match["released"]), statement)
         if match["savepoint"]:
             name = _fold(match["made"])
-            if self.is_told and self._find(name) is not None:
+            if self._is_told and self._find(name) is not None:
                 return False  # if what waits fails, the server knows the outer one of two alike alone
             self._savepoints.append((name, len(self.waiting)))
         else:
-            self.is_told = True
+            self._is_told = True
         self.waiting.append(statement.strip())
         return True
 
@@ -158,7 +158,7 @@ class Riders:
     @property
     def is_untouched(self) -> bool:
         """Whether nothing waits but a BEGIN: a read that needs no transaction does not need that either."""
-        return self.is_begin_waiting and not self.is_told and not self._savepoints
+        return self.is_begin_waiting and not self._is_told and not self._savepoints
 
     @property
     def knows_savepoint(self) -> bool:
@@ -191,12 +191,12 @@ class Riders:
         :param has_failed: whether the string failed in which it was: of a bad setting's error one cannot tell whether
             the savepoints behind it were made, so that they are not known any more.
         """
-        if has_failed and self.is_told:
+        if has_failed and self._is_told:
             self._savepoints = [(name, place) for name, place in self._savepoints if place < 0]
-        elif self._savepoints:
+        elif self.has_savepoint:
             self._savepoints = [(name, -1) for name, _ in self._savepoints]
         self.waiting.clear()
-        self.is_begin_waiting = self.is_doomed = self.is_told = False
+        self.is_begin_waiting = self.is_doomed = self._is_told = False
         self._head = 0
 
     def forget_savepoints(self) -> None:
@@ -208,7 +208,7 @@ class Riders:
 
         Savepoints that wait are left out, and so are releases: COMMIT keeps everything.
         """
-        if not self.is_told:
+        if not self._is_told:
             return []
         made = {place for _, place in self._savepoints if place >= 0}
         kept = [text for place, text in enumerate(self.waiting) if place not in made and not _is_release(text)]
@@ -235,7 +235,7 @@ class Riders:
         self.is_doomed = False
         if place < 0:
             self.waiting.append(statement.strip())
-            self.is_told = True
+            self._is_told = True
         return True
 
     def _find(self, name: str) -> int | None:
