@@ -20,9 +20,8 @@ from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
-from sqlalchemy import event
+from sqlalchemy import event, orm
 from sqlalchemy.engine import ExceptionContext
-from sqlalchemy.orm import SessionTransactionOrigin
 
 from . import _fork, signals
 from ._application_name import rename
@@ -67,8 +66,8 @@ End = Callable[[Any], None]
 Execute = Callable[..., None]
 """A dialect's method that sends a statement."""
 
-_OF_FLUSH, _NESTED = SessionTransactionOrigin.SUBTRANSACTION, SessionTransactionOrigin.BEGIN_NESTED
-_AUTOBEGIN = SessionTransactionOrigin.AUTOBEGIN
+_OF_FLUSH, _NESTED = orm.SessionTransactionOrigin.SUBTRANSACTION, orm.SessionTransactionOrigin.BEGIN_NESTED
+_AUTOBEGIN = orm.SessionTransactionOrigin.AUTOBEGIN
 _NEVER, _READ, _WRITE, _IDLE = Begins.NEVER, Kind.READ, Kind.WRITE, TransactionStatus.IDLE
 _NOT_BEGUN = (TransactionStatus.IDLE, TransactionStatus.UNKNOWN)
 _NOT_YET = math.inf
@@ -82,6 +81,7 @@ _USE_NESTED = "the unit has begun the transaction. Use session.begin_nested() fo
 class GuardedSession(_Session):
     """Put in front of a session's class: refuses what only the unit may do."""
 
+    _closes_as_sqlalchemy = False  # whether the class has no close() of its own
     _uow: SessionState | None = None
 
     def commit(self) -> None:
@@ -211,7 +211,8 @@ def guarded_class(base: type[Session]) -> type[Session]:
         return base
     guarded = _guarded_classes.get(base)
     if guarded is None:
-        guarded = type(base.__name__, (GuardedSession, base), {"__module__": base.__module__})
+        namespace = {"__module__": base.__module__, "_closes_as_sqlalchemy": base is orm.Session}
+        guarded = type(base.__name__, (GuardedSession, base), namespace)
         _watch_sessions(guarded)
         _guarded_classes[base] = guarded
     return guarded

@@ -19,6 +19,7 @@ import sqlalchemy as sa
 from flask import Flask, g
 from flask.ctx import AppContext
 from sqlalchemy import event
+from sqlalchemy.orm import session as orm_session
 
 from . import _fork, signals
 from ._board import LEAKED
@@ -41,6 +42,8 @@ else:
     _Session = object  # the class in front of which the routing is put
 
 
+# What a session is whose first close() is its last; SQLAlchemy has had it since 2.0.22.
+_ENDS_FOR_GOOD = getattr(getattr(orm_session, "_SessionCloseState", None), "ACTIVE", object())
 _EVENTS = (
     *("after_transaction_create", "after_transaction_end", "after_begin", "before_commit", "after_commit"),
     *("before_attach", "after_attach", "transient_to_pending", "pending_to_persistent", "pending_to_transient"),
@@ -88,11 +91,10 @@ class OwnSessions:
         self._make_session = make_session
         self._listeners: dict[type[Session], list[object]] = {}
 
-    def __call__(self) -> Session:
-        context = contexts.get(None)
-        return self.current(current_context("uow.session") if context is None else context)
-
-    def current(self, context: AppContext) -> Session:
+    def __call__(self, context: AppContext | None = None) -> Session:
+        """The calling thread's session under a context, the current one if None; ``uow.session`` asks at each use."""
+        if context is None:
+            context = contexts.get(None) or current_context("uow.session")
         scope: Scope = getattr(context, "_uow_scope", None) or self.scopes.of(context)
         key = thread.token if _get_running_loop() is None else scope.home
         slot = scope.slots.get(key)
@@ -103,6 +105,8 @@ class OwnSessions:
         session = self._make(context.app)
         self._put(scope, slot, session)
         return session
+
+    current = __call__
 
     def peek(self, context: AppContext) -> Session | None:
         slot = self.scopes.of(context).slot()
@@ -501,7 +505,8 @@ def close_session(session: Session) -> bool:
     state.close()
     state.is_over = state.is_own_call = True
     try:
-        session.close()
+        if not _has_nothing_to_close(session):
+            session.close()
     except sa.exc.IllegalStateChangeError:
         return False
     except Exception:  # whatever a driver raises: the context must end
@@ -510,6 +515,16 @@ def close_session(session: Session) -> bool:
     if state.links:
         state.forget_connections()
     return True
+
+
+def _has_nothing_to_close(session: Session) -> bool:
+    """Whether ``close()`` would find no transaction and no object, as after most requests, and leave all as it is."""
+    return (
+        session._transaction is None
+        and not (session.identity_map or session._new or session._deleted)
+        and session._closes_as_sqlalchemy  # type: ignore[attr-defined]
+        and getattr(session, "_close_state", None) is not _ENDS_FOR_GOOD
+    )
 
 
 def _report_leak(session: Session) -> None:

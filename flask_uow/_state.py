@@ -217,6 +217,7 @@ class SessionState:
         while self.unit is not None:
             self.unit.leave_board(End.ROLLED_BACK, is_error=True)
             self.unit = self.unit.parent
+        self.inserted = []
         board, told = self.board, self.told
         if board is None:
             return

@@ -273,14 +273,14 @@ class Unit:
         session, state, options = self.session, self._state, self._options
         if state.links or (options.needs_connection and session.in_transaction()):
             _meet_open_transaction(session, state, options)
-        self._transaction = session.get_transaction()
-        if self._transaction is None:
+        if session._transaction is None:
             state.is_own_call = True
             try:
                 self._transaction = session.begin()
             finally:
                 state.is_own_call = False
         else:
+            self._transaction = session.get_transaction()
             self.is_repeatable = not (state.wrote or has_pending(session))
             if state.is_stale:
                 state.expire_unmodified(session)
@@ -739,6 +739,8 @@ class Unit:
             self._state.unit = stray.parent
 
     def _decide(self, exception: BaseException | None) -> Ending:
+        if exception is None and not self._is_rollback_only and not self._is_failed():
+            return _COMMIT  # as mostly
         return ending(
             has_raised=exception is not None,
             is_kept=exception is not None and not self._options.rolls_back_for(exception),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 from http import HTTPMethod
 from typing import Any
 
@@ -12,14 +13,15 @@ from werkzeug.exceptions import HTTPException
 from ._state import AppState
 
 _METHODS = frozenset(HTTPMethod)
-_current_request: Callable[[], Request] = request._get_current_object  # type: ignore[attr-defined]
+_requests: ContextVar[Any] = request.__wrapped__  # type: ignore[attr-defined]
 
 
 def find_request() -> Request | None:
     """The current request, None outside of one."""
+    context = _requests.get(None)
     try:
-        return _current_request()
-    except RuntimeError:
+        return None if context is None else context.request
+    except RuntimeError:  # of a Flask whose app contexts serve requests as well
         return None
 
 

@@ -10,6 +10,7 @@ import pytest
 import sqlalchemy as sa
 from flask import Flask, Response, render_template_string, stream_with_context
 from sqlalchemy.orm import Session, object_session
+from sqlalchemy.orm import session as orm_session
 
 from flask_uow import UnitOfWork, transactional
 from flask_uow.exceptions import RuleViolationError
@@ -246,6 +247,35 @@ def test_a_context_that_ends_gives_its_connection_back(
     assert not session.identity_map
     assert checked_out(app) == 0
     assert names(database) == ([kind] if kind.startswith("committed") else [])
+
+
+def test_a_class_of_the_users_own_is_closed_with_its_context(database: Database) -> None:
+    """Also where it holds nothing."""
+    closed: list[bool] = []
+
+    class Noting(Session):
+        def close(self) -> None:
+            super().close()
+            closed.append(self.in_transaction())
+
+    uow = UnitOfWork(session_options={"class_": Noting})
+    app = make_app(database, uow)
+    closed.clear()
+    with app.app_context():
+        uow.session()
+
+    assert closed == [False]
+
+
+@pytest.mark.skipif(not hasattr(orm_session, "_SessionCloseState"), reason="SQLAlchemy 2.0.22 has this")
+def test_a_session_that_ends_for_good_ends_with_its_context(database: Database) -> None:
+    uow = UnitOfWork(session_options={"close_resets_only": False})
+    app = make_app(database, uow)
+    with app.app_context():
+        session = uow.session()
+
+    with pytest.raises(sa.exc.InvalidRequestError, match="permanently closed"):
+        session.scalar(sa.select(1))
 
 
 def test_a_session_of_many_contexts_is_in_the_registry_for_none_after(
