@@ -12,6 +12,8 @@ from __future__ import annotations
 import re
 from functools import lru_cache
 
+from ._short_names import distinct
+
 PREFIX = "flask_uow"
 
 # The server cuts a name after 63 bytes. The pid stands at the end, so the app's part yields, and always to the longest
@@ -36,7 +38,7 @@ def application_name(app_name: str, pid: int) -> str:
     >>> application_name("bank", 4711)
     'flask_uow:bank:4711'
 
-    :param app_name: the Flask app's name; what is unfit becomes ``?``, and so does a colon.
+    :param app_name: the Flask app's name, as :func:`as_part` makes it.
     :param pid: the process that connects.
     """
     return f"{name_prefix(app_name)}{pid}"
@@ -65,11 +67,12 @@ def name_prefix(app_name: str) -> str:
 
 
 def as_part(name: str) -> str:
-    """Make one part of a name, as long as an app's may be.
+    """Make one part of a name, as long as an app's may be, and unlike that of another app.
 
-    :param name: any text; what is unfit becomes ``?``, and so does a colon.
+    :param name: any text; what is unfit becomes ``?``, and so does a colon. One that was changed or cut ends with a
+        mark of the whole.
     """
-    return _UNFIT_IN_PART.sub("?", name)[:_MAX_APP_BYTES]
+    return distinct(name, _UNFIT_IN_PART.sub("?", name), _MAX_APP_BYTES)
 
 
 def like_pattern(app_name: str) -> str:

@@ -22,6 +22,7 @@ from typing import Any
 
 from . import _fork
 from ._callsite import CallSite
+from ._short_names import distinct
 
 BUCKET_BOUNDS_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 """The upper bounds of a histogram's buckets, inclusive; a last bucket has none."""
@@ -281,8 +282,8 @@ class Board:
         words[AT_VERSION], words[AT_SIZE] = VERSION, SIZE_BYTES
         words[AT_PID], words[AT_STARTED_NS] = os.getpid(), started_ns
         words[AT_STARTER] = starter()
-        self._write_text(AT_APP, NAME_WORDS, app_name)
-        self._write_text(AT_HOST, NAME_WORDS, host)
+        self._write_text(AT_APP, NAME_WORDS, shown_name(app_name))
+        self._write_text(AT_HOST, NAME_WORDS, shown_name(host))
         words[AT_MAGIC] = MAGIC  # last: what lacks it is no board yet
 
     def abandon(self) -> object:
@@ -464,7 +465,7 @@ class Board:
                     self.words[AT_UNTOLD + UNTOLD.index("pools")] += 1
                     return -1
                 at = AT_POOL_ROWS + POOL_WORDS * index
-                self._write_text(at, POOL_NAME_WORDS, bind)
+                self._write_text(at, POOL_NAME_WORDS, shown_name(bind))
                 self._write_text(at + POOL_NAME_WORDS, POOL_CLASS_WORDS, class_name)
                 self.words[AT_POOLS] = index + 1
                 self._pools[bind] = index
@@ -501,10 +502,10 @@ def starter() -> int:
 def shown_name(name: str, size: int = NAME_WORDS * WORD) -> str:
     """An app's, a host's or a pool's name as a board has it.
 
-    :param name: the whole name.
+    :param name: the whole name, or what this has made of it.
     :param size: how many bytes there are for it.
     """
-    return _fitted(name, size).rstrip(b"\0").decode()
+    return distinct(name, name.encode("utf-8", "replace").decode(), size).rstrip("\0")
 
 
 def _fitted(text: str, size: int, *, keeps_end: bool = False) -> bytes:

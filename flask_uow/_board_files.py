@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import hashlib
 import mmap
 import os
 import re
@@ -31,14 +30,16 @@ from typing import Any, NamedTuple
 from flask import Flask
 
 from . import _board, _fork
-from ._board import Board
+from ._board import Board, shown_name
 from ._hiding import harmless
+from ._short_names import digest, distinct
 
 fcntl: Any = import_module("fcntl") if find_spec("fcntl") else None
 
 _SUFFIX = ".board"
 _UNFINISHED = ".new"
 _UNFIT = re.compile(r"[^A-Za-z0-9_.]")
+_MAX_PART_BYTES = 40
 _LOCK = ".lock"
 _LOCK_WAIT_S = 1.0
 _MAX_UNFINISHED_S = 60.0
@@ -83,7 +84,7 @@ def folder_of(app: Flask, configured: str | None) -> Path:
     """
     if configured is not None:
         return Path(app.instance_path, configured)
-    mark = hashlib.sha256(os.fsencode(app.root_path)).hexdigest()[:8]
+    mark = digest(app.root_path, 8)
     return Path(tempfile.gettempdir(), f"flask_uow-{_user()}-{_part(app.name)}-{mark}")
 
 
@@ -125,7 +126,9 @@ def _user() -> str:
 
 
 def _part(name: str) -> str:
-    return _UNFIT.sub("_", name)[:40]
+    """Part of a file's name, unlike that of any other app or host; the same for the whole name and for the board's."""
+    name = shown_name(name)
+    return distinct(name, _UNFIT.sub("_", name), _MAX_PART_BYTES)
 
 
 # ---- a process's own file

@@ -32,15 +32,15 @@ def _is_like(name: str, pattern: str) -> bool:
     [
         ("bank", "flask_uow:bank:4711"),
         ("my_bank.web", "flask_uow:my_bank.web:4711"),
-        ("Bänk", "flask_uow:B?nk:4711"),
-        ("a\nb\x1b[31m\x7f", "flask_uow:a?b?[31m?:4711"),
-        ("bank:eu", "flask_uow:bank?eu:4711"),
+        ("Bänk", "flask_uow:B?nk~d9d002:4711"),
+        ("a\nb\x1b[31m\x7f", "flask_uow:a?b?[31m?~7386e5:4711"),
+        ("bank:eu", "flask_uow:bank?eu~55d6b6:4711"),
         ("", "flask_uow::4711"),
-        ("o'brien\\; 100%", "flask_uow:o?brien?? 100?:4711"),
+        ("o'brien\\; 100%", "flask_uow:o?brien?? 100?~fc488f:4711"),
     ],
 )
 def test_name_says_app_and_pid(app_name: str, expected: str) -> None:
-    """The name is printable ASCII with the app in the middle and the pid at the end."""
+    """The name is printable ASCII; an app's name that had to be changed ends with a mark of what it was."""
     assert application_name(app_name, 4711) == expected
 
 
@@ -50,7 +50,7 @@ def test_long_app_name_leaves_the_pid(pid: int) -> None:
     name = application_name("x" * 200, pid)
 
     assert len(name.encode()) <= 63
-    assert name.endswith(f"x:{pid}")
+    assert re.search(rf"x~[0-9a-f]{{6}}:{pid}$", name)
     assert _is_like(name, like_pattern("x" * 200))
 
 
@@ -62,7 +62,19 @@ def test_pattern_matches_its_own_app(app_name: str) -> None:
 
 @pytest.mark.parametrize(
     ("app_name", "other"),
-    [("a", "ab"), ("a", "a_b"), ("a_b", "axb"), ("a", "a:b"), ("a", "a:5"), ("a%", "abc"), ("a\\", "a"), ("%", "a")],
+    [
+        *[
+            ("a", "ab"),
+            ("a", "a_b"),
+            ("a_b", "axb"),
+            ("a", "a:b"),
+            ("a", "a:5"),
+            ("a%", "abc"),
+            ("a\\", "a"),
+            ("%", "a"),
+        ],
+        *[("Bänk", "Bönk"), ("a:b", "a?b"), ("x" * 60 + "public", "x" * 60 + "intern")],
+    ],
 )
 def test_pattern_leaves_other_apps_alone(app_name: str, other: str) -> None:
     """No app's pattern finds another app's names."""

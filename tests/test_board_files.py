@@ -68,8 +68,8 @@ def test_a_board_is_its_users_alone(folder: Path) -> None:
     (path,) = board_files(folder)
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
     assert [stat.S_IMODE(each.stat().st_mode) for each in folder.iterdir()] == [0o600] * len(list(folder.iterdir()))
-    host = re.sub(r"[^A-Za-z0-9_.]", "_", socket.gethostname())
-    match = re.fullmatch(rf"bank-{re.escape(host)}-{os.getpid()}-(\d+)\.board", path.name)
+    host = re.sub(r"[^A-Za-z0-9_.]", "_", socket.gethostname())[:40]
+    match = re.fullmatch(rf"bank-(?:{re.escape(host)}|\w+~[0-9a-f]{{6}})-{os.getpid()}-(\d+)\.board", path.name)
     assert match is not None
     assert before_ns <= int(match[1]) <= time.time_ns()
 
@@ -177,6 +177,34 @@ def test_apps_of_other_names_do_not_count(folder: Path) -> None:
 
     assert committed(read_until(bank, lambda seen: seen.ended)) == 4
     assert committed(read_until(shop, lambda seen: seen.ended)) == 12
+
+
+@pytest.mark.parametrize("beginning", ["company.platform.services.accounting.backend_", "x" * 70, "Ä"])
+def test_names_that_begin_alike_are_not_mixed_up(folder: Path, beginning: str) -> None:
+    """Names of modules are long: each app has its own workers, the living and the ended ones."""
+    public, intern = f"{beginning}:public", f"{beginning}?intern"
+    app, other = make_app(folder, public)[0], make_app(folder, intern)[0]
+    begin(app)
+    begin(other, 5)
+    for name, units in ((public, 3), (intern, 7)):
+        with worker(folder, units, name=name):
+            pass
+
+    assert committed(read_until(app, lambda seen: seen.ended)) == 4
+    assert committed(read_until(other, lambda seen: seen.ended)) == 12
+    assert len(list(folder.glob("*-ended.board"))) == 2
+
+
+def test_an_ended_worker_of_a_long_name_is_forgotten_with_its_app(folder: Path) -> None:
+    """What is made of the whole name, and of what its board has of it, is one file."""
+    with worker(folder, 5, name="x" * 70) as process:
+        pass
+    process.wait()
+    app, _ = make_app(folder, "x" * 70)
+
+    begin(app)
+
+    assert not list(folder.glob("*-ended.board"))
 
 
 DROPPED = """

@@ -16,6 +16,7 @@ LAYERS = (
     "exceptions",
     "signals",
     "_callsite",
+    "_short_names",
     "_application_name",
     "_fork",
     "_gevent",
