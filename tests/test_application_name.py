@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import re
+import socket
 
 import pytest
 
 from flask_uow._application_name import (
     application_name,
     as_part,
+    host_mark,
+    is_of_another_host,
     is_own_name,
     like_pattern,
     rename,
@@ -30,27 +34,27 @@ def _is_like(name: str, pattern: str) -> bool:
 @pytest.mark.parametrize(
     ("app_name", "expected"),
     [
-        ("bank", "flask_uow:bank:4711"),
-        ("my_bank.web", "flask_uow:my_bank.web:4711"),
-        ("Bänk", "flask_uow:B?nk~d9d002:4711"),
-        ("a\nb\x1b[31m\x7f", "flask_uow:a?b?[31m?~7386e5:4711"),
-        ("bank:eu", "flask_uow:bank?eu~55d6b6:4711"),
-        ("", "flask_uow::4711"),
-        ("o'brien\\; 100%", "flask_uow:o?brien?? 100?~fc488f:4711"),
+        ("bank", "flask_uow:bank:4711@3f9a"),
+        ("my_bank.web", "flask_uow:my_bank.web:4711@3f9a"),
+        ("Bänk", "flask_uow:B?nk~d9d002:4711@3f9a"),
+        ("a\nb\x1b[31m\x7f", "flask_uow:a?b?[31m?~7386e5:4711@3f9a"),
+        ("bank:eu", "flask_uow:bank?eu~55d6b6:4711@3f9a"),
+        ("", "flask_uow::4711@3f9a"),
+        ("o'brien\\; 100%", "flask_uow:o?brien?? 100?~fc488f:4711@3f9a"),
     ],
 )
-def test_name_says_app_and_pid(app_name: str, expected: str) -> None:
+def test_name_says_app_pid_and_host(app_name: str, expected: str) -> None:
     """The name is printable ASCII; an app's name that had to be changed ends with a mark of what it was."""
-    assert application_name(app_name, 4711) == expected
+    assert application_name(app_name, 4711, "3f9a") == expected
 
 
 @pytest.mark.parametrize("pid", [1, 4_194_304, 4_294_967_295])
 def test_long_app_name_leaves_the_pid(pid: int) -> None:
-    """A long app name is cut, the pid never."""
+    """A long app name is cut, the pid and the host never."""
     name = application_name("x" * 200, pid)
 
     assert len(name.encode()) <= 63
-    assert re.search(rf"x~[0-9a-f]{{6}}:{pid}$", name)
+    assert re.search(rf"x~[0-9a-f]{{6}}:{pid}@{host_mark()}$", name)
     assert _is_like(name, like_pattern("x" * 200))
 
 
@@ -63,17 +67,17 @@ def test_pattern_matches_its_own_app(app_name: str) -> None:
 @pytest.mark.parametrize(
     ("app_name", "other"),
     [
-        *[
-            ("a", "ab"),
-            ("a", "a_b"),
-            ("a_b", "axb"),
-            ("a", "a:b"),
-            ("a", "a:5"),
-            ("a%", "abc"),
-            ("a\\", "a"),
-            ("%", "a"),
-        ],
-        *[("Bänk", "Bönk"), ("a:b", "a?b"), ("x" * 60 + "public", "x" * 60 + "intern")],
+        ("a", "ab"),
+        ("a", "a_b"),
+        ("a_b", "axb"),
+        ("a", "a:b"),
+        ("a", "a:5"),
+        ("a%", "abc"),
+        ("a\\", "a"),
+        ("%", "a"),
+        ("Bänk", "Bönk"),
+        ("a:b", "a?b"),
+        ("x" * 60 + "public", "x" * 60 + "intern"),
     ],
 )
 def test_pattern_leaves_other_apps_alone(app_name: str, other: str) -> None:
@@ -81,12 +85,42 @@ def test_pattern_leaves_other_apps_alone(app_name: str, other: str) -> None:
     assert not _is_like(application_name(other, 12), like_pattern(app_name))
 
 
-def test_label_may_follow_the_pid() -> None:
+def test_label_may_follow_the_host() -> None:
     """What is appended after a colon changes neither the app nor the pid."""
     name = application_name("bank", 12) + ":POST /transfers/<int:id>"
 
     assert _is_like(name, like_pattern("bank"))
     assert worker_pid(name) == 12
+    assert not is_of_another_host(name)
+
+
+@pytest.mark.parametrize("label", ["", ":GET /x@0000"])
+def test_a_name_of_an_older_version_has_no_host(label: str) -> None:
+    """It is read as it was: nobody knows that it is another host's."""
+    name = f"flask_uow:bank:12{label}"
+
+    assert (is_own_name(name), worker_pid(name), is_of_another_host(name)) == (True, 12, False)
+    assert unit_label(name) == (label[1:] or None)
+
+
+@pytest.mark.parametrize("what", ["host", "process numbers"])
+def test_hosts_and_containers_are_told_apart(what: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the host's name and by whose process numbers are counted; where that is not known, by the name."""
+    names = [application_name("bank", 12)]
+    if what == "host":
+        monkeypatch.setattr(socket, "gethostname", lambda: "another")
+    else:
+        monkeypatch.setattr(os, "readlink", lambda path: "pid:[1]")
+    names.append(application_name("bank", 12))
+    monkeypatch.setattr(os, "readlink", _fail)
+    names.append(application_name("bank", 12))
+
+    assert len(set(names)) == 3
+    assert [is_of_another_host(name) for name in names] == [True, True, False]
+
+
+def _fail(path: str) -> str:
+    raise FileNotFoundError(path)
 
 
 @pytest.mark.parametrize(
@@ -95,12 +129,12 @@ def test_label_may_follow_the_pid() -> None:
         ("POST /transfers/<int:id>", "POST /transfers/<int:id>"),
         ("nightly: 7", "nightly: 7"),
         ("it's 5 % \\ done; Bänk\n", "it?s 5 ? ? done? B?nk?"),
-        ("x" * 99, "x" * 44),
+        ("x" * 99, "x" * 39),
         ("", None),
     ],
 )
 def test_a_label_is_read_out_of_the_name_again(label: str, read: str | None) -> None:
-    """As far as the server has room for it; app and process stay whole."""
+    """As far as the server has room for it; app, process and host stay whole."""
     name = application_name("bank", 123)
     statement = rename(name, label)
     server_name = statement.removeprefix("SET LOCAL application_name = '").removesuffix("'")
@@ -119,7 +153,10 @@ def test_a_name_without_room_for_a_label_has_none() -> None:
     assert unit_label(name) is None
 
 
-@pytest.mark.parametrize("name", ["psql", "", "flask_uow:bank", "flask_uow:bank:", "flask_uow:bank:x", "x:a:1"])
+@pytest.mark.parametrize(
+    "name",
+    ["psql", "", "flask_uow:bank", "flask_uow:bank:", "flask_uow:bank:x", "x:a:1", "flask_uow:a:1@x", "flask_uow:a:1@"],
+)
 def test_foreign_names_are_not_ours(name: str) -> None:
     """A name from elsewhere has no worker's pid in it."""
     assert not is_own_name(name)

@@ -20,6 +20,7 @@ from flask import Flask
 from sqlalchemy import orm
 
 from flask_uow import UnitOfWork, stats, transactional
+from flask_uow._application_name import application_name
 from flask_uow.exceptions import ConfigurationError
 from tests import snapshots
 from tests.databases import Database
@@ -145,7 +146,9 @@ def test_fail_on(idler: tuple[Flask, int], arguments: list[str], status: int) ->
     result = run(app, *arguments)
 
     assert result.exit_code == status
-    reason = f"idle-in-transaction=0.1: session {pid} (flask_uow:bank:{os.getpid()}) is idle in transaction for "
+    reason = (
+        f"idle-in-transaction=0.1: session {pid} ({application_name('bank', os.getpid())}) is idle in transaction for "
+    )
     assert (reason in result.stderr) == (status == 1)
     assert result.stdout
 

@@ -15,6 +15,7 @@ from flask import Flask
 from sqlalchemy import orm
 
 from flask_uow import UnitOfWork, _settings, transactional
+from flask_uow._application_name import host_mark
 from flask_uow.exceptions import ConfigurationError
 from tests.databases import Database
 from tests.models import Base, Item, checked_out, make_app, names
@@ -305,13 +306,15 @@ def test_a_bind_that_nobody_has_configured_is_named(bound_app: Flask, uow: UnitO
 
 
 @on_postgresql
-def test_each_connection_is_named_after_its_app_and_process(app: Flask, uow: UnitOfWork, database: Database) -> None:
+def test_each_connection_is_named_after_its_app_process_and_host(
+    app: Flask, uow: UnitOfWork, database: Database
+) -> None:
     """The server knows whose it is, from the first packet on."""
     with app.app_context():
         uow.session.execute(sa.text("SELECT 1"))
         names_seen = [session.application_name for session in database.sessions()]
 
-    assert names_seen == [f"flask_uow:tests.models:{os.getpid()}"]
+    assert names_seen == [f"flask_uow:tests.models:{os.getpid()}@{host_mark()}"]
 
 
 @on_postgresql

@@ -16,13 +16,15 @@ import sqlalchemy as sa
 from flask import Flask
 
 from flask_uow import UnitOfWork, stats, transactional
-from flask_uow._application_name import application_name
+from flask_uow._application_name import application_name, host_mark
 from flask_uow.stats._join import Known, with_servers, with_units
 from tests.databases import Database
 from tests.models import make_app
 from tests.snapshots import database, session, unit, worker
 
 DEADLINE_S = 30.0
+ELSEWHERE = "0000" if host_mark() != "0000" else "ffff"
+"""The mark of another host."""
 NOBODY = 2**22 + 17
 """The number of a process that no system gives away."""
 on_postgresql = pytest.mark.parametrize("database", ["psycopg2", "psycopg"], indirect=True)
@@ -97,9 +99,23 @@ def test_one_number_of_two_servers_is_told_apart_by_the_worker() -> None:
         (session(1, None), False),
         (session(1, NOBODY, state="hidden"), False),
         (session(1, NOBODY, client_address="10.0.0.9"), False),
+        (session(1, NOBODY, application_name=application_name("bank", NOBODY)), True),
+        (session(1, NOBODY, application_name=application_name("bank", NOBODY, ELSEWHERE)), False),
+        (session(1, 4711, application_name=application_name("bank", 4711, ELSEWHERE)), False),
         (session(5101, 4711), False),
     ],
-    ids=["process is gone", "process runs", "no such number", "unnamed", "hidden", "another host", "known"],
+    ids=[
+        "process is gone",
+        "process runs",
+        "no such number",
+        "unnamed",
+        "hidden",
+        "another host",
+        "marked as of here",
+        "another host behind one address",
+        "a number that both hosts have",
+        "known",
+    ],
 )
 def test_an_orphan_is_what_came_from_here_and_nobody_knows(seen: stats.ServerSession, is_orphan: bool) -> None:
     """Not what another host, another program, or a process that has not published yet may hold."""
@@ -150,6 +166,23 @@ def test_sessions_of_other_hosts_are_counted() -> None:
 
     assert shown.notes == ("1 of the sessions come from other hosts, whose workers are not to be seen from here.",)
     assert not shown.sessions[0].is_orphan
+
+
+def test_hosts_behind_one_address_are_told_apart() -> None:
+    """By their marks; a container of whose board this one can read is not taken for one that cannot be seen."""
+    names = [application_name("bank", pid, ELSEWHERE) for pid in (4711, 4712)]
+    own = worker(4711, unit(), backend_pids=(5101,))
+
+    shown = joined(
+        database(
+            session(5101, application_name=names[0]),
+            session(1, 4712, application_name=names[1], state="hidden"),
+        ),
+        own,
+    )
+
+    assert shown.notes == ("1 of the sessions come from other hosts, whose workers are not to be seen from here.",)
+    assert [each.unit for each in shown.sessions] == ["POST /transfers", None]
 
 
 def test_a_session_that_no_worker_speaks_of_keeps_what_its_server_was_told() -> None:
@@ -245,6 +278,27 @@ def test_a_session_under_the_name_of_a_process_that_is_gone_is_an_orphan(
     assert {each.worker_pid: each.is_orphan for each in seen.databases[0].sessions} == numbers
 
 
+@on_postgresql
+def test_a_unit_of_a_container_behind_the_same_address_is_no_orphan(
+    database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has process numbers of its own, and the server sees it where it sees this host: its label is shown."""
+    container, uow = make_silent(database)
+    app = make_app(database, UOW_STATS_DIR=str(tmp_path / "boards"))
+    with container.app_context(), transactional(label="view"):
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "getpid", lambda: NOBODY)
+            patch.setattr(os, "readlink", lambda path: "pid:[1]")
+            uow.session.execute(sa.text("SELECT 1"))
+        seen = snapshot_until(app, lambda seen: seen.databases[0].sessions)
+
+    (session,) = seen.databases[0].sessions
+    assert (session.worker_pid, session.unit, session.is_told_by_server) == (NOBODY, "view", True)
+    assert not session.is_orphan
+    assert not seen.troubles
+    assert "1 of the sessions come from other hosts" in seen.databases[0].notes[-1]
+
+
 # ---- what the server was told, where no board says it
 
 
@@ -329,7 +383,7 @@ def test_who_waits_for_a_unit_of_elsewhere_names_it(database: Database, looker: 
     (stranger,) = second.databases[0].blockers
     assert (stranger.unit, stranger.is_told_by_server) == (None, False)
     assert blocked(second)[0].waits_for == (f"pid {stranger.pid}",)
-    name = f"session {stranger.pid} (flask_uow:other:{os.getpid()}:GET /other, role {stranger.user})"
+    name = f"session {stranger.pid} ({application_name(other.name, os.getpid())}:GET /other, role {stranger.user})"
     assert f"GET /second waits for {name}, which is not of this app and idle in transaction," in second.troubles[0].text
 
 

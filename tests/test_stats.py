@@ -696,7 +696,7 @@ def test_condition_idle_in_transaction(changes: dict[str, Any], limit: str, is_f
     failures = stats.Condition.parse(f"idle-in-transaction={limit}").failures(snapshot_of(session(**changes)))
 
     assert bool(failures) == is_failure
-    assert all("session 1 (flask_uow:bank:2) is idle in transaction" in failure for failure in failures)
+    assert all(f"session 1 ({application_name('bank', 2)}) is idle in transaction" in failure for failure in failures)
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ import dataclasses
 import os
 from collections.abc import Iterable, Iterator
 
+from .._application_name import is_of_another_host
 from ._values import DatabaseSnapshot, LiveUnit, ServerSession, Worker
 
 
@@ -60,7 +61,7 @@ class Known:
         pid = session.worker_pid
         if pid is None or not self.is_complete or session.is_hidden or self.is_known(session):
             return False
-        if session.client_address != database.client_address:
+        if _is_elsewhere(session, database):
             return False
         if any(worker.pid == pid for worker in (*self.workers, *self.later)):
             return not self.is_behind_pooler(pid, database.sessions)
@@ -109,11 +110,18 @@ def _notes(database: DatabaseSnapshot, known: Known) -> Iterator[str]:
             "PgBouncer lies between. Sessions are matched with workers by name there, not with units."
         )
     elsewhere = sum(
-        session.worker_pid is not None and not session.is_hidden and session.client_address != database.client_address
+        session.worker_pid is not None and _is_elsewhere(session, database) and not known.is_known(session)
         for session in database.sessions
     )
     if elsewhere:
         yield f"{elsewhere} of the sessions come from other hosts, whose workers are not to be seen from here."
+
+
+def _is_elsewhere(session: ServerSession, database: DatabaseSnapshot) -> bool:
+    """Whether a session came from another host, or a container; several may be behind one address."""
+    if is_of_another_host(session.application_name):
+        return True
+    return not session.is_hidden and session.client_address != database.client_address
 
 
 def with_servers(workers: Iterable[Worker], databases: Iterable[DatabaseSnapshot]) -> tuple[Worker, ...]:

@@ -71,7 +71,7 @@ def test_the_server_is_told_names_and_no_sql(database: Database, app_name: str, 
             # The command's own of the turn before may not have left yet.
             (session,) = (each for each in database.sessions() if each.state == "idle in transaction")
             assert bench.app.test_cli_runner().invoke(args=["db-session-stats"]).exit_code == 0
-        assert re.fullmatch(r"flask_uow:[^:]*:\d+:[ -~]+", session.application_name)
+        assert re.fullmatch(r"flask_uow:[^:]*:\d+@[0-9a-f]{4}:[ -~]+", session.application_name)
         assert not set(session.application_name) & set("'\\%;")
         assert len(session.application_name) <= 63
 
