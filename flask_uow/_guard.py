@@ -640,8 +640,11 @@ def _failed(context: ExceptionContext) -> None:
     if link is None:
         return
     link.state.check_process()
-    if context.is_disconnect or link.has_lost_transaction() or link.status() is TransactionStatus.IN_ERROR:
+    is_lost = context.is_disconnect or link.has_lost_transaction()
+    if is_lost or link.status() is TransactionStatus.IN_ERROR:
         link.state.note_error(context.sqlalchemy_exception or context.original_exception)
+    if is_lost:
+        link.state.tell_rest(link)
     unit = link.state.unit
     if unit is not None and unit.deadline is not None and sqlstate(context.original_exception) in _TIMED_OUT:
         unit.check_deadline()  # the server has kept it

@@ -20,7 +20,7 @@ import sqlalchemy as sa
 from flask import Flask
 
 from . import _fork
-from ._board import CLOSED, OPENED, STATEMENT, STATEMENTS_OUTSIDE, Board, Live
+from ._board import CLOSED, IDLE, OPENED, STATEMENT, STATEMENTS_OUTSIDE, Board, Live
 from ._board import Outcome as End
 from ._board_files import open_board
 from ._callsite import CallSite
@@ -295,6 +295,15 @@ class SessionState:
         if self.error is None:
             self.error = error
 
+    def tell_rest(self, lost: Link | None = None) -> None:
+        """Say on the board what it does until its next statement, where that is not what the last one has left.
+
+        :param lost: a connection that was lost just now.
+        """
+        if self.live is not None:
+            idle = [link.idle_since for link in self.links if link is not lost and link.is_idle()]
+            self.live.reals[self.live.at] = self.told + (IDLE + max(idle) if idle else 0.0)
+
     def has_lost_transaction(self) -> bool:
         """Whether a COMMIT sent now would not commit what was done: the servers' own word, at no cost."""
         for link in self.links:
@@ -326,6 +335,7 @@ class Begins(Enum):
 
 _NEVER, _NOT_YET = Begins.NEVER, math.inf
 _IDLE, _IN_TRANSACTION = TransactionStatus.IDLE, TransactionStatus.IN_TRANSACTION
+_UNKNOWN = TransactionStatus.UNKNOWN
 
 
 class Link:
@@ -394,6 +404,10 @@ class Link:
         if self.was_begun and self.status() is TransactionStatus.IDLE:
             self.was_lost = True
         return self.was_lost
+
+    def is_idle(self) -> bool:
+        """Whether its transaction waits for the next statement."""
+        return self.was_begun and self.idle_since < _NOT_YET and self.status() not in (None, _IDLE, _UNKNOWN)
 
     def is_at_rest(self) -> bool:
         """Whether its server and its driver know of no transaction."""

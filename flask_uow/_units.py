@@ -814,6 +814,8 @@ class Unit:
                 "The rollback of unit of work %r failed; its connections are discarded.", self.label, exc_info=True
             )
             discard(links)
+        if self.parent is not None:
+            self._state.tell_rest()  # a rollback that had nothing to undo was no statement
 
     def _roll_back(self) -> None:
         if self.read_only and self.parent is None:

@@ -774,6 +774,58 @@ def test_a_connection_that_is_lost_is_nobodys(app: Flask, uow: UnitOfWork, datab
     assert pool(app).checked_out == 0
 
 
+@on_postgresql
+def test_a_unit_that_has_lost_its_connection_is_in_no_transaction(
+    app: Flask, uow: UnitOfWork, database: Database
+) -> None:
+    """The server has no session of it any more, and nothing is idle there, however long the view goes on."""
+    seen: list[stats.LiveUnit] = []
+    with app.app_context(), pytest.raises(UnitFailedError), transactional(label="outer"):
+        with suppress(sa.exc.SQLAlchemyError), transactional(label="inner"):
+            database.kill(uow.session.scalar(BACKEND))
+            with suppress(sa.exc.DBAPIError):
+                uow.session.execute(ONE)
+            seen += live(app)
+            uow.session.execute(ONE)
+        seen += live(app)
+
+    assert [(unit.label, unit.state) for unit in seen] == [
+        (label, State.NO_TRANSACTION) for label in ("outer", "inner", "outer")
+    ]
+
+
+@on_postgresql
+def test_a_unit_that_has_lost_one_of_its_connections_is_idle_on_the_other(
+    app: Flask, uow: UnitOfWork, database: Database
+) -> None:
+    """Locks are held there all the same."""
+    other = sa.create_engine(database.url)
+    with app.app_context(), suppress(UnitFailedError), transactional():
+        uow.session.execute(ONE, bind_arguments={"bind": other})
+        database.kill(uow.session.scalar(BACKEND))
+        with suppress(sa.exc.DBAPIError):
+            uow.session.execute(ONE)
+        (shown,) = live(app)
+    other.dispose()
+
+    assert shown.state == State.IDLE
+
+
+@pytest.mark.parametrize("has_begun", [False, True])
+def test_a_unit_goes_on_when_one_inside_it_had_nothing_to_undo(app: Flask, uow: UnitOfWork, has_begun: bool) -> None:
+    """It rolls nothing back any more; it is idle since its own last statement, if there was one."""
+    with app.app_context(), transactional():
+        if has_begun:
+            uow.session.execute(ONE)
+        (before,) = live(app)
+        with suppress(ValueError), transactional():
+            raise ValueError
+        (after,) = live(app)
+
+    assert after.state == before.state == (State.IDLE if has_begun else State.NO_TRANSACTION)
+    assert after.state_seconds >= before.state_seconds
+
+
 # ---- what finds no room
 
 
