@@ -429,13 +429,17 @@ def _bury(path: Path) -> None:
         ended.check()
     except ValueError:
         return
-    path.unlink(missing_ok=True)  # first: what is lost by a crash in between is better than what is counted twice
     unfinished = ended_path.with_name(ended_path.name + _UNFINISHED)
     unfinished.unlink(missing_ok=True)
-    descriptor = os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _O_OURS, 0o600)
-    with open(descriptor, "wb") as file:
-        file.write(ended.memory)
-    os.replace(unfinished, ended_path)
+    try:
+        descriptor = os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _O_OURS, 0o600)
+        with open(descriptor, "wb") as file:
+            file.write(ended.memory)  # where there is no room for it, the dead one is kept, and swept later
+        path.unlink(missing_ok=True)  # before: what is lost by a crash in between is better than what is counted twice
+        os.replace(unfinished, ended_path)
+    except OSError:
+        unfinished.unlink(missing_ok=True)
+        raise
 
 
 def _read(path: Path) -> Image | None:

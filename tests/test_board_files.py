@@ -7,6 +7,7 @@ import math
 import os
 import random
 import re
+import resource
 import signal
 import socket
 import stat
@@ -649,6 +650,36 @@ def test_a_worker_that_was_killed_is_swept_by_whoever_sees_it(folder: Path, swee
         assert [label.count for label in each.ended.counts.labels if label.label == "killed0"] == [5]
         assert committed(each) == (6 if sweeper == "reader" else 7)
         assert each.notes == ()
+
+
+@pytest.mark.parametrize("is_first", [True, False], ids=["the first", "one more"])
+def test_a_worker_that_ends_on_a_full_disk_loses_nothing(folder: Path, is_first: bool) -> None:
+    """Its board stays, and nothing else; it is added to the others when there is room again."""
+    app, _ = make_app(folder)
+    begin(app)
+    if not is_first:
+        with worker(folder, 3) as process:
+            pass
+        process.wait()
+    ending = _board_files.open_board(app, str(folder))
+    row = ending.row("unit", None, is_inner=False)
+    ending.count_unit(row, Outcome.COMMITTED, False, 1.0, 0.01, 0.0, 0.01)
+    expected = 2 if is_first else 5
+    before = sorted(folder.iterdir())
+
+    _, most = limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (SIZE_BYTES // 2, most))
+    try:
+        del ending
+        gc.collect()
+        left, full = sorted(folder.iterdir()), [committed(stats.read_boards(app)) for _ in range(2)]
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+    assert left == before
+    assert full == [expected, expected]
+    assert committed(stats.read_boards(app)) == expected
+    assert len(board_files(folder)) == 1
 
 
 def test_sums_of_the_ended_are_neither_lost_nor_counted_twice(folder: Path) -> None:
