@@ -17,6 +17,7 @@ import threading
 import time
 from bisect import bisect_left
 from enum import IntEnum
+from pathlib import Path
 from types import CodeType
 from typing import Any
 
@@ -252,10 +253,12 @@ class Board:
     :ivar words: the same as words.
     :ivar reals: the same as floating-point numbers.
     :ivar is_published: whether others can read it.
+    :ivar path: where its file lies, None where it has none.
     """
 
     def __init__(self, app_name: str, host: str, started_ns: int, memory: Any = None) -> None:
         self.is_published = memory is not None
+        self.path: Path | None = None
         self._take_memory(bytearray(SIZE_BYTES) if memory is None else memory)
         self._lives = [Live(self, index) for index in range(MAX_LIVE)]
         self.free_homes = self._lives[MAX_HOMES - 1 :: -1]

@@ -175,7 +175,22 @@ def _publish(app_name: str, host: str, started_ns: int, path: Path) -> Board:
         weakref.finalize(board, holder.remove)
         if unfinished != path:
             os.rename(unfinished, path)
+        board.path = path
     return board
+
+
+def notice_removal(app: Flask, board: Board) -> None:
+    """Say once that a board's file is gone: what is written there nobody else sees.
+
+    Its memory cannot be put into a folder again, and to exchange it while threads write there could lose their word.
+    """
+    if board.is_published and board.path is not None and not os.path.lexists(board.path):
+        board.is_published = False
+        app.logger.warning(
+            "flask_uow publishes no statistics of this process any more: %s was removed. Restart the process to "
+            "publish again, and name a folder in UOW_STATS_DIR that nobody clears.",
+            harmless(str(board.path)),
+        )
 
 
 def _make_file(path: Path) -> mmap.mmap:

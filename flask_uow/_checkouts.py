@@ -45,6 +45,7 @@ from ._board import (
     Live,
     shown_name,
 )
+from ._board_files import notice_removal
 from ._callsite import CallSite, application_site
 from ._drivers import server_process
 from ._rules import report_at_teardown, violation
@@ -232,6 +233,7 @@ class Watch:
     def know(self, connection: Any, board: Board) -> Checkout:
         """A connection is met for the first time: give it a place on the board."""
         self._describe(board, connection._pool)
+        notice_removal(self._app_state.app, board)
         pid = server_process(self._driver, connection.dbapi_connection)
         checkout: Checkout = Checkout(board, self._row[1], pid)
         connection.info[CHECKOUT] = checkout

@@ -8,6 +8,7 @@ import os
 import random
 import re
 import resource
+import shutil
 import signal
 import socket
 import stat
@@ -297,6 +298,28 @@ def test_a_folder_that_cannot_be_made_costs_the_statistics_alone(
     assert caplog.text.count("publishes no statistics") == 1
     assert str(tmp_path / "file") in caplog.text
     assert committed(stats.read_boards(app)) == 3
+
+
+@pytest.mark.parametrize("is_folder", [True, False], ids=["the folder", "the file"])
+def test_a_board_that_was_removed_is_missed_with_the_next_connection(
+    folder: Path, is_folder: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is logged once; the process goes on counting, and reads its own memory."""
+    app, uow = make_app(folder)
+    begin(app)
+    if is_folder:
+        shutil.rmtree(folder)
+    else:
+        board_files(folder)[0].unlink()
+
+    for _ in range(3):
+        with app.app_context():
+            uow.engine.dispose()
+        begin(app)
+
+    assert caplog.text.count("publishes no statistics of this process any more") == 1
+    assert "was removed" in caplog.text
+    assert committed(stats.read_boards(app)) == 4
 
 
 @pytest.mark.parametrize("lacks_all", [False, True], ids=["no locks", "no locks, modes, reserving and reading at"])
