@@ -7,6 +7,7 @@ twice what is left. Limits that the role or the database has already stay, where
 from __future__ import annotations
 
 import math
+import time
 from contextlib import closing
 
 from ._state import Link
@@ -50,7 +51,9 @@ def limit_time(link: Link, remaining_s: float | None, *, is_outermost: bool) -> 
     with closing(link.dbapi_connection.cursor()) as cursor:
         for statement in statements:
             cursor.execute(statement)
-    link.was_begun = link.was_begun or bool(statements)
+    if statements and not link.was_begun:
+        link.was_begun, link.idle_since = True, time.monotonic()
+        link.state.tell_rest()
 
 
 def limit_again(link: Link, remaining_s: float, *, is_outermost: bool) -> None:

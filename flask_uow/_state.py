@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import math
 import threading
+import time
 import weakref
 from collections.abc import Callable
 from contextvars import ContextVar
@@ -302,7 +303,9 @@ class SessionState:
         """
         if self.live is not None:
             idle = [link.idle_since for link in self.links if link is not lost and link.is_idle()]
-            self.live.reals[self.live.at] = self.told + (IDLE + max(idle) if idle else 0.0)
+            # Of one that was noticed already, it is not known any more since when.
+            since_s = min(max(idle), time.monotonic()) if idle else 0.0
+            self.live.reals[self.live.at] = self.told + (IDLE + since_s if idle else 0.0)
 
     def has_lost_transaction(self) -> bool:
         """Whether a COMMIT sent now would not commit what was done: the servers' own word, at no cost."""
@@ -407,7 +410,7 @@ class Link:
 
     def is_idle(self) -> bool:
         """Whether its transaction waits for the next statement."""
-        return self.was_begun and self.idle_since < _NOT_YET and self.status() not in (None, _IDLE, _UNKNOWN)
+        return self.was_begun and self.status() not in (None, _IDLE, _UNKNOWN)
 
     def is_at_rest(self) -> bool:
         """Whether its server and its driver know of no transaction."""

@@ -811,6 +811,39 @@ def test_a_unit_that_has_lost_one_of_its_connections_is_idle_on_the_other(
     assert shown.state == State.IDLE
 
 
+@on_postgresql
+@pytest.mark.parametrize("rides", [True, False])
+def test_a_unit_whose_server_is_told_of_its_end_says_what_its_transaction_does(
+    make: Callable[..., Flask], uow: UnitOfWork, database: Database, rides: bool
+) -> None:
+    """Where that does not ride, it begins the transaction before the first statement does."""
+    app = make(UOW_RIDE=rides)
+    with app.app_context(), transactional(read_only=True, timeout=DEADLINE_S):
+        uow.session.connection()
+        (shown,) = live(app)
+        is_begun = [each for each in database.sessions() if each.state == "idle in transaction"]
+
+    assert len(is_begun) == (not rides)
+    assert shown.state == (State.NO_TRANSACTION if rides else State.IDLE)
+
+
+@on_postgresql
+@pytest.mark.filterwarnings("ignore:.UOW109")
+def test_a_unit_that_was_noticed_to_idle_is_idle_all_the_same(make: Callable[..., Flask], uow: UnitOfWork) -> None:
+    """That it is noticed once is no word on its transaction."""
+    app = make(UOW_MAX_IDLE_SECONDS=0.001)
+    with app.app_context(), transactional():
+        uow.session.execute(ONE)
+        live_until(app, lambda unit: unit.state_seconds > 0.01)
+        with transactional():
+            pass
+        with suppress(ValueError), transactional():
+            raise ValueError
+        (shown,) = live(app)
+
+    assert shown.state == State.IDLE
+
+
 @pytest.mark.parametrize("has_begun", [False, True])
 def test_a_unit_goes_on_when_one_inside_it_had_nothing_to_undo(app: Flask, uow: UnitOfWork, has_begun: bool) -> None:
     """It rolls nothing back any more; it is idle since its own last statement, if there was one."""
