@@ -17,6 +17,7 @@ from flask import Flask
 
 from flask_uow import UnitOfWork, stats, transactional
 from flask_uow._application_name import application_name
+from flask_uow.stats import State
 from flask_uow.stats._join import Known, with_servers, with_units
 from tests.databases import Database
 from tests.models import make_app
@@ -53,6 +54,29 @@ def test_a_session_is_shown_with_the_innermost_unit_that_holds_it() -> None:
     assert (shown.sessions[0].unit, shown.sessions[0].where) == ("inner", "bank/inner.py:3 in inner")
     assert [live.server_state for live in seen.live] == ["active", "active"]
     assert not shown.sessions[0].is_orphan
+
+
+@pytest.mark.parametrize("state", ["active", "fastpath function call"])
+def test_a_unit_is_not_idle_while_its_server_works(state: str) -> None:
+    """The worker saw nothing of the statement; the state is as old as the server says."""
+    idle = unit("import", backend_pids=(5101,), state=State.IDLE, state_seconds=9.0)
+    own = worker(4711, idle, backend_pids=(5101,))
+
+    (seen,) = with_servers((own,), (database(session(5101, state=state, state_age_seconds=2.5)),))
+
+    (live,) = seen.live
+    assert (live.state, live.state_seconds, live.server_state) == (State.RUNNING, 2.5, state)
+
+
+def test_a_unit_works_if_one_of_its_servers_does() -> None:
+    """It has a connection to another database besides, which waits for it."""
+    idle = unit("import", backend_pids=(1, 2), state=State.IDLE, state_seconds=9.0)
+    own = worker(4711, idle, backend_pids=(1, 2))
+    databases = (database(session(1, state="idle in transaction")), database(session(2, state="active")))
+
+    (seen,) = with_servers((own,), databases)
+
+    assert (seen.live[0].state, seen.live[0].server_state) == (State.RUNNING, "active")
 
 
 def test_a_chain_of_waiting_units_is_named_link_by_link() -> None:
@@ -243,6 +267,39 @@ def test_a_session_under_the_name_of_a_process_that_is_gone_is_an_orphan(
 
     assert seen.databases[0].error is None
     assert {each.worker_pid: each.is_orphan for each in seen.databases[0].sessions} == numbers
+
+
+@on_postgresql
+@pytest.mark.parametrize("is_streamed", [False, True], ids=["driver's cursor", "FETCH"])
+def test_what_goes_past_sqlalchemy_is_no_idling(
+    database: Database, uow: UnitOfWork, tmp_path: Path, is_streamed: bool
+) -> None:
+    """The unit runs SQL, as its server says, and nobody is told that it idles."""
+    app = make_app(database, uow, UOW_STATS_DIR=str(tmp_path / "boards"), UOW_MAX_IDLE_SECONDS=0.2)
+    # The first two rows come at once, and the next ones when the lock is free.
+    rows = "SELECT CASE WHEN i > 2 THEN pg_advisory_xact_lock(1)::text END FROM generate_series(1, 4) AS i"
+
+    def work() -> None:
+        with app.app_context(), transactional(label="import"):
+            options = {"stream_results": True, "yield_per": 2}
+            if is_streamed:
+                uow.session.execute(sa.text(rows).execution_options(**options)).all()
+                return
+            uow.session.execute(sa.text("SELECT 1"))
+            with closing(uow.session.connection().connection.cursor()) as cursor:
+                cursor.execute(rows)
+
+    with ThreadPoolExecutor(1) as threads, closing(database.connect()) as holder:
+        holder.cursor().execute("SELECT pg_advisory_lock(1)")
+        result = threads.submit(work)
+        seen = snapshot_until(app, lambda seen: any((each.state_age_seconds or 0.0) > 0.3 for each in blocked(seen)))
+        holder.cursor().execute("SELECT pg_advisory_unlock(1)")
+        result.result(DEADLINE_S)
+
+    (live,) = seen.workers[0].live
+    assert (live.label, live.state, live.server_state) == ("import", State.RUNNING, "active")
+    assert [trouble.kind for trouble in seen.troubles] == ["blocked"]
+    assert not stats.Condition.parse("idle-in-transaction=0.1").failures(seen)
 
 
 # ---- what the server was told, where no board says it

@@ -12,7 +12,7 @@ import dataclasses
 import os
 from collections.abc import Iterable, Iterator
 
-from ._values import DatabaseSnapshot, LiveUnit, ServerSession, Worker
+from ._values import DatabaseSnapshot, LiveUnit, ServerSession, State, Worker
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,7 +132,13 @@ def _seen(live: LiveUnit, worker: Worker, sessions: Iterable[ServerSession]) -> 
     if not own:
         return live
     waits_for = tuple(dict.fromkeys(name for session in own for name in session.waits_for))
-    return dataclasses.replace(live, waits_for=waits_for, server_state=own[0].state)
+    seen = dataclasses.replace(live, waits_for=waits_for, server_state=own[0].state)
+    running = [session for session in own if session.is_running]
+    if live.state != State.IDLE or not running:
+        return seen
+    # A worker tells of what SQLAlchemy executes. COPY, a later FETCH and the driver's own cursor, the server sees.
+    ages = (session.state_age_seconds or 0.0 for session in running)
+    return dataclasses.replace(seen, state=State.RUNNING, state_seconds=max(ages), server_state=running[0].state)
 
 
 def _is_running(pid: int) -> bool:

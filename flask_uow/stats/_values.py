@@ -25,6 +25,7 @@ ABORTED = "idle in transaction (aborted)"
 IDLE_IN_TRANSACTION = "idle in transaction"
 BLOCKED = "blocked"
 ACTIVE = "active"
+FASTPATH = "fastpath function call"
 IDLE = "idle"
 HIDDEN = "hidden"
 
@@ -36,7 +37,7 @@ GROUPS: t.Final = (
     IDLE_IN_TRANSACTION,
     BLOCKED,
     ACTIVE,
-    "fastpath function call",
+    FASTPATH,
     "starting",
     IDLE,
     "disabled",
@@ -116,6 +117,11 @@ class ServerSession:
     def is_idle_in_transaction(self) -> bool:
         """Whether the session holds a transaction open, a failed one included, and does nothing."""
         return self.state in (IDLE_IN_TRANSACTION, ABORTED)
+
+    @property
+    def is_running(self) -> bool:
+        """Whether the session works on what it was sent."""
+        return self.state in (ACTIVE, FASTPATH)
 
     @property
     def group(self) -> str:
@@ -382,7 +388,7 @@ class LiveUnit:
     """1 for an outermost unit, one more for each unit inside; 0 for what is none."""
     attempt: int
     state: str
-    """One of :class:`State`."""
+    """One of :class:`State`; not idle where its server runs something of which the worker saw nothing."""
     state_seconds: float
     """How long it has been in that state."""
     seconds: float
