@@ -168,6 +168,16 @@ def test_a_pooler_in_between_is_said_and_nothing_is_guessed() -> None:
     assert seen.live[0].server_state is None
 
 
+@pytest.mark.parametrize("pid", [4711, NOBODY], ids=["without connections", "gone"])
+def test_behind_a_pooler_nothing_is_an_orphan(pid: int) -> None:
+    """Whoever has a session's name had it last, and may have none now, or be gone: the pooler keeps it."""
+    shown = joined(database(session(1, pid), is_pooled=True), worker(4711))
+
+    (note,) = shown.notes
+    assert note.startswith("The server does not know the connection that asked it: a pooler such as PgBouncer lies")
+    assert not shown.sessions[0].is_orphan
+
+
 def test_sessions_of_other_hosts_are_counted() -> None:
     """Their workers are not to be seen from here, which is said."""
     shown = joined(database(session(1, NOBODY, client_address="10.0.0.9"), client_address="10.0.0.1"))

@@ -60,7 +60,7 @@ class Known:
         pid = session.worker_pid
         if pid is None or not self.is_complete or session.is_hidden or self.is_known(session):
             return False
-        if session.client_address != database.client_address:
+        if database.is_pooled or session.client_address != database.client_address:
             return False
         if any(worker.pid == pid for worker in (*self.workers, *self.later)):
             return not self.is_behind_pooler(pid, database.sessions)
@@ -103,10 +103,11 @@ def _name(pid: int, labels: dict[int, str]) -> str:
 def _notes(database: DatabaseSnapshot, known: Known) -> Iterator[str]:
     workers = {session.worker_pid for session in database.sessions if session.worker_pid is not None}
     pooled = sorted(pid for pid in workers if known.is_behind_pooler(pid, database.sessions))
-    if pooled:
+    if pooled or database.is_pooled:
+        unknown = f"connections of worker {', '.join(map(str, pooled))}" if pooled else "connection that asked it"
         yield (
-            f"The server does not know the connections of worker {', '.join(map(str, pooled))}: a pooler such as "
-            "PgBouncer lies between. Sessions are matched with workers by name there, not with units."
+            f"The server does not know the {unknown}: a pooler such as PgBouncer lies between. Sessions are matched "
+            "with workers by name there, not with units, and none of them is called an orphan."
         )
     elsewhere = sum(
         session.worker_pid is not None and not session.is_hidden and session.client_address != database.client_address

@@ -516,6 +516,8 @@ class DatabaseSnapshot:
     """How the app's sessions were told from those of others."""
     client_address: str | None = None
     """The address under which the server sees this host; None over a Unix socket, or if nobody was asked."""
+    is_pooled: bool = False
+    """Whether the server was asked through a pooler: nobody knows then to whom its sessions belong now."""
     sessions: tuple[ServerSession, ...] = ()
     blockers: tuple[ServerSession, ...] = ()
     """Sessions that are not this app's, but which one of its sessions waits for, directly or not."""
