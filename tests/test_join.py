@@ -178,6 +178,16 @@ def test_behind_a_pooler_nothing_is_an_orphan(pid: int) -> None:
     assert not shown.sessions[0].is_orphan
 
 
+@pytest.mark.parametrize(("untold", "is_orphan"), [("connections", False), ("pools", False), ("labels", True)])
+def test_what_found_no_room_on_a_board_is_no_orphan(untold: str, is_orphan: bool) -> None:
+    """Its worker has more connections than it tells of."""
+    own = worker(4711, unit(), backend_pids=(5101,), untold={untold: 1})
+
+    shown = joined(database(session(5101), session(5102)), own)
+
+    assert [each.is_orphan for each in shown.sessions] == [False, is_orphan]
+
+
 def test_sessions_of_other_hosts_are_counted() -> None:
     """Their workers are not to be seen from here, which is said."""
     shown = joined(database(session(1, NOBODY, client_address="10.0.0.9"), client_address="10.0.0.1"))

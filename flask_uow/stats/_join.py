@@ -62,8 +62,10 @@ class Known:
             return False
         if database.is_pooled or session.client_address != database.client_address:
             return False
-        if any(worker.pid == pid for worker in (*self.workers, *self.later)):
-            return not self.is_behind_pooler(pid, database.sessions)
+        own = [worker for worker in (*self.workers, *self.later) if worker.pid == pid]
+        if own:
+            is_told = all(worker.tells_connections for worker in own)
+            return is_told and not self.is_behind_pooler(pid, database.sessions)
         return not _is_running(pid)
 
 

@@ -420,6 +420,11 @@ class Worker:
     """How many ``units``, ``connections``, ``labels`` or ``pools`` found no room on the board."""
 
     @property
+    def tells_connections(self) -> bool:
+        """Whether all of its connections found room on the board."""
+        return not (self.untold.get("connections") or self.untold.get("pools"))
+
+    @property
     def stacks(self) -> tuple[tuple[LiveUnit, ...], ...]:
         """The live units, each outermost one together with what is inside it: the last one is what is at work."""
         stacks: list[list[LiveUnit]] = []
