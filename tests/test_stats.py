@@ -21,7 +21,7 @@ from flask import Flask
 from sqlalchemy import orm
 from sqlalchemy.pool import NullPool, Pool, SingletonThreadPool, StaticPool
 
-from flask_uow import UnitOfWork, stats
+from flask_uow import UnitOfWork, stats, transactional
 from flask_uow._application_name import application_name
 from flask_uow.exceptions import ConfigurationError
 from flask_uow.stats import _postgresql
@@ -310,6 +310,68 @@ def test_engine_of_another_extension_is_found(file: Path, owner: str) -> None:
     assert database.sqlite is not None
     assert database.sqlite.path == str(file)
     assert database.pools[0].checked_out == 0
+
+
+@pytest.mark.parametrize("owner", ["flask_sqlalchemy", "flask_sqlalchemy_lite"])
+@pytest.mark.parametrize("is_bound", [True, False], ids=["its session's", "beside ours"])
+def test_all_engines_of_another_extension_are_found(tmp_path: Path, owner: str, is_bound: bool) -> None:
+    """By their names, the default first; those of one that does not own the app's sessions are not the app's."""
+    urls = {name: sqlite_url(tmp_path / name) for name in ("archive", "default", "own")}
+    app = Flask("adopted")
+    app.config["SQLALCHEMY_DATABASE_URI"] = urls["default"]
+    app.config["SQLALCHEMY_BINDS"] = {"archive": urls["archive"]}
+    app.config["SQLALCHEMY_ENGINES"] = {"default": urls["default"], "archive": urls["archive"]}
+    db = pytest.importorskip(owner).SQLAlchemy()
+    db.init_app(app)
+    if is_bound:
+        UnitOfWork(app, session=db.session if owner == "flask_sqlalchemy" else lambda: db.session)
+    else:
+        UnitOfWork(app, sessionmaker=orm.sessionmaker(sa.create_engine(urls["own"])))
+
+    binds = {database.url: database.binds for database in stats.snapshot(app).databases}
+
+    expected = {urls["default"]: ("default",), urls["archive"]: ("archive",)}
+    assert binds == (expected if is_bound else {urls["own"]: ("default",)})
+    assert next(iter(binds)) == urls["default" if is_bound else "own"]
+
+
+def test_all_engines_of_a_sessionmaker_are_found(tmp_path: Path) -> None:
+    """The one for everything is the default, those of some classes are called after their databases."""
+
+    class Base(orm.DeclarativeBase):
+        pass
+
+    class Entry(Base):
+        __tablename__ = "entry"
+        id: orm.Mapped[int] = orm.mapped_column(primary_key=True)
+
+    engine, archive = (sa.create_engine(sqlite_url(tmp_path / name)) for name in ("bank", "archive"))
+    app = Flask("adopted")
+    UnitOfWork(app, sessionmaker=orm.sessionmaker(engine, binds={Entry: archive}))
+
+    assert [database.binds for database in stats.snapshot(app).databases] == [("default",), ("archive",)]
+
+
+def test_an_engine_that_only_a_session_knows_is_noted(tmp_path: Path) -> None:
+    """It chooses by itself where a statement goes: its workers tell of the pool, and nobody of the engine."""
+    engine, hidden = (sa.create_engine(sqlite_url(tmp_path / name)) for name in ("bank", "hidden"))
+
+    class Choosing(orm.Session):
+        def get_bind(self, *args: Any, clause: Any = None, **kwargs: Any) -> Any:
+            return hidden if "hidden" in str(clause) else engine
+
+    app = Flask("adopted")
+    app.config["UOW_STATS_DIR"] = str(tmp_path / "boards")
+    uow = UnitOfWork(app, sessionmaker=orm.sessionmaker(class_=Choosing))
+    with app.app_context():
+        notes = []
+        for statement in ("SELECT 'open'", "SELECT 'hidden'"):
+            with transactional(read_only=True):
+                uow.session.execute(sa.text(statement))
+            notes.append(stats.snapshot().notes)
+
+    assert notes[0] == ()
+    assert notes[1] == ("The workers use databases that only their sessions know, and which were not asked: hidden.",)
 
 
 @on_postgresql
