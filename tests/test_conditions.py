@@ -172,6 +172,16 @@ def test_orphans() -> None:
     assert failures("orphans=2", sessions=(orphan,)) == []
 
 
+def test_orphans_where_not_all_workers_can_be_read() -> None:
+    """What cannot be told does not pass."""
+    unsure = session(may_be_orphan=True)
+
+    (line,) = failures("orphans=1", sessions=(unsure, session(5102)))
+
+    assert line.startswith("1 session may be known to no living worker, and not all workers can be read: session 5101")
+    assert failures("orphans=2", sessions=(unsure,)) == []
+
+
 def test_troubles() -> None:
     """Any trouble at all, with the worst of it."""
     (line,) = Condition.parse("troubles=7").failures(bad_night())

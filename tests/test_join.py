@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import threading
 import time
@@ -134,7 +135,10 @@ def test_an_orphan_is_what_came_from_here_and_nobody_knows(seen: stats.ServerSes
 
 def test_there_are_no_orphans_where_not_all_workers_can_be_read() -> None:
     """Somebody else's folder, or ``UOW_STATS = False``: nobody knows whose the session is."""
-    assert not joined(database(session(1, NOBODY)), is_complete=False).sessions[0].is_orphan
+    shown = joined(database(session(1, NOBODY), session(2, os.getpid())), is_complete=False)
+
+    assert [(each.is_orphan, each.may_be_orphan) for each in shown.sessions] == [(False, True), (False, False)]
+    assert shown.notes == ("Whether 1 session is an orphan cannot be told: not all workers of this host can be read.",)
 
 
 def test_a_living_workers_lost_session_is_an_orphan() -> None:
@@ -320,6 +324,32 @@ def test_what_goes_past_sqlalchemy_is_no_idling(
     assert (live.label, live.state, live.server_state) == ("import", State.RUNNING, "active")
     assert [trouble.kind for trouble in seen.troubles] == ["blocked"]
     assert not stats.Condition.parse("idle-in-transaction=0.1").failures(seen)
+
+
+@on_postgresql
+@pytest.mark.parametrize("is_locked", [False, True], ids=["nobody's", "somebody's"])
+def test_a_damaged_file_hides_orphans_only_if_its_writer_lives(
+    database: Database, uow: UnitOfWork, tmp_path: Path, is_locked: bool
+) -> None:
+    """A process holds a lock on its file as long as it lives; what nobody locks belongs to none of the sessions."""
+    folder = tmp_path / "boards"
+    app = make_app(database, uow, UOW_STATS_DIR=str(folder))
+    with app.app_context(), transactional(label="work"), ExitStack() as stack:
+        uow.session.execute(sa.text("SELECT 1"))
+        (real,) = folder.glob("*.board")
+        damaged = stack.enter_context((folder / "damaged.board").open("wb"))
+        damaged.truncate(real.stat().st_size)
+        if is_locked:
+            fcntl.flock(damaged, fcntl.LOCK_EX)
+        connection = stack.enter_context(closing(database.connect()))
+        connection.cursor().execute(f"SET application_name = '{application_name(app.name, NOBODY)}'")
+        seen = snapshot_until(app, lambda seen: len(seen.databases[0].sessions) == 2)
+
+    (lost,) = (each for each in seen.databases[0].sessions if each.worker_pid == NOBODY)
+    assert (lost.is_orphan, lost.may_be_orphan) == (not is_locked, is_locked)
+    assert any("damaged.board cannot be read" in note for note in seen.notes)
+    assert any("is an orphan cannot be told" in note for note in seen.databases[0].notes) is is_locked
+    assert stats.Condition.parse("orphans=1").failures(seen)
 
 
 # ---- what the server was told, where no board says it

@@ -91,6 +91,11 @@ class Holder:
         return not self.stack and self.sessions[0].is_orphan
 
     @property
+    def may_be_orphan(self) -> bool:
+        """Whether nobody who can be read knows it, and somebody else may."""
+        return not self.stack and self.sessions[0].may_be_orphan
+
+    @property
     def aborted_seconds(self) -> float | None:
         """For how long it has sat in a transaction that has failed."""
         is_told = any(unit.server_state == ABORTED for unit in self.stack)

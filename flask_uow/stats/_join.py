@@ -13,6 +13,7 @@ import os
 from collections.abc import Iterable, Iterator
 
 from ._values import DatabaseSnapshot, LiveUnit, ServerSession, State, Worker
+from ._wording import counted
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,10 +56,10 @@ class Known:
         own = {number for worker in (*self.workers, *self.later) if worker.pid == pid for number in worker.backend_pids}
         return bool(own) and own.isdisjoint(session.pid for session in sessions)
 
-    def is_orphan(self, session: ServerSession, database: DatabaseSnapshot) -> bool:
-        """Whether a session came from this host, and nobody here knows it any more."""
+    def is_lost(self, session: ServerSession, database: DatabaseSnapshot) -> bool:
+        """Whether a session came from this host, and nobody who can be read here knows it any more."""
         pid = session.worker_pid
-        if pid is None or not self.is_complete or session.is_hidden or self.is_known(session):
+        if pid is None or session.is_hidden or self.is_known(session):
             return False
         if database.is_pooled or session.client_address != database.client_address:
             return False
@@ -76,8 +77,8 @@ def with_units(database: DatabaseSnapshot, known: Known) -> DatabaseSnapshot:
     labels = {pid: session.unit for pid, session in held.items() if session.unit is not None}
     sessions = tuple(_placed(held[session.pid], known, labels, database) for session in database.sessions)
     blockers = tuple(_placed(held[session.pid], known, labels, database) for session in database.blockers)
-    notes = (*database.notes, *_notes(database, known))
-    return dataclasses.replace(database, sessions=sessions, blockers=blockers, notes=notes)
+    placed = dataclasses.replace(database, sessions=sessions, blockers=blockers)
+    return dataclasses.replace(placed, notes=(*database.notes, *_notes(placed, known)))
 
 
 def _held(session: ServerSession, known: Known) -> ServerSession:
@@ -89,10 +90,12 @@ def _held(session: ServerSession, known: Known) -> ServerSession:
 
 
 def _placed(session: ServerSession, known: Known, labels: dict[int, str], database: DatabaseSnapshot) -> ServerSession:
+    is_lost = known.is_lost(session, database)
     return dataclasses.replace(
         session,
         waits_for=tuple(_name(pid, labels) for pid in session.blocked_by),
-        is_orphan=known.is_orphan(session, database),
+        is_orphan=is_lost and known.is_complete,
+        may_be_orphan=is_lost and not known.is_complete,
     )
 
 
@@ -111,6 +114,10 @@ def _notes(database: DatabaseSnapshot, known: Known) -> Iterator[str]:
             f"The server does not know the {unknown}: a pooler such as PgBouncer lies between. Sessions are matched "
             "with workers by name there, not with units, and none of them is called an orphan."
         )
+    unsure = sum(session.may_be_orphan for session in database.sessions)
+    if unsure:
+        who = counted(unsure, "session is an orphan", "sessions are orphans")
+        yield f"Whether {who} cannot be told: not all workers of this host can be read."
     elsewhere = sum(
         session.worker_pid is not None and not session.is_hidden and session.client_address != database.client_address
         for session in database.sessions

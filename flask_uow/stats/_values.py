@@ -107,6 +107,8 @@ class ServerSession:
     """For each of :attr:`blocked_by`, the label of what holds it, or the pid if nobody knows."""
     is_orphan: bool = False
     """Whether it was this host's and no living worker knows it."""
+    may_be_orphan: bool = False
+    """Whether no worker knows it that can be read, and not all can."""
 
     @property
     def is_hidden(self) -> bool:
@@ -464,6 +466,8 @@ class Boards:
     ended: EndedWorkers | None = None
     notes: tuple[str, ...] = ()
     """What is not shown here, and why."""
+    is_complete: bool = True
+    """Whether there is none of this host that lives and could not be read."""
 
     @property
     def totals(self) -> Counts:
