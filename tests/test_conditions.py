@@ -81,6 +81,15 @@ def test_blocked(limit: str, is_failure: bool) -> None:
     assert failures("blocked=0", unit()) == []
 
 
+def test_blocked_by_a_lock_that_was_met_late() -> None:
+    """The wait counts, not the statement that waits."""
+    waiting = session(state="active", state_age_seconds=9.0, wait_seconds=1.0, blocked_by=(7,), waits_for=("GET /a",))
+
+    assert failures("blocked=1.5", sessions=(waiting,)) == []
+    (line,) = failures("blocked=0.5", sessions=(waiting,))
+    assert "waits for GET /a for 1.0 s" in line
+
+
 @pytest.mark.parametrize(("limit", "is_failure"), [("5.9", True), ("6", False)])
 def test_unit(limit: str, is_failure: bool) -> None:
     """An outermost unit is named by its age; a connection outside of units is none."""

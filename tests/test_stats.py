@@ -172,6 +172,27 @@ def test_blocked_session_names_its_blocker(bank: tuple[Flask, sa.Engine]) -> Non
 
 
 @on_postgresql
+def test_a_wait_begins_when_the_lock_is_met(bank: tuple[Flask, sa.Engine]) -> None:
+    """Not when its statement began, as far as the server says so: PostgreSQL 14 and later."""
+    app, engine = bank
+    with engine.connect() as holder:
+        holder.execute(sa.text("SELECT pg_advisory_xact_lock(4711)"))
+        with in_background(engine, "SELECT pg_sleep(0.5), pg_advisory_xact_lock(4711)"):
+            database = snapshot_until(app, lambda database: "blocked" in states(database))
+
+    (blocked,) = (session for session in database.sessions if session.blocked_by)
+    (count,) = (count for count in database.summary.states if count.state == "blocked")
+    assert blocked.state_age_seconds is not None
+    if int(str(database.server_version).split(".")[0]) < 14:
+        assert (blocked.wait_seconds, count.longest_seconds) == (None, blocked.state_age_seconds)
+        return
+    assert blocked.wait_seconds is not None
+    assert blocked.wait_seconds < blocked.state_age_seconds - 0.4
+    assert count.longest_seconds == blocked.wait_seconds
+    assert not any(session.wait_seconds for session in database.sessions if session is not blocked)
+
+
+@on_postgresql
 def test_blockers_outside_the_app_are_named(database: Database, bank: tuple[Flask, sa.Engine]) -> None:
     """Who holds the app up is shown through the whole chain, with names that are not the app's."""
     app, engine = bank

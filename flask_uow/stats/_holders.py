@@ -124,7 +124,7 @@ class Holder:
         """For how long it has waited for another's lock."""
         if not self.waits_for:
             return None
-        ages = [session.state_age_seconds or 0.0 for session in self.sessions if session.blocked_by]
+        ages = [session.group_seconds or 0.0 for session in self.sessions if session.blocked_by]
         return _longest(*ages) if ages else self.state_seconds or 0.0
 
     @property

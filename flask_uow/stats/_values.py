@@ -96,6 +96,8 @@ class ServerSession:
     """The first line of the current or latest statement; string literals are replaced by ``'?'``."""
     blocked_by: tuple[int, ...]
     """The server's pids that this session waits for; 0 is a prepared transaction, which has no process."""
+    wait_seconds: float | None = None
+    """For how long it has waited for a lock; None if it waits for none, or its server is older than PostgreSQL 14."""
     unit: str | None = None
     """The label of what holds it: a unit of a worker, or whoever has taken the connection; None if nothing does."""
     is_told_by_server: bool = False
@@ -129,6 +131,12 @@ class ServerSession:
     def group(self) -> str:
         """The one of :data:`GROUPS` it is counted in: its state, or ``blocked`` while another holds it up."""
         return BLOCKED if self.blocked_by else self.state
+
+    @property
+    def group_seconds(self) -> float | None:
+        """For how long it has been in its group: waits for a lock, or is in its state, where the wait is not told."""
+        is_told = self.blocked_by and self.wait_seconds is not None
+        return self.wait_seconds if is_told else self.state_age_seconds
 
     @property
     def age_seconds(self) -> float | None:
@@ -196,7 +204,7 @@ class Summary:
         """
         ages: dict[str, list[float | None]] = {}
         for session in sessions:
-            ages.setdefault(session.group, []).append(session.state_age_seconds)
+            ages.setdefault(session.group, []).append(session.group_seconds)
         states = tuple(
             StateCount(group, len(ages[group]), max((age for age in ages[group] if age is not None), default=None))
             for group in sorted(ages, key=group_rank)
