@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import subprocess
 import threading
 import time
 from collections.abc import Callable
@@ -324,6 +325,30 @@ def test_what_goes_past_sqlalchemy_is_no_idling(
     assert (live.label, live.state, live.server_state) == ("import", State.RUNNING, "active")
     assert [trouble.kind for trouble in seen.troubles] == ["blocked"]
     assert not stats.Condition.parse("idle-in-transaction=0.1").failures(seen)
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="only Linux lists when its processes were started")
+@on_postgresql
+@pytest.mark.parametrize("is_later", [False, True], ids=["its own", "another's"])
+def test_a_process_with_the_number_of_one_that_is_gone_hides_no_orphan(
+    database: Database, uow: UnitOfWork, tmp_path: Path, is_later: bool
+) -> None:
+    """It was started after the session had connected, which it cannot have done."""
+    app = make_app(database, uow, UOW_STATS_DIR=str(tmp_path / "boards"))
+    with ExitStack() as stack:
+        if not is_later:
+            process = stack.enter_context(subprocess.Popen(["sleep", "60"]))
+        connection = stack.enter_context(closing(database.connect()))
+        connection.cursor().execute("SELECT pg_sleep(1)")  # longer than a snapshot takes to look at the process
+        if is_later:
+            process = stack.enter_context(subprocess.Popen(["sleep", "60"]))
+        stack.callback(process.kill)
+        connection.cursor().execute(f"SET application_name = '{application_name(app.name, process.pid)}'")
+        seen = snapshot_until(app, lambda seen: [each.is_orphan for each in seen.databases[0].sessions] == [is_later])
+
+    (session,) = seen.databases[0].sessions
+    assert session.connected_seconds is not None
+    assert session.connected_seconds >= 1
 
 
 @on_postgresql

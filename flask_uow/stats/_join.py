@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import time
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 
 from ._values import DatabaseSnapshot, LiveUnit, ServerSession, State, Worker
 from ._wording import counted
@@ -67,7 +69,7 @@ class Known:
         if own:
             is_told = all(worker.tells_connections for worker in own)
             return is_told and not self.is_behind_pooler(pid, database.sessions)
-        return not _is_running(pid)
+        return not _is_running(pid) or _is_younger(pid, session.connected_seconds)
 
 
 def with_units(database: DatabaseSnapshot, known: Known) -> DatabaseSnapshot:
@@ -162,3 +164,15 @@ def _is_running(pid: int) -> bool:
     except OSError:
         return True
     return True
+
+
+def _is_younger(pid: int, seconds: float | None) -> bool:
+    """Whether a process is known to have been started later than so long ago: then it has the number of another."""
+    if seconds is None or not hasattr(time, "CLOCK_BOOTTIME"):
+        return False
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
+        started_s = int(fields[19]) / os.sysconf("SC_CLK_TCK")
+    except (OSError, ValueError, IndexError):
+        return False
+    return time.clock_gettime(time.CLOCK_BOOTTIME) - started_s < seconds

@@ -123,6 +123,7 @@ def _server_session(row: Row[t.Any]) -> ServerSession:
         query=None if row.query is None else query_line(row.query),
         blocked_by=tuple(dict.fromkeys(row.blocked_by or ())),
         wait_seconds=_age(row.wait_seconds),
+        connected_seconds=_age(row.connected_seconds),
         unit=label,
         is_told_by_server=label is not None,
     )

@@ -98,6 +98,8 @@ class ServerSession:
     """The server's pids that this session waits for; 0 is a prepared transaction, which has no process."""
     wait_seconds: float | None = None
     """For how long it has waited for a lock; None if it waits for none, or its server is older than PostgreSQL 14."""
+    connected_seconds: float | None = None
+    """How long ago it connected."""
     unit: str | None = None
     """The label of what holds it: a unit of a worker, or whoever has taken the connection; None if nothing does."""
     is_told_by_server: bool = False

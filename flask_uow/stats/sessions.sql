@@ -41,6 +41,7 @@ SELECT activity.pid,
        CASE WHEN activity.backend_type IS NULL THEN 'hidden'
             WHEN activity.backend_type <> 'client backend' THEN coalesce(activity.state, activity.backend_type)
             ELSE coalesce(activity.state, 'starting') END AS state,
+       extract(epoch FROM clock_timestamp() - activity.backend_start)::float8 AS connected_seconds,
        extract(epoch FROM clock_timestamp() - activity.xact_start)::float8 AS transaction_age_seconds,
        extract(epoch FROM clock_timestamp() - activity.state_change)::float8 AS state_age_seconds,
        activity.wait_event_type || '/' || activity.wait_event AS wait_event,
