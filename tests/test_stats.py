@@ -313,7 +313,9 @@ def test_adopted_engine_is_found_by_its_own_name(database: Database) -> None:
     assert session.application_name == name
     assert session.worker_pid is None
     assert name in str(seen.found_by)
-    assert any("not named by flask_uow" in note for note in seen.notes)
+    (note,) = seen.notes
+    assert note.startswith("This app's connections are not named by flask_uow: ")
+    assert note.endswith(" and a session whose worker is gone is not called an orphan.")
 
 
 @pytest.mark.parametrize("owner", ["flask_sqlalchemy", "flask_sqlalchemy_lite"])

@@ -178,5 +178,5 @@ def _notes(sessions: Collection[ServerSession], server: Row[t.Any]) -> Iterator[
     if not is_own_name(server.application_name):
         yield (
             "This app's connections are not named by flask_uow: other programs that connect "
-            "under the same name and role are counted too."
+            "under the same name and role are counted too, and a session whose worker is gone is not called an orphan."
         )
