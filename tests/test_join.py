@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import shutil
 import subprocess
 import threading
 import time
@@ -325,6 +326,33 @@ def test_what_goes_past_sqlalchemy_is_no_idling(
     assert (live.label, live.state, live.server_state) == ("import", State.RUNNING, "active")
     assert [trouble.kind for trouble in seen.troubles] == ["blocked"]
     assert not stats.Condition.parse("idle-in-transaction=0.1").failures(seen)
+
+
+@on_postgresql
+def test_a_worker_whose_file_was_removed_is_named(database: Database, uow: UnitOfWork, tmp_path: Path) -> None:
+    """Its session is no orphan, for the process runs; nothing else tells that it lives."""
+    folder = tmp_path / "boards"
+    app = make_app(database, uow, UOW_STATS_DIR=str(folder))
+    with app.app_context(), transactional(label="work"):
+        uow.session.execute(sa.text("SELECT 1"))
+        before = stats.snapshot(app)
+        shutil.rmtree(folder)
+        after = stats.snapshot(app)
+
+    assert before.databases[0].notes == ()
+    assert (after.workers, after.troubles) == ((), ())
+    (note,) = after.databases[0].notes
+    assert note.startswith(
+        f"No board of worker {os.getpid()} is found, and the process lives: its file was removed, or"
+    )
+
+
+def test_a_worker_that_cannot_be_read_is_not_said_to_publish_nothing() -> None:
+    """Why not all can be read is said already; and of whom the names behind a pooler are, nobody knows."""
+    own = session(1, os.getpid())
+
+    assert joined(database(own), is_complete=False).notes == ()
+    assert [note for note in joined(database(own, is_pooled=True)).notes if "No board" in note] == []
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="only Linux lists when its processes were started")

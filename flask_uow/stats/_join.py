@@ -55,7 +55,7 @@ class Known:
         :param pid: the worker's.
         :param sessions: all that the server has of the app.
         """
-        own = {number for worker in (*self.workers, *self.later) if worker.pid == pid for number in worker.backend_pids}
+        own = {number for worker in self._own(pid) for number in worker.backend_pids}
         return bool(own) and own.isdisjoint(session.pid for session in sessions)
 
     def is_lost(self, session: ServerSession, database: DatabaseSnapshot) -> bool:
@@ -65,11 +65,21 @@ class Known:
             return False
         if database.is_pooled or session.client_address != database.client_address:
             return False
-        own = [worker for worker in (*self.workers, *self.later) if worker.pid == pid]
+        own = self._own(pid)
         if own:
             is_told = all(worker.tells_connections for worker in own)
             return is_told and not self.is_behind_pooler(pid, database.sessions)
-        return not _is_running(pid) or _is_younger(pid, session.connected_seconds)
+        return not _has_process(pid, session.connected_seconds)
+
+    def is_silent(self, session: ServerSession, database: DatabaseSnapshot) -> bool:
+        """Whether a session's process runs here, and nothing is found that it publishes."""
+        pid = session.worker_pid
+        if pid is None or database.is_pooled or session.client_address != database.client_address:
+            return False
+        return not self._own(pid) and _has_process(pid, session.connected_seconds)
+
+    def _own(self, pid: int) -> list[Worker]:
+        return [worker for worker in (*self.workers, *self.later) if worker.pid == pid]
 
 
 def with_units(database: DatabaseSnapshot, known: Known) -> DatabaseSnapshot:
@@ -116,6 +126,12 @@ def _notes(database: DatabaseSnapshot, known: Known) -> Iterator[str]:
             f"The server does not know the {unknown}: a pooler such as PgBouncer lies between. Sessions are matched "
             "with workers by name there, not with units, and none of them is called an orphan."
         )
+    silent = sorted({str(each.worker_pid) for each in database.sessions if known.is_silent(each, database)})
+    if silent and known.is_complete:  # else it is said already what cannot be read
+        yield (
+            f"No board of worker {', '.join(silent)} is found, and the process lives: its file was removed, "
+            "or it publishes in another UOW_STATS_DIR or as another user. A restart makes a new file."
+        )
     unsure = sum(session.may_be_orphan for session in database.sessions)
     if unsure:
         who = counted(unsure, "session is an orphan", "sessions are orphans")
@@ -151,6 +167,11 @@ def _seen(live: LiveUnit, worker: Worker, sessions: Iterable[ServerSession]) -> 
     # A worker tells of what SQLAlchemy executes. COPY, a later FETCH and the driver's own cursor, the server sees.
     ages = (session.state_age_seconds or 0.0 for session in running)
     return dataclasses.replace(seen, state=State.RUNNING, state_seconds=max(ages), server_state=running[0].state)
+
+
+def _has_process(pid: int, seconds: float | None) -> bool:
+    """Whether the process that has connected so long ago still runs on this host."""
+    return _is_running(pid) and not _is_younger(pid, seconds)
 
 
 def _is_running(pid: int) -> bool:
