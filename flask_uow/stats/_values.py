@@ -406,6 +406,7 @@ class LiveUnit:
     seconds: float
     """How long ago it began."""
     statements: int
+    """How many it has sent through SQLAlchemy; those of a connection taken by hand are not counted."""
     backend_pids: tuple[int, ...] = ()
     """The server's processes behind the connections that it holds."""
     waits_for: tuple[str, ...] = ()
