@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -263,17 +263,27 @@ def _is_of_session(frame: Any) -> bool:
 
 
 def _bind_name(app_state: AppState, engine: sa.Engine) -> str:
-    """The bind's name; of engines that another library owns, ``default`` for the first, and then their databases'."""
-    for name, each in app_state.engines.items():
+    """The bind's name, or what an engine is called that has none."""
+    named = app_state.named_engines()
+    for name, each in named.items():
         if each is engine:
             return name
-    names, database = app_state.watched_pools, os.path.basename(engine.url.database or engine.name)
-    name = shown_name(database, ROOM_FOR_POOL) if names or app_state.engines else DEFAULT_BIND
+    name = name_without_bind(engine, (*named, *app_state.watched_pools))
+    app_state.watched_pools.append(name)
+    return name
+
+
+def name_without_bind(engine: sa.Engine, names: Collection[str]) -> str:
+    """What an engine is called that nobody has named: ``default`` if it is the first, and then after its database.
+
+    :param names: those of others.
+    """
+    database = os.path.basename(engine.url.database or engine.name)
+    name = shown_name(database, ROOM_FOR_POOL) if names else DEFAULT_BIND
     shown, number = name, 1
     while shown in names:
         number += 1
         shown = f"{name} ({number})"
-    names.append(shown)
     return shown
 
 

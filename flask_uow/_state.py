@@ -84,6 +84,16 @@ class AppState:
         self.default_engine = self.engines.get(DEFAULT_BIND)
         self.has_several_engines = len(self.engines) > 1
 
+    def named_engines(self) -> dict[str, sa.Engine]:
+        """Its engines by name: ours, or in an app context those of Flask-SQLAlchemy and Flask-SQLAlchemy-Lite."""
+        if self.engines:
+            return self.engines
+        with contextlib.suppress(RuntimeError):  # no app context, or none of this app
+            owned = getattr(self.app.extensions.get("sqlalchemy"), "engines", None) or {}
+            default_first = sorted(owned.items(), key=lambda named: named[0] is not None)
+            return {name or DEFAULT_BIND: engine for name, engine in default_first}
+        return {}
+
     def open_board(self) -> Board | None:
         """This process's board, made when it is first asked for; None where ``UOW_STATS`` is off."""
         if self.board is None and self.settings.stats:

@@ -137,7 +137,7 @@ def test_stats_that_are_off_leave_no_file(folder: Path) -> None:
 
     assert not folder.exists()
     assert stats.read_boards(app) == stats.Boards(
-        (), notes=("UOW_STATS is False for this app: its workers publish nothing.",)
+        (), notes=("UOW_STATS is False for this app: its workers publish nothing.",), is_complete=False
     )
 
 

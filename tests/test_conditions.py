@@ -81,6 +81,15 @@ def test_blocked(limit: str, is_failure: bool) -> None:
     assert failures("blocked=0", unit()) == []
 
 
+def test_blocked_by_a_lock_that_was_met_late() -> None:
+    """The wait counts, not the statement that waits."""
+    waiting = session(state="active", state_age_seconds=9.0, wait_seconds=1.0, blocked_by=(7,), waits_for=("GET /a",))
+
+    assert failures("blocked=1.5", sessions=(waiting,)) == []
+    (line,) = failures("blocked=0.5", sessions=(waiting,))
+    assert "waits for GET /a for 1.0 s" in line
+
+
 @pytest.mark.parametrize(("limit", "is_failure"), [("5.9", True), ("6", False)])
 def test_unit(limit: str, is_failure: bool) -> None:
     """An outermost unit is named by its age; a connection outside of units is none."""
@@ -170,6 +179,16 @@ def test_orphans() -> None:
         "1 session is known to no living worker: session 5101 (flask_uow:bank:4711)"
     ]
     assert failures("orphans=2", sessions=(orphan,)) == []
+
+
+def test_orphans_where_not_all_workers_can_be_read() -> None:
+    """What cannot be told does not pass."""
+    unsure = session(may_be_orphan=True)
+
+    (line,) = failures("orphans=1", sessions=(unsure, session(5102)))
+
+    assert line.startswith("1 session may be known to no living worker, and not all workers can be read: session 5101")
+    assert failures("orphans=2", sessions=(unsure,)) == []
 
 
 def test_troubles() -> None:

@@ -227,6 +227,18 @@ def _unwrapped(text: str) -> str:
     return "\n\n".join(" ".join(paragraph.split()) for paragraph in text.split("\n\n"))
 
 
+@pytest.mark.parametrize("name", sorted(path.stem for path in DOCS.glob("*.rst")))
+def test_the_command_takes_what_a_page_writes_of_it(name: str) -> None:
+    """Each of its options that stands in a line of text, with a value that it may have."""
+    text = (DOCS / f"{name}.rst").read_text(encoding="utf-8")
+    for words in re.findall(r"``flask db-session-stats ([^`]+)``", text):
+        db_session_stats.make_context("db-session-stats", words.split())
+    options = {name for option in db_session_stats.params for name in option.opts}
+    for option, value in re.findall(r"``(--\S+) ([^`\s]+)``", text):
+        if option in options and not re.search("[A-Z]", value):
+            db_session_stats.make_context("db-session-stats", [option, value])
+
+
 def test_pictures_are_what_the_command_draws() -> None:
     """``make pictures`` would change no word of them."""
     for name, svg in pictures().items():

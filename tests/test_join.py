@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+import shutil
+import subprocess
 import threading
 import time
 from collections.abc import Callable
@@ -17,6 +20,7 @@ from flask import Flask
 
 from flask_uow import UnitOfWork, stats, transactional
 from flask_uow._application_name import application_name, host_mark
+from flask_uow.stats import State
 from flask_uow.stats._join import Known, with_servers, with_units
 from tests.databases import Database
 from tests.models import make_app
@@ -55,6 +59,29 @@ def test_a_session_is_shown_with_the_innermost_unit_that_holds_it() -> None:
     assert (shown.sessions[0].unit, shown.sessions[0].where) == ("inner", "bank/inner.py:3 in inner")
     assert [live.server_state for live in seen.live] == ["active", "active"]
     assert not shown.sessions[0].is_orphan
+
+
+@pytest.mark.parametrize("state", ["active", "fastpath function call"])
+def test_a_unit_is_not_idle_while_its_server_works(state: str) -> None:
+    """The worker saw nothing of the statement; the state is as old as the server says."""
+    idle = unit("import", backend_pids=(5101,), state=State.IDLE, state_seconds=9.0)
+    own = worker(4711, idle, backend_pids=(5101,))
+
+    (seen,) = with_servers((own,), (database(session(5101, state=state, state_age_seconds=2.5)),))
+
+    (live,) = seen.live
+    assert (live.state, live.state_seconds, live.server_state) == (State.RUNNING, 2.5, state)
+
+
+def test_a_unit_works_if_one_of_its_servers_does() -> None:
+    """It has a connection to another database besides, which waits for it."""
+    idle = unit("import", backend_pids=(1, 2), state=State.IDLE, state_seconds=9.0)
+    own = worker(4711, idle, backend_pids=(1, 2))
+    databases = (database(session(1, state="idle in transaction")), database(session(2, state="active")))
+
+    (seen,) = with_servers((own,), databases)
+
+    assert (seen.live[0].state, seen.live[0].server_state) == (State.RUNNING, "active")
 
 
 def test_a_chain_of_waiting_units_is_named_link_by_link() -> None:
@@ -126,7 +153,10 @@ def test_an_orphan_is_what_came_from_here_and_nobody_knows(seen: stats.ServerSes
 
 def test_there_are_no_orphans_where_not_all_workers_can_be_read() -> None:
     """Somebody else's folder, or ``UOW_STATS = False``: nobody knows whose the session is."""
-    assert not joined(database(session(1, NOBODY)), is_complete=False).sessions[0].is_orphan
+    shown = joined(database(session(1, NOBODY), session(2, os.getpid())), is_complete=False)
+
+    assert [(each.is_orphan, each.may_be_orphan) for each in shown.sessions] == [(False, True), (False, False)]
+    assert shown.notes == ("Whether 1 session is an orphan cannot be told: not all workers of this host can be read.",)
 
 
 def test_a_living_workers_lost_session_is_an_orphan() -> None:
@@ -158,6 +188,26 @@ def test_a_pooler_in_between_is_said_and_nothing_is_guessed() -> None:
     assert "connections of worker 4711: a pooler such as PgBouncer lies between" in note
     assert [(each.unit, each.is_orphan) for each in shown.sessions] == [(None, False)] * 2
     assert seen.live[0].server_state is None
+
+
+@pytest.mark.parametrize("pid", [4711, NOBODY], ids=["without connections", "gone"])
+def test_behind_a_pooler_nothing_is_an_orphan(pid: int) -> None:
+    """Whoever has a session's name had it last, and may have none now, or be gone: the pooler keeps it."""
+    shown = joined(database(session(1, pid), is_pooled=True), worker(4711))
+
+    (note,) = shown.notes
+    assert note.startswith("The server does not know the connection that asked it: a pooler such as PgBouncer lies")
+    assert not shown.sessions[0].is_orphan
+
+
+@pytest.mark.parametrize(("untold", "is_orphan"), [("connections", False), ("pools", False), ("labels", True)])
+def test_what_found_no_room_on_a_board_is_no_orphan(untold: str, is_orphan: bool) -> None:
+    """Its worker has more connections than it tells of."""
+    own = worker(4711, unit(), backend_pids=(5101,), untold={untold: 1})
+
+    shown = joined(database(session(5101), session(5102)), own)
+
+    assert [each.is_orphan for each in shown.sessions] == [False, is_orphan]
 
 
 def test_sessions_of_other_hosts_are_counted() -> None:
@@ -297,6 +347,116 @@ def test_a_unit_of_a_container_behind_the_same_address_is_no_orphan(
     assert not session.is_orphan
     assert not seen.troubles
     assert "1 of the sessions come from other hosts" in seen.databases[0].notes[-1]
+
+
+@on_postgresql
+@pytest.mark.parametrize("is_streamed", [False, True], ids=["driver's cursor", "FETCH"])
+def test_what_goes_past_sqlalchemy_is_no_idling(
+    database: Database, uow: UnitOfWork, tmp_path: Path, is_streamed: bool
+) -> None:
+    """The unit runs SQL, as its server says, and nobody is told that it idles."""
+    app = make_app(database, uow, UOW_STATS_DIR=str(tmp_path / "boards"), UOW_MAX_IDLE_SECONDS=0.2)
+    # The first two rows come at once, and the next ones when the lock is free.
+    rows = "SELECT CASE WHEN i > 2 THEN pg_advisory_xact_lock(1)::text END FROM generate_series(1, 4) AS i"
+
+    def work() -> None:
+        with app.app_context(), transactional(label="import"):
+            options = {"stream_results": True, "yield_per": 2}
+            if is_streamed:
+                uow.session.execute(sa.text(rows).execution_options(**options)).all()
+                return
+            uow.session.execute(sa.text("SELECT 1"))
+            with closing(uow.session.connection().connection.cursor()) as cursor:
+                cursor.execute(rows)
+
+    with ThreadPoolExecutor(1) as threads, closing(database.connect()) as holder:
+        holder.cursor().execute("SELECT pg_advisory_lock(1)")
+        result = threads.submit(work)
+        seen = snapshot_until(app, lambda seen: any((each.state_age_seconds or 0.0) > 0.3 for each in blocked(seen)))
+        holder.cursor().execute("SELECT pg_advisory_unlock(1)")
+        result.result(DEADLINE_S)
+
+    (live,) = seen.workers[0].live
+    assert (live.label, live.state, live.server_state) == ("import", State.RUNNING, "active")
+    assert [trouble.kind for trouble in seen.troubles] == ["blocked"]
+    assert not stats.Condition.parse("idle-in-transaction=0.1").failures(seen)
+
+
+@on_postgresql
+def test_a_worker_whose_file_was_removed_is_named(database: Database, uow: UnitOfWork, tmp_path: Path) -> None:
+    """Its session is no orphan, for the process runs; nothing else tells that it lives."""
+    folder = tmp_path / "boards"
+    app = make_app(database, uow, UOW_STATS_DIR=str(folder))
+    with app.app_context(), transactional(label="work"):
+        uow.session.execute(sa.text("SELECT 1"))
+        before = stats.snapshot(app)
+        shutil.rmtree(folder)
+        after = stats.snapshot(app)
+
+    assert before.databases[0].notes == ()
+    assert (after.workers, after.troubles) == ((), ())
+    (note,) = after.databases[0].notes
+    assert note.startswith(
+        f"No board of worker {os.getpid()} is found, and the process lives: its file was removed, or"
+    )
+
+
+def test_a_worker_that_cannot_be_read_is_not_said_to_publish_nothing() -> None:
+    """Why not all can be read is said already; and of whom the names behind a pooler are, nobody knows."""
+    own = session(1, os.getpid())
+
+    assert joined(database(own), is_complete=False).notes == ()
+    assert [note for note in joined(database(own, is_pooled=True)).notes if "No board" in note] == []
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="only Linux lists when its processes were started")
+@on_postgresql
+@pytest.mark.parametrize("is_later", [False, True], ids=["its own", "another's"])
+def test_a_process_with_the_number_of_one_that_is_gone_hides_no_orphan(
+    database: Database, uow: UnitOfWork, tmp_path: Path, is_later: bool
+) -> None:
+    """It was started after the session had connected, which it cannot have done."""
+    app = make_app(database, uow, UOW_STATS_DIR=str(tmp_path / "boards"))
+    with ExitStack() as stack:
+        if not is_later:
+            process = stack.enter_context(subprocess.Popen(["sleep", "60"]))
+        connection = stack.enter_context(closing(database.connect()))
+        connection.cursor().execute("SELECT pg_sleep(1)")  # longer than a snapshot takes to look at the process
+        if is_later:
+            process = stack.enter_context(subprocess.Popen(["sleep", "60"]))
+        stack.callback(process.kill)
+        connection.cursor().execute(f"SET application_name = '{application_name(app.name, process.pid)}'")
+        seen = snapshot_until(app, lambda seen: [each.is_orphan for each in seen.databases[0].sessions] == [is_later])
+
+    (session,) = seen.databases[0].sessions
+    assert session.connected_seconds is not None
+    assert session.connected_seconds >= 1
+
+
+@on_postgresql
+@pytest.mark.parametrize("is_locked", [False, True], ids=["nobody's", "somebody's"])
+def test_a_damaged_file_hides_orphans_only_if_its_writer_lives(
+    database: Database, uow: UnitOfWork, tmp_path: Path, is_locked: bool
+) -> None:
+    """A process holds a lock on its file as long as it lives; what nobody locks belongs to none of the sessions."""
+    folder = tmp_path / "boards"
+    app = make_app(database, uow, UOW_STATS_DIR=str(folder))
+    with app.app_context(), transactional(label="work"), ExitStack() as stack:
+        uow.session.execute(sa.text("SELECT 1"))
+        (real,) = folder.glob("*.board")
+        damaged = stack.enter_context((folder / "damaged.board").open("wb"))
+        damaged.truncate(real.stat().st_size)
+        if is_locked:
+            fcntl.flock(damaged, fcntl.LOCK_EX)
+        connection = stack.enter_context(closing(database.connect()))
+        connection.cursor().execute(f"SET application_name = '{application_name(app.name, NOBODY)}'")
+        seen = snapshot_until(app, lambda seen: len(seen.databases[0].sessions) == 2)
+
+    (lost,) = (each for each in seen.databases[0].sessions if each.worker_pid == NOBODY)
+    assert (lost.is_orphan, lost.may_be_orphan) == (not is_locked, is_locked)
+    assert any("damaged.board cannot be read" in note for note in seen.notes)
+    assert any("is an orphan cannot be told" in note for note in seen.databases[0].notes) is is_locked
+    assert stats.Condition.parse("orphans=1").failures(seen)
 
 
 # ---- what the server was told, where no board says it

@@ -21,7 +21,7 @@ from flask import Flask
 from sqlalchemy import orm
 from sqlalchemy.pool import NullPool, Pool, SingletonThreadPool, StaticPool
 
-from flask_uow import UnitOfWork, stats
+from flask_uow import UnitOfWork, stats, transactional
 from flask_uow._application_name import application_name
 from flask_uow.exceptions import ConfigurationError
 from flask_uow.stats import _postgresql
@@ -172,6 +172,27 @@ def test_blocked_session_names_its_blocker(bank: tuple[Flask, sa.Engine]) -> Non
 
 
 @on_postgresql
+def test_a_wait_begins_when_the_lock_is_met(bank: tuple[Flask, sa.Engine]) -> None:
+    """Not when its statement began, as far as the server says so: PostgreSQL 14 and later."""
+    app, engine = bank
+    with engine.connect() as holder:
+        holder.execute(sa.text("SELECT pg_advisory_xact_lock(4711)"))
+        with in_background(engine, "SELECT pg_sleep(0.5), pg_advisory_xact_lock(4711)"):
+            database = snapshot_until(app, lambda database: "blocked" in states(database))
+
+    (blocked,) = (session for session in database.sessions if session.blocked_by)
+    (count,) = (count for count in database.summary.states if count.state == "blocked")
+    assert blocked.state_age_seconds is not None
+    if int(str(database.server_version).split(".")[0]) < 14:
+        assert (blocked.wait_seconds, count.longest_seconds) == (None, blocked.state_age_seconds)
+        return
+    assert blocked.wait_seconds is not None
+    assert blocked.wait_seconds < blocked.state_age_seconds - 0.4
+    assert count.longest_seconds == blocked.wait_seconds
+    assert not any(session.wait_seconds for session in database.sessions if session is not blocked)
+
+
+@on_postgresql
 def test_blockers_outside_the_app_are_named(database: Database, bank: tuple[Flask, sa.Engine]) -> None:
     """Who holds the app up is shown through the whole chain, with names that are not the app's."""
     app, engine = bank
@@ -292,7 +313,9 @@ def test_adopted_engine_is_found_by_its_own_name(database: Database) -> None:
     assert session.application_name == name
     assert session.worker_pid is None
     assert name in str(seen.found_by)
-    assert any("not named by flask_uow" in note for note in seen.notes)
+    (note,) = seen.notes
+    assert note.startswith("This app's connections are not named by flask_uow: ")
+    assert note.endswith(" and a session whose worker is gone is not called an orphan.")
 
 
 @pytest.mark.parametrize("owner", ["flask_sqlalchemy", "flask_sqlalchemy_lite"])
@@ -310,6 +333,68 @@ def test_engine_of_another_extension_is_found(file: Path, owner: str) -> None:
     assert database.sqlite is not None
     assert database.sqlite.path == str(file)
     assert database.pools[0].checked_out == 0
+
+
+@pytest.mark.parametrize("owner", ["flask_sqlalchemy", "flask_sqlalchemy_lite"])
+@pytest.mark.parametrize("is_bound", [True, False], ids=["its session's", "beside ours"])
+def test_all_engines_of_another_extension_are_found(tmp_path: Path, owner: str, is_bound: bool) -> None:
+    """By their names, the default first; those of one that does not own the app's sessions are not the app's."""
+    urls = {name: sqlite_url(tmp_path / name) for name in ("archive", "default", "own")}
+    app = Flask("adopted")
+    app.config["SQLALCHEMY_DATABASE_URI"] = urls["default"]
+    app.config["SQLALCHEMY_BINDS"] = {"archive": urls["archive"]}
+    app.config["SQLALCHEMY_ENGINES"] = {"default": urls["default"], "archive": urls["archive"]}
+    db = pytest.importorskip(owner).SQLAlchemy()
+    db.init_app(app)
+    if is_bound:
+        UnitOfWork(app, session=db.session if owner == "flask_sqlalchemy" else lambda: db.session)
+    else:
+        UnitOfWork(app, sessionmaker=orm.sessionmaker(sa.create_engine(urls["own"])))
+
+    binds = {database.url: database.binds for database in stats.snapshot(app).databases}
+
+    expected = {urls["default"]: ("default",), urls["archive"]: ("archive",)}
+    assert binds == (expected if is_bound else {urls["own"]: ("default",)})
+    assert next(iter(binds)) == urls["default" if is_bound else "own"]
+
+
+def test_all_engines_of_a_sessionmaker_are_found(tmp_path: Path) -> None:
+    """The one for everything is the default, those of some classes are called after their databases."""
+
+    class Base(orm.DeclarativeBase):
+        pass
+
+    class Entry(Base):
+        __tablename__ = "entry"
+        id: orm.Mapped[int] = orm.mapped_column(primary_key=True)
+
+    engine, archive = (sa.create_engine(sqlite_url(tmp_path / name)) for name in ("bank", "archive"))
+    app = Flask("adopted")
+    UnitOfWork(app, sessionmaker=orm.sessionmaker(engine, binds={Entry: archive}))
+
+    assert [database.binds for database in stats.snapshot(app).databases] == [("default",), ("archive",)]
+
+
+def test_an_engine_that_only_a_session_knows_is_noted(tmp_path: Path) -> None:
+    """It chooses by itself where a statement goes: its workers tell of the pool, and nobody of the engine."""
+    engine, hidden = (sa.create_engine(sqlite_url(tmp_path / name)) for name in ("bank", "hidden"))
+
+    class Choosing(orm.Session):
+        def get_bind(self, *args: Any, clause: Any = None, **kwargs: Any) -> Any:
+            return hidden if "hidden" in str(clause) else engine
+
+    app = Flask("adopted")
+    app.config["UOW_STATS_DIR"] = str(tmp_path / "boards")
+    uow = UnitOfWork(app, sessionmaker=orm.sessionmaker(class_=Choosing))
+    with app.app_context():
+        notes = []
+        for statement in ("SELECT 'open'", "SELECT 'hidden'"):
+            with transactional(read_only=True):
+                uow.session.execute(sa.text(statement))
+            notes.append(stats.snapshot().notes)
+
+    assert notes[0] == ()
+    assert notes[1] == ("The workers use databases that only their sessions know, and which were not asked: hidden.",)
 
 
 @on_postgresql

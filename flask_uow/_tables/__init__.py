@@ -86,8 +86,8 @@ def _no_worker(listing: Listing) -> str:
     if listing.workers:
         return f"No worker {' or '.join(map(str, listing.workers))} publishes here."
     return (
-        "No worker publishes here: none has served a request since its start, UOW_STATS is False, or they run on "
-        "another host, as another user or with another temporary folder (set UOW_STATS_DIR)."
+        "No worker publishes here: none has served a request since its start, UOW_STATS is False, their files were "
+        "removed, or they run on another host, as another user or with another temporary folder (set UOW_STATS_DIR)."
     )
 
 

@@ -58,16 +58,17 @@ def read_boards(app: Flask | None = None) -> Boards:
 
 def _read(app: Flask, app_state: AppState) -> Boards:
     if not app_state.settings.stats:
-        return Boards((), notes=("UOW_STATS is False for this app: its workers publish nothing.",))
+        why = "UOW_STATS is False for this app: its workers publish nothing."
+        return Boards((), notes=(why,), is_complete=False)
     folder = folder_of(app, app_state.settings.stats_dir)
     workers: list[Worker] = []
     ended: EndedWorkers | None = None
-    notes = list(missing())
+    notes, damaged = list(missing()), list[str]()
     try:
         with reading(folder) as (found, refusals):
             notes += refusals
             for each in found:
-                told = _told_by(each, app.name, notes)
+                told = _told_by(each, app.name, notes if each.is_alive else damaged)
                 workers += [told] if isinstance(told, Worker) else []
                 ended = _with(ended, told) if isinstance(told, EndedWorkers) else ended
     except FileNotFoundError:
@@ -77,7 +78,9 @@ def _read(app: Flask, app_state: AppState) -> Boards:
     own = app_state.board
     if own is not None and not own.is_published:
         workers.append(worker_of(copy_of_own(own)))
-    return Boards(tuple(sorted(workers, key=lambda worker: worker.started_at)), ended, tuple(notes))
+    workers.sort(key=lambda worker: worker.started_at)
+    # What is damaged and is nobody's who lives leaves no worker out.
+    return Boards(tuple(workers), ended, (*notes, *damaged), is_complete=not notes)
 
 
 def _told_by(found: FoundBoard, app_name: str, notes: list[str]) -> Worker | EndedWorkers | None:

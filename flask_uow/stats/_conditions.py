@@ -161,6 +161,10 @@ def _judge_orphans(snapshot: Snapshot, number: float) -> Iterator[str]:
     orphans = [holder for holder in holders(snapshot) if holder.is_orphan]
     if len(orphans) >= number:
         yield f"{counted(len(orphans), 'session is', 'sessions are')} known to no living worker{_listed(orphans)}"
+    unsure = [holder for holder in holders(snapshot) if holder.may_be_orphan]
+    if len(unsure) >= number:
+        who = counted(len(unsure), "session")
+        yield f"{who} may be known to no living worker, and not all workers can be read{_listed(unsure)}"
 
 
 def _judge_troubles(snapshot: Snapshot, number: float) -> Iterator[str]:

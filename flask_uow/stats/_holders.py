@@ -91,6 +91,11 @@ class Holder:
         return not self.stack and self.sessions[0].is_orphan
 
     @property
+    def may_be_orphan(self) -> bool:
+        """Whether nobody who can be read knows it, and somebody else may."""
+        return not self.stack and self.sessions[0].may_be_orphan
+
+    @property
     def aborted_seconds(self) -> float | None:
         """For how long it has sat in a transaction that has failed."""
         is_told = any(unit.server_state == ABORTED for unit in self.stack)
@@ -119,7 +124,7 @@ class Holder:
         """For how long it has waited for another's lock."""
         if not self.waits_for:
             return None
-        ages = [session.state_age_seconds or 0.0 for session in self.sessions if session.blocked_by]
+        ages = [session.group_seconds or 0.0 for session in self.sessions if session.blocked_by]
         return _longest(*ages) if ages else self.state_seconds or 0.0
 
     @property

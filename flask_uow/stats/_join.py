@@ -10,10 +10,13 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import time
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 
 from .._application_name import is_of_another_host
-from ._values import DatabaseSnapshot, LiveUnit, ServerSession, Worker
+from ._values import DatabaseSnapshot, LiveUnit, ServerSession, State, Worker
+from ._wording import counted
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,19 +56,31 @@ class Known:
         :param pid: the worker's.
         :param sessions: all that the server has of the app.
         """
-        own = {number for worker in (*self.workers, *self.later) if worker.pid == pid for number in worker.backend_pids}
+        own = {number for worker in self._own(pid) for number in worker.backend_pids}
         return bool(own) and own.isdisjoint(session.pid for session in sessions)
 
-    def is_orphan(self, session: ServerSession, database: DatabaseSnapshot) -> bool:
-        """Whether a session came from this host, and nobody here knows it any more."""
+    def is_lost(self, session: ServerSession, database: DatabaseSnapshot) -> bool:
+        """Whether a session came from this host, and nobody who can be read here knows it any more."""
         pid = session.worker_pid
-        if pid is None or not self.is_complete or session.is_hidden or self.is_known(session):
+        if pid is None or session.is_hidden or self.is_known(session):
             return False
-        if _is_elsewhere(session, database):
+        if database.is_pooled or _is_elsewhere(session, database):
             return False
-        if any(worker.pid == pid for worker in (*self.workers, *self.later)):
-            return not self.is_behind_pooler(pid, database.sessions)
-        return not _is_running(pid)
+        own = self._own(pid)
+        if own:
+            is_told = all(worker.tells_connections for worker in own)
+            return is_told and not self.is_behind_pooler(pid, database.sessions)
+        return not _has_process(pid, session.connected_seconds)
+
+    def is_silent(self, session: ServerSession, database: DatabaseSnapshot) -> bool:
+        """Whether a session's process runs here, and nothing is found that it publishes."""
+        pid = session.worker_pid
+        if pid is None or database.is_pooled or _is_elsewhere(session, database):
+            return False
+        return not self._own(pid) and _has_process(pid, session.connected_seconds)
+
+    def _own(self, pid: int) -> list[Worker]:
+        return [worker for worker in (*self.workers, *self.later) if worker.pid == pid]
 
 
 def with_units(database: DatabaseSnapshot, known: Known) -> DatabaseSnapshot:
@@ -75,8 +90,8 @@ def with_units(database: DatabaseSnapshot, known: Known) -> DatabaseSnapshot:
     labels = {pid: session.unit for pid, session in held.items() if session.unit is not None}
     sessions = tuple(_placed(held[session.pid], known, labels, database) for session in database.sessions)
     blockers = tuple(_placed(held[session.pid], known, labels, database) for session in database.blockers)
-    notes = (*database.notes, *_notes(database, known))
-    return dataclasses.replace(database, sessions=sessions, blockers=blockers, notes=notes)
+    placed = dataclasses.replace(database, sessions=sessions, blockers=blockers)
+    return dataclasses.replace(placed, notes=(*database.notes, *_notes(placed, known)))
 
 
 def _held(session: ServerSession, known: Known) -> ServerSession:
@@ -88,10 +103,12 @@ def _held(session: ServerSession, known: Known) -> ServerSession:
 
 
 def _placed(session: ServerSession, known: Known, labels: dict[int, str], database: DatabaseSnapshot) -> ServerSession:
+    is_lost = known.is_lost(session, database)
     return dataclasses.replace(
         session,
         waits_for=tuple(_name(pid, labels) for pid in session.blocked_by),
-        is_orphan=known.is_orphan(session, database),
+        is_orphan=is_lost and known.is_complete,
+        may_be_orphan=is_lost and not known.is_complete,
     )
 
 
@@ -104,11 +121,22 @@ def _name(pid: int, labels: dict[int, str]) -> str:
 def _notes(database: DatabaseSnapshot, known: Known) -> Iterator[str]:
     workers = {session.worker_pid for session in database.sessions if session.worker_pid is not None}
     pooled = sorted(pid for pid in workers if known.is_behind_pooler(pid, database.sessions))
-    if pooled:
+    if pooled or database.is_pooled:
+        unknown = f"connections of worker {', '.join(map(str, pooled))}" if pooled else "connection that asked it"
         yield (
-            f"The server does not know the connections of worker {', '.join(map(str, pooled))}: a pooler such as "
-            "PgBouncer lies between. Sessions are matched with workers by name there, not with units."
+            f"The server does not know the {unknown}: a pooler such as PgBouncer lies between. Sessions are matched "
+            "with workers by name there, not with units, and none of them is called an orphan."
         )
+    silent = sorted({str(each.worker_pid) for each in database.sessions if known.is_silent(each, database)})
+    if silent and known.is_complete:  # else it is said already what cannot be read
+        yield (
+            f"No board of worker {', '.join(silent)} is found, and the process lives: its file was removed, "
+            "or it publishes in another UOW_STATS_DIR or as another user. A restart makes a new file."
+        )
+    unsure = sum(session.may_be_orphan for session in database.sessions)
+    if unsure:
+        who = counted(unsure, "session is an orphan", "sessions are orphans")
+        yield f"Whether {who} cannot be told: not all workers of this host can be read."
     elsewhere = sum(
         session.worker_pid is not None and _is_elsewhere(session, database) and not known.is_known(session)
         for session in database.sessions
@@ -140,7 +168,18 @@ def _seen(live: LiveUnit, worker: Worker, sessions: Iterable[ServerSession]) -> 
     if not own:
         return live
     waits_for = tuple(dict.fromkeys(name for session in own for name in session.waits_for))
-    return dataclasses.replace(live, waits_for=waits_for, server_state=own[0].state)
+    seen = dataclasses.replace(live, waits_for=waits_for, server_state=own[0].state)
+    running = [session for session in own if session.is_running]
+    if live.state != State.IDLE or not running:
+        return seen
+    # A worker tells of what SQLAlchemy executes. COPY, a later FETCH and the driver's own cursor, the server sees.
+    ages = (session.state_age_seconds or 0.0 for session in running)
+    return dataclasses.replace(seen, state=State.RUNNING, state_seconds=max(ages), server_state=running[0].state)
+
+
+def _has_process(pid: int, seconds: float | None) -> bool:
+    """Whether the process that has connected so long ago still runs on this host."""
+    return _is_running(pid) and not _is_younger(pid, seconds)
 
 
 def _is_running(pid: int) -> bool:
@@ -154,3 +193,15 @@ def _is_running(pid: int) -> bool:
     except OSError:
         return True
     return True
+
+
+def _is_younger(pid: int, seconds: float | None) -> bool:
+    """Whether a process is known to have been started later than so long ago: then it has the number of another."""
+    if seconds is None or not hasattr(time, "CLOCK_BOOTTIME"):
+        return False
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
+        started_s = int(fields[19]) / os.sysconf("SC_CLK_TCK")
+    except (OSError, ValueError, IndexError):
+        return False
+    return time.clock_gettime(time.CLOCK_BOOTTIME) - started_s < seconds

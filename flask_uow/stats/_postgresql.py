@@ -21,6 +21,7 @@ from sqlalchemy import Connection, Engine, Row, TextClause, create_engine, text
 
 from .._application_name import is_own_name, like_pattern, name_prefix, unit_label, worker_pid
 from .._checkouts import unwatched
+from .._drivers import server_process
 from .._two_phase import PreparedName
 from ._query_line import query_line
 from ._values import IDLE, DatabaseSnapshot, PreparedTransaction, ServerSession, Summary
@@ -63,6 +64,7 @@ def _in_time(function: Callable[[], T], seconds: float) -> T:
 def _ask(database: DatabaseSnapshot, engine: Engine, app_name: str) -> DatabaseSnapshot:
     with _own_connection(engine) as connection:
         server = connection.execute(_question("server")).one()
+        told_pid = server_process(database.driver, connection.connection.dbapi_connection)
         own_name = None if is_own_name(server.application_name) else server.application_name
         connection.execute(_question("limits"), _limits())
         names = {"pattern": like_pattern(app_name), "own_name": own_name, "reader_name": READER_NAME}
@@ -74,6 +76,7 @@ def _ask(database: DatabaseSnapshot, engine: Engine, app_name: str) -> DatabaseS
         server_version=server.server_version,
         found_by=_found_by(app_name, server),
         client_address=server.client_address,
+        is_pooled=bool(told_pid) and told_pid != server.backend_pid,
         sessions=sessions,
         blockers=tuple(_server_session(row) for row in rows if not row.is_own),
         prepared=tuple(_prepared(prepared)),
@@ -119,6 +122,8 @@ def _server_session(row: Row[t.Any]) -> ServerSession:
         wait_event=row.wait_event,
         query=None if row.query is None else query_line(row.query),
         blocked_by=tuple(dict.fromkeys(row.blocked_by or ())),
+        wait_seconds=_age(row.wait_seconds),
+        connected_seconds=_age(row.connected_seconds),
         unit=label,
         is_told_by_server=label is not None,
     )
@@ -173,5 +178,5 @@ def _notes(sessions: Collection[ServerSession], server: Row[t.Any]) -> Iterator[
     if not is_own_name(server.application_name):
         yield (
             "This app's connections are not named by flask_uow: other programs that connect "
-            "under the same name and role are counted too."
+            "under the same name and role are counted too, and a session whose worker is gone is not called an orphan."
         )

@@ -7,7 +7,7 @@ database is read is left to the modules beside this one.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import nullcontext, suppress
 from datetime import UTC, datetime
 
@@ -17,6 +17,8 @@ from sqlalchemy import URL, Engine
 from sqlalchemy.exc import SQLAlchemyError
 
 from .._application_name import as_part
+from .._board import shown_name
+from .._checkouts import name_without_bind
 from .._hiding import error_line, shown_url
 from .._state import state_of_app
 from ..exceptions import ConfigurationError, UnitOfWorkError
@@ -26,7 +28,7 @@ from ._pools import pool_snapshot
 from ._postgresql import outcome_of, with_sessions
 from ._sqlite import sqlite_database
 from ._troubles import find_troubles
-from ._values import Boards, DatabaseSnapshot, Snapshot
+from ._values import Boards, DatabaseSnapshot, Snapshot, Worker
 
 
 def snapshot(app: Flask | None = None) -> Snapshot:
@@ -56,9 +58,10 @@ def snapshot(app: Flask | None = None) -> Snapshot:
 
 
 def _joined(app: Flask, boards: Boards, databases: list[DatabaseSnapshot]) -> Snapshot:
-    later = read_boards(app).workers if any(database.sessions for database in databases) else ()
-    known = Known(boards.workers, later, is_complete=not boards.notes)
+    later = read_boards(app) if any(database.sessions for database in databases) else boards
+    known = Known(boards.workers, later.workers, is_complete=boards.is_complete and later.is_complete)
     joined = tuple(with_units(database, known) for database in databases)
+    notes = (*boards.notes, *_notes(boards.workers, databases))
     snapshot = Snapshot(
         app=app.name,
         taken_at=datetime.now(UTC),
@@ -66,24 +69,40 @@ def _joined(app: Flask, boards: Boards, databases: list[DatabaseSnapshot]) -> Sn
         workers=with_servers(boards.workers, joined),
         ended=boards.ended,
         totals=boards.totals,
-        notes=boards.notes,
+        notes=notes,
     )
     settings = state_of_app(app).settings
     troubles = find_troubles(snapshot, max_idle_seconds=settings.idle_limit_s, max_unit_seconds=settings.slow_unit_s)
     return dataclasses.replace(snapshot, troubles=troubles)
 
 
+def _notes(workers: Iterable[Worker], databases: Iterable[DatabaseSnapshot]) -> Iterator[str]:
+    asked = {shown_name(bind) for database in databases for bind in database.binds}
+    used = {pool.bind for worker in workers for pool in worker.pools}
+    unknown = ", ".join(sorted(used - asked))
+    if unknown:
+        yield f"The workers use databases that only their sessions know, and which were not asked: {unknown}."
+
+
 def _engines(app: Flask) -> Mapping[str, Engine]:
-    """Give the app's engines by bind; of a session that was adopted, the engine that it is bound to."""
+    """Give the app's engines by bind; of a session that was adopted, its owner's and those that it is bound to."""
     if "uow" not in app.extensions:
         raise ConfigurationError(f"App {app.name!r} has no UnitOfWork.", fix="Call UnitOfWork(app), or init_app(app).")
-    extension = app.extensions["uow"]
+    app_state = state_of_app(app)
+    if app_state.engines:
+        return app_state.engines
+    bound: list[Engine] = []
     with suppress(UnitOfWorkError, SQLAlchemyError):
-        if extension.engines:
-            return dict(extension.engines)
+        bound.append(app_state.sessions.bind())
     with suppress(UnitOfWorkError, SQLAlchemyError):
-        return {"default": extension.sessions.bind()}
-    return {}
+        bound += [bind.engine for bind in app_state.sessions.binds()]
+    found = app_state.named_engines()
+    if bound and not set(bound) & set(found.values()):
+        found = {}  # they are of another library than the session
+    for engine in dict.fromkeys(bound):
+        if engine not in found.values():
+            found[name_without_bind(engine, found)] = engine
+    return found
 
 
 def _by_database(engines: Mapping[str, Engine]) -> Iterable[Mapping[str, Engine]]:

@@ -25,6 +25,7 @@ ABORTED = "idle in transaction (aborted)"
 IDLE_IN_TRANSACTION = "idle in transaction"
 BLOCKED = "blocked"
 ACTIVE = "active"
+FASTPATH = "fastpath function call"
 IDLE = "idle"
 HIDDEN = "hidden"
 
@@ -36,7 +37,7 @@ GROUPS: t.Final = (
     IDLE_IN_TRANSACTION,
     BLOCKED,
     ACTIVE,
-    "fastpath function call",
+    FASTPATH,
     "starting",
     IDLE,
     "disabled",
@@ -95,6 +96,10 @@ class ServerSession:
     """The first line of the current or latest statement; string literals are replaced by ``'?'``."""
     blocked_by: tuple[int, ...]
     """The server's pids that this session waits for; 0 is a prepared transaction, which has no process."""
+    wait_seconds: float | None = None
+    """For how long it has waited for a lock; None if it waits for none, or its server is older than PostgreSQL 14."""
+    connected_seconds: float | None = None
+    """How long ago it connected."""
     unit: str | None = None
     """The label of what holds it: a unit of a worker, or whoever has taken the connection; None if nothing does."""
     is_told_by_server: bool = False
@@ -106,6 +111,8 @@ class ServerSession:
     """For each of :attr:`blocked_by`, the label of what holds it, or the pid if nobody knows."""
     is_orphan: bool = False
     """Whether it was this host's and no living worker knows it."""
+    may_be_orphan: bool = False
+    """Whether no worker knows it that can be read, and not all can."""
 
     @property
     def is_hidden(self) -> bool:
@@ -118,9 +125,20 @@ class ServerSession:
         return self.state in (IDLE_IN_TRANSACTION, ABORTED)
 
     @property
+    def is_running(self) -> bool:
+        """Whether the session works on what it was sent."""
+        return self.state in (ACTIVE, FASTPATH)
+
+    @property
     def group(self) -> str:
         """The one of :data:`GROUPS` it is counted in: its state, or ``blocked`` while another holds it up."""
         return BLOCKED if self.blocked_by else self.state
+
+    @property
+    def group_seconds(self) -> float | None:
+        """For how long it has been in its group: waits for a lock, or is in its state, where the wait is not told."""
+        is_told = self.blocked_by and self.wait_seconds is not None
+        return self.wait_seconds if is_told else self.state_age_seconds
 
     @property
     def age_seconds(self) -> float | None:
@@ -188,7 +206,7 @@ class Summary:
         """
         ages: dict[str, list[float | None]] = {}
         for session in sessions:
-            ages.setdefault(session.group, []).append(session.state_age_seconds)
+            ages.setdefault(session.group, []).append(session.group_seconds)
         states = tuple(
             StateCount(group, len(ages[group]), max((age for age in ages[group] if age is not None), default=None))
             for group in sorted(ages, key=group_rank)
@@ -382,12 +400,13 @@ class LiveUnit:
     """1 for an outermost unit, one more for each unit inside; 0 for what is none."""
     attempt: int
     state: str
-    """One of :class:`State`."""
+    """One of :class:`State`; not idle where its server runs something of which the worker saw nothing."""
     state_seconds: float
     """How long it has been in that state."""
     seconds: float
     """How long ago it began."""
     statements: int
+    """How many it has sent through SQLAlchemy; those of a connection taken by hand are not counted."""
     backend_pids: tuple[int, ...] = ()
     """The server's processes behind the connections that it holds."""
     waits_for: tuple[str, ...] = ()
@@ -412,6 +431,11 @@ class Worker:
     """The outermost first, what is inside it after it."""
     untold: Mapping[str, int] = dataclasses.field(default_factory=dict)
     """How many ``units``, ``connections``, ``labels`` or ``pools`` found no room on the board."""
+
+    @property
+    def tells_connections(self) -> bool:
+        """Whether all of its connections found room on the board."""
+        return not (self.untold.get("connections") or self.untold.get("pools"))
 
     @property
     def stacks(self) -> tuple[tuple[LiveUnit, ...], ...]:
@@ -453,6 +477,8 @@ class Boards:
     ended: EndedWorkers | None = None
     notes: tuple[str, ...] = ()
     """What is not shown here, and why."""
+    is_complete: bool = True
+    """Whether there is none of this host that lives and could not be read."""
 
     @property
     def totals(self) -> Counts:
@@ -510,6 +536,8 @@ class DatabaseSnapshot:
     """How the app's sessions were told from those of others."""
     client_address: str | None = None
     """The address under which the server sees this host; None over a Unix socket, or if nobody was asked."""
+    is_pooled: bool = False
+    """Whether the server was asked through a pooler: nobody knows then to whom its sessions belong now."""
     sessions: tuple[ServerSession, ...] = ()
     blockers: tuple[ServerSession, ...] = ()
     """Sessions that are not this app's, but which one of its sessions waits for, directly or not."""

@@ -3,4 +3,5 @@ SELECT current_setting('server_version') AS server_version,
        current_setting('application_name') AS application_name,
        session_user::text AS role,
        current_database()::text AS database,
-       host(inet_client_addr()) AS client_address
+       host(inet_client_addr()) AS client_address,
+       pg_backend_pid() AS backend_pid

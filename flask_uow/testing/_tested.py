@@ -32,8 +32,7 @@ def engines_of(app: Flask, state: AppState) -> list[sa.Engine]:
     found = list(state.engines.values())
     if not found:
         with app.app_context():
-            owned = getattr(app.extensions.get("sqlalchemy"), "engines", None) or {}
-            found = [*owned.values(), *map(_engine_of, state.sessions.binds())]
+            found = [*state.named_engines().values(), *map(_engine_of, state.sessions.binds())]
     if not found:
         raise IsolationError(
             "No engine was found: the sessions have none yet.", fix="Bind the sessions before the test begins."

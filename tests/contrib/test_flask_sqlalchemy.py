@@ -1,14 +1,22 @@
 """Flask-SQLAlchemy: an app that has it adopts it in one line."""
 
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from pathlib import Path
+
 import flask_sqlalchemy
 import pytest
 import sqlalchemy as sa
 from flask import Flask
 from sqlalchemy import orm
 
-from flask_uow import UnitOfWork, testing, transactional
+from flask_uow import UnitOfWork, stats, testing, transactional
 from flask_uow.exceptions import RuleViolationError
 from tests.databases import Database
+
+DEADLINE_S = 30.0
 
 
 def test_its_models_queries_and_binds_work_in_units(database: Database, second_database: Database) -> None:
@@ -44,6 +52,38 @@ def test_its_models_queries_and_binds_work_in_units(database: Database, second_d
     assert database.rows("SELECT id FROM local") == [(1,)]
     assert second_database.rows("SELECT id FROM remote") == [(2,)]
     assert all(engine.pool.checkedout() == 0 for engine in engines if isinstance(engine.pool, sa.QueuePool))
+
+
+def test_all_of_its_databases_are_asked(make_database: Callable[[str], Database], tmp_path: Path) -> None:
+    """A unit that waits in a second one is seen to wait there, and its pool has the bind's name."""
+    database, remote = make_database("psycopg2"), make_database("psycopg2")
+    app = Flask(__name__)
+    app.config.update(SQLALCHEMY_DATABASE_URI=database.url, SQLALCHEMY_BINDS={"remote": remote.url})
+    app.config["UOW_STATS_DIR"] = str(tmp_path / "boards")
+    db = flask_sqlalchemy.SQLAlchemy(app)
+    UnitOfWork(app, session=db.session)
+    lock = sa.text("SELECT pg_advisory_xact_lock(1)")
+
+    def take() -> None:
+        with app.app_context(), transactional(label="transfer"):
+            db.session.execute(lock, bind_arguments={"bind": db.engines["remote"]})
+
+    with ThreadPoolExecutor(1) as threads, closing(remote.connect()) as holder:
+        holder.cursor().execute("SELECT pg_advisory_lock(1)")
+        waiting = threads.submit(take)
+        end = time.monotonic() + DEADLINE_S
+        while not (seen := stats.snapshot(app)).troubles:
+            assert time.monotonic() < end, seen
+        holder.cursor().execute("SELECT pg_advisory_unlock(1)")
+        waiting.result(DEADLINE_S)
+    with app.app_context():
+        for engine in db.engines.values():
+            engine.dispose()
+
+    assert [each.binds for each in seen.databases] == [("default",), ("remote",)]
+    (trouble,), (live,), (pool,) = seen.troubles, seen.workers[0].live, seen.workers[0].pools
+    assert (trouble.kind, trouble.label, live.server_state) == ("blocked", "transfer", "active")
+    assert (pool.bind, seen.notes) == ("remote", ())
 
 
 def test_a_remove_inside_a_unit_is_refused(database: Database) -> None:

@@ -114,3 +114,24 @@ def test_through_a_real_pooler_no_more_is_said_than_is_known(
     assert any("pooler such as PgBouncer" in note for note in shown.notes)
     assert snapshot.totals.units == stats.UnitCounts(begun=2, committed=1)
     assert bench.committed() == ["before", "row"]
+
+
+def test_what_a_real_pooler_keeps_is_no_orphan(make_bench: MakeBench, database: Database, tmp_path: Path) -> None:
+    """The worker lives and has no connection; what it had is called after it, or after what asked last."""
+    with run_pgbouncer(database.url, tmp_path) as served:
+        bench = make_bench(
+            SQLALCHEMY_DATABASE_URI=served.render_as_string(hide_password=False),
+            SQLALCHEMY_ENGINE_OPTIONS={"poolclass": sa.NullPool},
+            UOW_STATS_DIR=str(tmp_path / "boards"),
+        )
+        with bench.app.app_context(), transactional(label="work"):
+            bench.add("row")
+            with transactional(label="beside", propagation="requires_new"):
+                bench.add("another")  # so that the pooler has two connections, of which the snapshot uses one
+        snapshot = stats.snapshot(bench.app)
+
+    (shown,) = snapshot.databases
+    assert shown.is_pooled
+    assert {session.worker_pid for session in shown.sessions} == {os.getpid()}
+    assert not any(session.is_orphan for session in shown.sessions)
+    assert any("a pooler such as PgBouncer lies between" in note for note in shown.notes)
