@@ -741,6 +741,7 @@ def test_a_deadline_is_checked_before_each_statement(bench: Bench) -> None:
 
 
 on_postgresql = pytest.mark.parametrize("database", ["psycopg2", "psycopg"], indirect=True)
+IDLE_LIMIT_MS = sa.text("SELECT setting::int FROM pg_settings WHERE name = 'idle_in_transaction_session_timeout'")
 
 
 @on_postgresql
@@ -758,9 +759,6 @@ def test_a_read_only_unit_cannot_give_itself_the_leave_to_write(bench: Bench, le
             bench.add("kept")
 
     assert bench.committed() == ["kept"]
-
-
-IDLE_LIMIT_MS = sa.text("SELECT setting::int FROM pg_settings WHERE name = 'idle_in_transaction_session_timeout'")
 
 
 @on_postgresql
