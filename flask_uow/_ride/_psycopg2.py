@@ -586,6 +586,8 @@ class RidingConnection(plain_connection):
         changes = session_texts(self._session, wanted)
         if changes:
             self._run(SEPARATOR.join(changes))
+            if self._was_read_only_at_start and not self.is_read_only_at_start:  # what is set back is the start option
+                self._is_in_doubt, self._said_at_begin = True, None
         self._session = wanted
 
     # ---- private
