@@ -69,6 +69,7 @@ Execute = Callable[..., None]
 _OF_FLUSH, _NESTED = orm.SessionTransactionOrigin.SUBTRANSACTION, orm.SessionTransactionOrigin.BEGIN_NESTED
 _AUTOBEGIN = orm.SessionTransactionOrigin.AUTOBEGIN
 _NEVER, _READ, _WRITE, _IDLE = Begins.NEVER, Kind.READ, Kind.WRITE, TransactionStatus.IDLE
+_OF_WRITING = (_WRITE, Kind.LEAVE_TO_WRITE)
 _NOT_BEGUN = (TransactionStatus.IDLE, TransactionStatus.UNKNOWN)
 _NOT_YET = math.inf
 _monotonic = time.monotonic
@@ -621,14 +622,14 @@ def _check_statement(link: Link, state: SessionState, unit: Unit, kind: Kind, st
         limit_again(link, unit.remaining_s or 0.0, is_outermost=unit.parent is None)
     if unit.parent is not None:
         unit.protect(link.connection)
-    if kind is not _READ and (kind is not _WRITE or unit.read_only):
+    if kind is not _READ and (unit.read_only or kind not in _OF_WRITING):
         raise _refused_statement(state, kind, statement)
     if link.is_to_refuse_writes and not is_select(statement):
         link.refuse_writes()
 
 
 def _refused_statement(state: SessionState, kind: Kind, statement: str) -> RuleViolationError:
-    if kind is Kind.WRITE:
+    if kind in _OF_WRITING:
         return state.refusal("UOW111", statement=" ".join(statement.split())[:80])
     code = "UOW102" if kind is Kind.ROLLBACK else "UOW101"
     reason = _USE_NESTED if kind is Kind.BEGIN else _USE_FLUSH

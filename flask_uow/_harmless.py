@@ -8,7 +8,7 @@ A known read may run without BEGIN in READ COMMITTED, where each statement has a
 the time of the transaction (``now()``, ``current_date``) is on no list: two such statements would tell two times.
 
 The structure cannot show what lies behind a name. A table may be a view, have a policy or a foreign server; a built-in
-function or operator may have an overload for a type of the application's own. If one of these calls
+function or operator may have an overload for other arguments, of the application's own. If one of these calls
 ``set_config(..., true)``, what it sets is gone with the statement; a unit that relies on it has to say BEGIN. Values
 are not looked at either: ``'now'`` and ``'today'`` as dates are those of the statement, and an adapter of the driver's
 that renders raw SQL renders it.

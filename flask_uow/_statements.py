@@ -19,13 +19,14 @@ class Kind(Enum):
 
     READ = "read"
     WRITE = "write"
+    LEAVE_TO_WRITE = "READ WRITE"
     COMMIT = "COMMIT"
     ROLLBACK = "ROLLBACK"
     BEGIN = "BEGIN"
 
 
 _WRITE = Kind.WRITE
-_GRAVEST_FIRST = (Kind.COMMIT, Kind.ROLLBACK, Kind.BEGIN, Kind.WRITE)
+_GRAVEST_FIRST = (Kind.COMMIT, Kind.ROLLBACK, Kind.BEGIN, Kind.WRITE, Kind.LEAVE_TO_WRITE)
 _LONGEST_KEPT = 4096  # characters; longer texts are read anew each time, so that the cache stays small
 
 # Nothing here is ever tried a second way: what lacks its end lasts until the end of the text. So the time grows with
@@ -45,6 +46,8 @@ _WRITING = frozenset(
 )
 _ROUTINES = frozenset(("TRIGGER", "FUNCTION", "PROCEDURE"))  # their bodies may hold semicolons, BEGIN and END
 _BEFORE_WHAT_IS_MADE = frozenset(("OR", "REPLACE", "TEMP", "TEMPORARY", "CONSTRAINT"))
+_SCOPES_OF_SET = frozenset(("LOCAL", "SESSION"))
+_ON = frozenset(("ON", "TRUE", "YES"))
 _CHANGES = frozenset((("INSERT", "INTO"), ("INSERT", "OR"), ("REPLACE", "INTO"), ("MERGE", "INTO"), ("DELETE", "FROM")))
 
 
@@ -120,7 +123,17 @@ def _kind_of_words(words: Iterator[str]) -> Kind:
         return Kind.ROLLBACK
     if first == "BEGIN" or (first, second) == ("START", "TRANSACTION"):
         return Kind.BEGIN
+    if first in ("SET", "RESET") and _gives_leave_to_write([second, *words]):
+        return Kind.LEAVE_TO_WRITE
     return Kind.READ
+
+
+def _gives_leave_to_write(words: list[str]) -> bool:
+    """Whether what follows SET lets the present transaction write; what its server lets it is not known here."""
+    what, *rest = words[1:] if words[0] in _SCOPES_OF_SET and len(words) > 1 else words
+    if what == "TRANSACTION":
+        return ("READ", "WRITE") in pairwise(rest)
+    return what == "TRANSACTION_READ_ONLY" and _ON.isdisjoint(rest)
 
 
 def _kind_of_inner(first: str, words: list[str]) -> Kind:

@@ -14,6 +14,7 @@ from sqlalchemy.engine import make_url
 from flask_uow._statements import Kind, kind_of
 
 READ, WRITE, COMMIT, ROLLBACK, BEGIN = Kind.READ, Kind.WRITE, Kind.COMMIT, Kind.ROLLBACK, Kind.BEGIN
+LEAVE = Kind.LEAVE_TO_WRITE
 
 LENGTH = 200_000
 # Of the processor. Such a text takes a tenth of a second; one that is tried in every way takes hours.
@@ -108,6 +109,32 @@ def test_writing_statements(text: str) -> None:
 )
 def test_statements_that_take_the_transaction_over(text: str, expected: Kind) -> None:
     """Only what ends or begins a transaction is told apart; a savepoint may come and go."""
+    assert kind_of(text, None) is expected
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("SET TRANSACTION READ WRITE", LEAVE),
+        ("set local transaction isolation level serializable, read /**/ write", LEAVE),
+        ("SET SESSION TRANSACTION READ WRITE, DEFERRABLE", LEAVE),
+        ("SET transaction_read_only = off", LEAVE),
+        ("SET LOCAL transaction_read_only TO 'off'", LEAVE),
+        ("SET transaction_read_only TO DEFAULT", LEAVE),
+        ("RESET transaction_read_only", LEAVE),
+        ("SELECT 1; SET TRANSACTION READ WRITE", LEAVE),
+        ("SET TRANSACTION READ WRITE; DELETE FROM t", WRITE),
+        ("SET TRANSACTION READ ONLY", READ),
+        ("SET TRANSACTION ISOLATION LEVEL SERIALIZABLE", READ),
+        ("SET transaction_read_only = on", READ),
+        ("SET SESSION CHARACTERISTICS AS TRANSACTION READ WRITE", READ),
+        ("SET default_transaction_read_only = off", READ),
+        ("SET LOCAL", READ),
+        ("SET", READ),
+    ],
+)
+def test_statements_that_give_the_leave_to_write(text: str, expected: Kind) -> None:
+    """To the present transaction; what later ones may is their own affair."""
     assert kind_of(text, None) is expected
 
 

@@ -2,16 +2,44 @@
 
 from __future__ import annotations
 
+import re
 from functools import lru_cache
 from typing import Any
 
 READ_ONLY = "default_transaction_read_only"
-QUESTION = f"SELECT pg_backend_pid(), current_setting('{READ_ONLY}'), pg_is_in_recovery()"
+ISOLATION = "default_transaction_isolation"
+# The last: whether the role or the database is to be read-only, the more special of its settings first.
+QUESTION = f"""
+    SELECT pg_backend_pid(), current_setting('{READ_ONLY}'), pg_is_in_recovery(), coalesce((
+        SELECT CAST(split_part(setting, '=', 2) AS boolean)
+        FROM pg_db_role_setting, unnest(setconfig) AS setting
+        WHERE setting LIKE '{READ_ONLY}=%' AND setrole IN (0, to_regrole(quote_ident(session_user)))
+            AND setdatabase IN (0, (SELECT oid FROM pg_database WHERE datname = current_database()))
+        ORDER BY setrole = 0, setdatabase = 0 LIMIT 1
+    ), false)
+"""
+# Whether the start option is what holds, and whether a transaction is a snapshot unless it says otherwise.
+QUESTION_AGAIN = f"""
+    SELECT source = 'client', current_setting('{ISOLATION}') IN ('repeatable read', 'serializable')
+    FROM pg_settings WHERE name = '{READ_ONLY}'
+"""
+OPTION_OFF = f"SET {READ_ONLY} TO off"
 LEVELS = (None, "READ COMMITTED", "REPEATABLE READ", "SERIALIZABLE", "READ UNCOMMITTED")  # by psycopg2's numbers
 
 # psycopg2's number of the level, whether it is read-only, whether it is deferrable; None leaves it to the server.
 Characteristics = tuple[int | None, bool | None, bool | None]
 AS_THE_SERVER: Characteristics = (None, None, None)
+
+_MOST_READ = 4096  # characters of a text
+_DEFAULTS = rf"(?:{READ_ONLY}|{ISOLATION})"
+_SETTING_DEFAULTS = re.compile(
+    rf"""
+    \b(?:re)?set\s+(?:session\s+)?"?{_DEFAULTS}\b | \bset\s+session\s+characteristics\b
+    | \bset_config\s*\(\s*'{_DEFAULTS}'
+    """,
+    re.VERBOSE,
+)
+_RESETTING_ALL = re.compile(r"\b(?:reset|discard)\s+all\b")
 
 
 @lru_cache(maxsize=64)
@@ -31,12 +59,26 @@ def session_texts(old: Characteristics, new: Characteristics) -> list[str]:
     """What tells a session that was told ``old`` to be ``new`` for statements without a BEGIN."""
     level, is_read_only, is_deferrable = new
     values = (LEVELS[level] if level else None, _guc(is_read_only), _guc(is_deferrable))
-    names = ("default_transaction_isolation", READ_ONLY, "default_transaction_deferrable")
+    names = (ISOLATION, READ_ONLY, "default_transaction_deferrable")
     return [
         f"SET {name} TO {'DEFAULT' if value is None else repr(value.lower())}"
         for name, value, before, after in zip(names, values, old, new, strict=True)
         if before != after
     ]
+
+
+def sets_defaults(text: str) -> bool:
+    """Whether a text may set what transactions are that do not say it themselves: isolation, access mode."""
+    beginning = text[:_MOST_READ].lower()
+    # Most texts hold none of these words, which is known faster than by a pattern.
+    has_word = "default_transaction_" in beginning or "characteristics" in beginning
+    return has_word and _SETTING_DEFAULTS.search(beginning) is not None
+
+
+def resets_all(text: str) -> bool:
+    """Whether a text may set all of a session's settings back."""
+    beginning = text[:_MOST_READ].lower()
+    return ("reset" in beginning or "discard" in beginning) and _RESETTING_ALL.search(beginning) is not None
 
 
 def level_of(value: Any) -> int | None:

@@ -20,7 +20,7 @@ from psycopg._pipeline import Pipeline
 from psycopg._preparing import PrepareManager
 from psycopg.generators import fetch_many, send
 
-from ._characteristics import QUESTION
+from ._characteristics import OPTION_OFF, QUESTION, QUESTION_AGAIN
 from ._psycopg_cursors import CURSOR_METHODS, RidingCursor, RidingServerCursor, riding_cursor_class
 from ._riders import FAILING, IDLE, IN_ERROR, Riders
 
@@ -85,6 +85,8 @@ class RidingConnection(psycopg.Connection[Any]):
         self._forgotten: list[bytes | None] = []
         self._may_have_created = False
         self._is_read_only_by_default = False
+        # Whether the start option held once, and whether a text has been sent since that may have changed it.
+        self._was_read_only_at_start = self._is_in_doubt = False
         # Whether the statement that is to be sent writes nothing in autocommit.
         self._leaves_default = False
         self._has_batch = False
@@ -94,11 +96,11 @@ class RidingConnection(psycopg.Connection[Any]):
 
         A pooler may have dropped them, or may give each transaction another server's session; none knows the process
         number of one when it greets its client. A standby refuses to say READ WRITE, and an old one does not report
-        what it is: it goes on without the option, which a promotion would leave behind.
+        what it is: it goes on without the option, which a promotion would leave behind. Where the role or the database
+        is to be read-only, nobody is to say READ WRITE.
         """
         is_told = self.pgconn.server_version >= REPORTING_VERSION
         is_on = (not is_told or self.pgconn.parameter_status(READ_ONLY) == b"on") and self._ask_read_only(is_told)
-        self.is_read_only_at_start = self._is_read_only_by_default = is_on
         # A primary does not become a standby while it is connected to.
         self._may_be_standby = self.pgconn.parameter_status(b"in_hot_standby") == b"on"
         return is_on
@@ -106,12 +108,27 @@ class RidingConnection(psycopg.Connection[Any]):
     def _ask_read_only(self, is_told: bool) -> bool:
         with self.lock:
             result = self.wait(super()._exec_command(QUESTION.encode()))
-            pid, setting, is_standby = (result.get_value(0, column) for column in range(3))
+            pid, setting, is_standby, is_wanted = (result.get_value(0, column) for column in range(4))
             is_on: bool = (pid, setting) == (b"%d" % self.pgconn.backend_pid, b"on")
-            if is_on and is_standby == b"t" and not is_told:
-                self.wait(super()._exec_command(b"SET " + READ_ONLY + b" TO off"))
-                return False
+            is_left = is_standby == b"t" and not is_told
+            self._was_read_only_at_start = is_on and not is_left and is_wanted != b"t"
+            if is_on and is_left:
+                self.wait(super()._exec_command(OPTION_OFF.encode()))
+        self.is_read_only_at_start = self._is_read_only_by_default = self._was_read_only_at_start
         return is_on
+
+    def _settle_defaults_gen(self) -> PQGen[None]:
+        """Ask whether the start option holds, where a text may have changed that."""
+        if self._pipeline is not None or self.pgconn.transaction_status != IDLE:
+            return
+        self.trips += 1
+        result: Any = yield from super()._exec_command(QUESTION_AGAIN.encode())
+        is_ours, is_snapshot = (result.get_value(0, column) == b"t" for column in range(2))
+        if is_ours and is_snapshot:
+            self.trips += 1
+            yield from super()._exec_command(OPTION_OFF.encode())
+        self.is_read_only_at_start = self._is_read_only_by_default = is_ours and not is_snapshot
+        self._is_in_doubt = False
 
     @property
     def transaction_status(self) -> int:
@@ -183,6 +200,8 @@ class RidingConnection(psycopg.Connection[Any]):
         """Send ahead what waits, for all that cannot carry it."""
         self.needs_no_transaction = self._leaves_default = False
         if self._pipeline is None:
+            if self._is_in_doubt:
+                yield from self._settle_defaults_gen()
             self._begin()
             self._may_have_created = True
             yield from self._send_ahead_gen()
@@ -322,6 +341,8 @@ class RidingConnection(psycopg.Connection[Any]):
     def _pipeline_nolock(self) -> Iterator[Pipeline]:
         if self.riders.is_doomed:
             self.wait(self._fail_gen())
+        if self._is_in_doubt:
+            self.wait(self._settle_defaults_gen())
         self._has_batch = True
         try:
             with self._closed_by_interrupts(), super()._pipeline_nolock() as pipeline:
@@ -361,7 +382,7 @@ class RidingConnection(psycopg.Connection[Any]):
             raise interrupt from None
 
     def _send_ahead(self) -> None:
-        if self._has_riders(is_free=False):
+        if self._is_in_doubt or self._has_riders(is_free=False):
             with self.lock:
                 self.wait(self._send_ahead_gen())
 
@@ -402,6 +423,11 @@ class RidingConnection(psycopg.Connection[Any]):
             self._may_have_created = True
         if text.is_control:
             self.riders.forget_savepoints()
+        # A text that resets all leaves the start option as it is where that holds.
+        if text.sets_defaults or (text.resets_all and not self.is_read_only_at_start):
+            # A ROLLBACK may undo what it does.
+            self._is_in_doubt = self._was_read_only_at_start
+            self.is_read_only_at_start = False
 
     def _has_wrong_default(self) -> bool:
         """Whether transactions would be read-only where nobody says BEGIN, or the reverse."""
@@ -439,6 +465,8 @@ class RidingConnection(psycopg.Connection[Any]):
 
     def _send_ahead_gen(self) -> PQGen[None]:
         """Send what waits in a flush of its own."""
+        if self._is_in_doubt:
+            yield from self._settle_defaults_gen()
         riders = self.riders
         if riders.is_doomed:
             yield from self._fail_gen()
@@ -500,7 +528,8 @@ class RidingConnection(psycopg.Connection[Any]):
         return 2
 
     def _send_set_default(self) -> None:
-        wanted = b"off" if self._autocommit else b"on"
+        # The default is the start option: what it says is then no setting of the application's.
+        wanted = b"off" if self._autocommit else b"DEFAULT"
         self.pgconn.send_query_params(b"SET " + READ_ONLY + b" TO " + wanted, None)
         self._is_read_only_by_default = not self._autocommit
 

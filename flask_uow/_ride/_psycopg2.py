@@ -13,20 +13,24 @@ from types import TracebackType
 from typing import Any, NoReturn
 
 import psycopg2
-from psycopg2 import extensions
+from psycopg2 import extensions, sql
 from psycopg2.extensions import connection as plain_connection
 from psycopg2.extensions import cursor as plain_cursor
 
 from ._characteristics import (
     AS_THE_SERVER,
     LEVELS,
+    OPTION_OFF,
     QUESTION,
+    QUESTION_AGAIN,
     READ_ONLY,
     Characteristics,
     begin_text,
     level_of,
     on_or_off,
+    resets_all,
     session_texts,
+    sets_defaults,
 )
 from ._psycopg2_cursors import PREFIX_END, RidingCursor, RidingNamedCursor, Trip, riding_cursor_class
 from ._riders import FAILING, IDLE, IN_ERROR, SEPARATOR, Riders
@@ -68,6 +72,8 @@ class RidingConnection(plain_connection):
         self.needs_no_transaction = False
         #: Whether the server has taken the start option by which all is read-only that does not say otherwise.
         self.is_read_only_at_start = False
+        # Whether it was so once, and whether a text has been sent since that may have changed it.
+        self._was_read_only_at_start = self._is_in_doubt = False
         self._may_be_standby = False
         # The BEGIN of the characteristics, None before it is known.
         self._said_at_begin: str | None = None
@@ -98,21 +104,45 @@ class RidingConnection(plain_connection):
 
         A pooler may have dropped them, or may give each transaction another server's session; none knows the process
         number of one when it greets its client. A standby refuses to say READ WRITE, and an old one does not report
-        what it is: it goes on without the option, which a promotion would leave behind.
+        what it is: it goes on without the option, which a promotion would leave behind. Where the role or the database
+        is to be read-only, nobody is to say READ WRITE.
         """
         is_told = self.server_version >= _REPORTING_VERSION
+        is_on = False
         if not is_told or self.get_parameter_status(READ_ONLY) == "on":
             cursor = plain_cursor(self)
             cursor.execute(QUESTION)
-            *answer, is_standby = cursor.fetchone() or (None, None, None)
+            *answer, is_standby, is_wanted = cursor.fetchone() or (None, None, None, None)
             is_on = answer == [self.get_backend_pid(), "on"]
-            self.is_read_only_at_start = is_on and (is_told or not is_standby)
-            if is_on and not self.is_read_only_at_start:
-                cursor.execute(f"SET {READ_ONLY} TO off")
+            is_left = is_standby and not is_told
+            self.is_read_only_at_start = self._was_read_only_at_start = is_on and not (is_left or is_wanted)
+            if is_on and is_left:
+                cursor.execute(OPTION_OFF)
         self._said_at_begin = None
         # A primary does not become a standby while it is connected to.
         self._may_be_standby = self.get_parameter_status("in_hot_standby") == "on"
-        return self.is_read_only_at_start
+        return is_on
+
+    def _doubt_defaults(self, text: str) -> None:
+        """Before a text that may set what transactions are by default, or set it back; ROLLBACK may undo that."""
+        # A text that resets all leaves the start option as it is where that holds.
+        if not (sets_defaults(text) or (not self.is_read_only_at_start and resets_all(text))):
+            return
+        self.is_read_only_at_start, self._is_in_doubt, self._said_at_begin = False, True, None
+        self._session = (self._session[0], None, self._session[2])
+
+    def _settle_defaults(self) -> None:
+        """Ask whether the start option holds, where a text may have changed that."""
+        if self._is_native or self.closed or _server_status(self) != IDLE:
+            return
+        cursor = plain_cursor(self)
+        self.trips += 1
+        cursor.execute(QUESTION_AGAIN)
+        is_ours, is_snapshot = cursor.fetchone() or (False, False)
+        if is_ours and is_snapshot:
+            self._run(OPTION_OFF)
+        self.is_read_only_at_start = is_ours and not is_snapshot
+        self._is_in_doubt = False
 
     # ---- transactions
 
@@ -200,6 +230,8 @@ class RidingConnection(plain_connection):
         super().reset()
         self._is_native = False
         self._ended()
+        if self._was_read_only_at_start:
+            self._doubt_defaults("RESET ALL")
         self._characteristics = self._session = self._session_wanted = AS_THE_SERVER
         self._said_at_begin = None
         self._autocommit = False
@@ -435,12 +467,14 @@ class RidingConnection(plain_connection):
         return False
 
     def _begin_text(self) -> str:
+        if self._is_in_doubt:
+            self._settle_defaults()
         level, is_read_only, is_deferrable = self._characteristics
         if is_read_only is None and self.is_read_only_at_start:
             is_standby = self._may_be_standby and self.get_parameter_status("in_hot_standby") == "on"
             is_read_only = None if is_standby else False
         text = begin_text(level, is_read_only, is_deferrable)
-        if not self._may_be_standby:
+        if not (self._may_be_standby or self._is_in_doubt):
             self._said_at_begin = text
         return text
 
@@ -497,13 +531,18 @@ class RidingConnection(plain_connection):
 
     def _before_control(self, text: str | bytes) -> None:
         """Before transaction control as text: a BEGIN in it is not to be read-only by the start option."""
-        words = (text if isinstance(text, str) else text.decode("latin-1")).upper()
+        if not self._was_read_only_at_start:
+            return
+        words = _as_text(text, self).upper()
+        self._doubt_defaults(words)
         if self.is_read_only_at_start and ("BEGIN" in words or "START" in words) and _server_status(self) != IN_ERROR:
             self._allow_writes()
 
     def _after_control(self) -> None:
         """After transaction control as text: nothing is known of savepoints, and what follows may be in autocommit."""
         self.riders.forget_savepoints()
+        if self._is_in_doubt:
+            self._settle_defaults()
         if self.is_read_only_at_start and _server_status(self) == IDLE:
             self._allow_writes()
 
@@ -515,19 +554,26 @@ class RidingConnection(plain_connection):
 
     def _prepare_session(self, query: Any, *, is_harmless: bool) -> None:
         """Before a statement in autocommit: let the session's defaults be what they should."""
+        if self._is_in_doubt:
+            self._settle_defaults()
         if self._is_native and self.is_read_only_at_start and _server_status(self) == IDLE:
             self._let_psycopg2_write()
         if self._is_native or not self._autocommit or self.closed or self.async_:
-            if self._session is not AS_THE_SERVER and not self.closed and not self._is_native:
-                self._set_session(AS_THE_SERVER)
-            return
+            return self._leave_autocommit()
+        if self._was_read_only_at_start and not is_harmless:
+            self._doubt_defaults(_as_text(query, self))
         wanted = self._session_wanted
         if wanted[1] is None and self.is_read_only_at_start:
             if is_harmless or query in _ALONE_IN_AUTOCOMMIT:
-                return
+                return None
             wanted = (wanted[0], False, wanted[2])
         if wanted != self._session:
             self._set_session(wanted)
+        return None
+
+    def _leave_autocommit(self) -> None:
+        if self._session is not AS_THE_SERVER and not self.closed and not self._is_native:
+            self._set_session(AS_THE_SERVER)
 
     def _let_psycopg2_write(self) -> None:
         """Where psycopg2 drives a transaction that has ended unknown to it, or is about to begin another one."""
@@ -540,6 +586,8 @@ class RidingConnection(plain_connection):
         changes = session_texts(self._session, wanted)
         if changes:
             self._run(SEPARATOR.join(changes))
+            if self._was_read_only_at_start and not self.is_read_only_at_start:  # what is set back is the start option
+                self._is_in_doubt, self._said_at_begin = True, None
         self._session = wanted
 
     # ---- private
@@ -699,6 +747,15 @@ def _raise_failed() -> NoReturn:
     set_state: Callable[[dict[str, str]], None] = error.__setstate__
     set_state({"pgcode": "25P02", "pgerror": f"ERROR:  {message}\n"})
     raise error
+
+
+def _as_text(query: Any, connection: RidingConnection) -> str:
+    """What can be read of a statement; nothing of what psycopg2 will refuse."""
+    if isinstance(query, sql.Composable):
+        query = query.as_string(connection)
+    if isinstance(query, bytes):
+        return query.decode("latin-1")
+    return query if isinstance(query, str) else ""
 
 
 def _clean(encoding: str) -> str:

@@ -80,6 +80,7 @@ class RidingCursor(CountedCursor):
         # For one statement, whatever becomes of it.
         is_harmless, connection.needs_no_transaction = connection.needs_no_transaction, False
         self._start(query)
+        yield from connection._settle_defaults_gen() if connection._is_in_doubt else ()
         connection._begin()
         if not params and isinstance(query, str) and connection._defers(query):
             return

@@ -9,6 +9,8 @@ import re
 from functools import lru_cache
 from typing import NamedTuple
 
+from ._characteristics import resets_all, sets_defaults
+
 # A statement that goes well with others in one pipeline. COPY does not, and what ends a transaction ends the riders'.
 CARRIER = re.compile(rb"(?i)(?:[\s(]|/\*[^*]*\*/|--[^\n]*\n)*(SELECT|INSERT|UPDATE|DELETE|WITH|VALUES|MERGE)\b")
 CREATING_READ = re.compile(rb"(?i)\bINTO\b")
@@ -25,17 +27,19 @@ LONGEST_REMEMBERED_TEXT = 4096
 class Text(NamedTuple):
     """What is known of a statement by its text.
 
-    :param is_special: whether it may create something, or has to do with transactions.
+    :param is_special: whether it may create something, or has to do with transactions and their defaults.
     """
 
     is_carrier: bool
     has_several: bool
     may_create: bool
     is_control: bool
+    sets_defaults: bool
+    resets_all: bool
     is_special: bool
 
 
-NO_TEXT = Text(is_carrier=False, has_several=False, may_create=False, is_control=False, is_special=False)
+NO_TEXT = Text(*[False] * len(Text._fields))
 
 
 def read_text(query: bytes) -> Text:
@@ -56,12 +60,16 @@ def _read_text(query: bytes) -> Text:
     else:
         may_create = carrier[1].upper() in (b"SELECT", b"WITH") and CREATING_READ.search(query) is not None
         is_control = False
+    text = query.decode("latin-1")
+    has_defaults, is_reset = sets_defaults(text), resets_all(text)
     return Text(
         is_carrier=carrier is not None,
         has_several=has_several,
         may_create=may_create or has_several,
         is_control=is_control or has_several,
-        is_special=may_create or is_control or has_several,
+        sets_defaults=has_defaults,
+        resets_all=is_reset,
+        is_special=may_create or is_control or has_several or has_defaults or is_reset,
     )
 
 

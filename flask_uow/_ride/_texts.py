@@ -12,6 +12,8 @@ import re
 import uuid
 from enum import IntEnum
 
+from ._characteristics import resets_all, sets_defaults
+
 MOST_REMEMBERED = 4096
 LONGEST_REMEMBERED = 4096  # characters
 
@@ -20,7 +22,7 @@ class Carrying(IntEnum):
     """What may ride in front of a text."""
 
     NOTHING = 1  # an empty one, whose error would not be seen; COPY
-    NOTHING_AND_ENDS = 2  # one that may begin or end transactions and savepoints by itself
+    NOTHING_AND_ENDS = 2  # one that may begin or end transactions and savepoints, or set what they are by default
     NO_SAVEPOINT = 3  # one that the server may find no sense in
     ALL = 4  # one that the server has run
 
@@ -46,7 +48,8 @@ def carrying_of(text: str) -> Carrying:
     if first is None:
         return Carrying.NOTHING
     is_script = ";" in text.rstrip().removesuffix(";")
-    if (_ENDING_ANYWHERE.search(text) if is_script else _ENDING_AT_FIRST.match(text)) is not None:
+    ending = _ENDING_ANYWHERE.search(text) if is_script else _ENDING_AT_FIRST.match(text)
+    if ending is not None or sets_defaults(text) or resets_all(text):
         return Carrying.NOTHING_AND_ENDS
     return Carrying.NOTHING if first["word"].upper() == "COPY" else Carrying.NO_SAVEPOINT
 

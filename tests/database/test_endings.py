@@ -745,6 +745,23 @@ IDLE_LIMIT_MS = sa.text("SELECT setting::int FROM pg_settings WHERE name = 'idle
 
 
 @on_postgresql
+@pytest.mark.parametrize("reads_first", [False, True], ids=["", "after a read"])
+@pytest.mark.parametrize("leave", ["SET TRANSACTION READ WRITE", "SET LOCAL transaction_read_only = off"])
+def test_a_read_only_unit_cannot_give_itself_the_leave_to_write(bench: Bench, leave: str, reads_first: bool) -> None:
+    """Whether it has read with a transaction, without one, or not yet; a unit that may write is not in the way."""
+    with bench.app.app_context():
+        with pytest.raises(RuleViolationError, match="UOW111"), transactional(read_only=True):
+            if reads_first:
+                bench.session.scalars(sa.select(Item)).all()
+            bench.run_sql(leave)
+        with transactional():
+            bench.run_sql(leave)
+            bench.add("kept")
+
+    assert bench.committed() == ["kept"]
+
+
+@on_postgresql
 def test_a_deadline_ends_a_statement_on_the_server(bench: Bench) -> None:
     """PostgreSQL cancels what runs too long, and the next unit has no limit."""
     with bench.app.app_context():

@@ -1,6 +1,7 @@
 """What units cost where statements ride: the round trips of each, counted on the wire, and nothing lost by it."""
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
@@ -355,3 +356,29 @@ def test_a_role_that_is_stricter(make_proxied_bench: MakeBench, proxy: Proxy) ->
         bench.database.execute(f"ALTER ROLE {role} RESET default_transaction_isolation")
 
     assert [request.split()[0] for request in proxy.requests()] == ["BEGIN", "COMMIT"] * 2
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "SET SESSION CHARACTERISTICS AS TRANSACTION ISOLATION LEVEL REPEATABLE READ",
+        "SET default_transaction_isolation = 'serializable'",
+    ],
+)
+def test_a_session_that_is_stricter(bench: Bench, said: str) -> None:
+    """Where a listener has made every transaction a snapshot, two reads of a unit see the same."""
+    with bench.app.app_context():
+
+        @sa.event.listens_for(bench.uow.engine, "connect")
+        def tell(driver: Any, record: object) -> None:
+            driver.cursor().execute(said)
+            driver.commit()
+
+        with transactional(read_only=True):
+            before = bench.session.scalars(sa.select(Item)).all()
+            bench.database.execute("INSERT INTO item (name) VALUES ('late')")
+            assert bench.session.scalars(sa.select(Item)).all() == before == []
+        with transactional():
+            bench.add("later")
+
+    assert bench.committed() == ["late", "later"]

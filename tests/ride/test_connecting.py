@@ -1,6 +1,9 @@
 """How connections come to ride: behind all that the application has to say, and read-only at start if that is sure."""
 
+import logging
+import uuid
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -138,3 +141,172 @@ def test_a_standby_that_is_promoted_takes_writes(driver: str, is_old: bool, monk
             connection.commit()
             assert connection.scalar(sa.text("SELECT count(*) FROM made")) == 0
         engine.dispose()
+
+
+# ---- what others have made read-only
+
+
+@pytest.fixture
+def role(database: PostgreSQLDatabase) -> Iterator[str]:
+    """A role of this test's own; what it and the database are set to is gone after it."""
+    name = f"uow_test_{uuid.uuid4().hex[:8]}"
+    database.execute(f"CREATE ROLE {name} SUPERUSER LOGIN PASSWORD 'secret'")
+    yield name
+    ((own,),) = database.rows("SELECT current_database()")
+    database.execute(f"SET TRANSACTION READ WRITE; ALTER DATABASE {own} RESET ALL; DROP ROLE {name}")
+
+
+@pytest.fixture
+def riding(database: PostgreSQLDatabase, role: str) -> Iterator[sa.Engine]:
+    """An engine of that role that rides, and has a table."""
+    database.execute("CREATE TABLE item (id int)")
+    url = sa.make_url(database.url).set(username=role, password="secret")
+    engine = ride(sa.create_engine(url), read_only_at_start=True)
+    yield engine
+    engine.dispose()
+
+
+def write(engine: sa.Engine) -> None:
+    with engine.begin() as connection:
+        connection.execute(sa.text("INSERT INTO item VALUES (1)"))
+
+
+@contextmanager
+def refused() -> Iterator[None]:
+    with pytest.raises(sa.exc.DBAPIError, match="read-only transaction"):
+        yield
+
+
+SETTINGS = ["DATABASE {database}", "ROLE {role}", "ROLE {role} IN DATABASE {database}"]
+
+
+@pytest.mark.parametrize("whose", SETTINGS)
+def test_what_is_read_only_by_its_owner_stays_so(
+    riding: sa.Engine, database: PostgreSQLDatabase, role: str, whose: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nobody says READ WRITE there, and it is no pooler."""
+    names = {"role": role, "database": riding.url.database}
+    database.execute(f"ALTER {whose.format(**names)} SET {READ_ONLY} = 'yes'")
+    with caplog.at_level(logging.INFO, logger="flask_uow"), refused():
+        write(riding)
+
+    with riding.connect() as connection:
+        assert connection.scalar(sa.text("SELECT count(*) FROM item")) == 0
+    assert caplog.records == []
+
+
+def test_the_more_special_setting_counts(riding: sa.Engine, database: PostgreSQLDatabase, role: str) -> None:
+    """A role that may write in a database that is read-only for others."""
+    database.execute(f"ALTER ROLE {role} SET {READ_ONLY} = off")
+    database.execute(f"ALTER DATABASE {riding.url.database} SET {READ_ONLY} = on")
+    write(riding)
+
+    with riding.connect() as connection:
+        assert driver_of(connection).is_read_only_at_start
+        assert connection.scalar(sa.text("SELECT count(*) FROM item")) == 1
+
+
+SAID = [
+    f"SET {READ_ONLY} = on",
+    f"set session {READ_ONLY} to on",
+    "SET SESSION CHARACTERISTICS AS TRANSACTION READ ONLY",
+    f"SELECT set_config('{READ_ONLY}', 'on', false)",
+]
+
+
+@pytest.mark.parametrize("is_automatic", [False, True], ids=["", "in autocommit"])
+@pytest.mark.parametrize("said", SAID)
+def test_a_session_that_was_told_to_read_only_does(riding: sa.Engine, said: str, is_automatic: bool) -> None:
+    """By a listener, as it opens."""
+
+    @sa.event.listens_for(riding, "connect")
+    def tell(driver: Any, record: object) -> None:
+        driver.autocommit = is_automatic
+        driver.cursor().execute(said)
+        if is_automatic:
+            driver.autocommit = False
+        else:
+            driver.commit()
+
+    for _ in range(2):
+        with refused():
+            write(riding)
+    with refused(), riding.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        connection.execute(sa.text("INSERT INTO item VALUES (1)"))
+
+
+@pytest.mark.parametrize("said", SAID)
+def test_autocommit_that_was_told_to_read_only_does(riding: sa.Engine, said: str) -> None:
+    """Behind a write for which the start option was switched off, until it is told to write."""
+    with riding.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        insert = sa.text("INSERT INTO item VALUES (1)")
+        connection.execute(insert)
+        connection.execute(sa.text(said))
+        with refused():
+            connection.execute(insert)
+        with refused():
+            connection.execute(insert, [{}, {}])
+        connection.execute(sa.text(f"SET {READ_ONLY} = off"))
+        connection.execute(insert)
+    write(riding)
+
+
+@pytest.mark.parametrize("said", SAID)
+def test_what_was_told_and_rolled_back_is_forgotten(riding: sa.Engine, said: str) -> None:
+    """Whole, or with its savepoint, after which the start option is what it was."""
+    with riding.connect() as connection:
+        connection.execute(sa.text(said))
+        connection.rollback()
+        connection.execute(sa.text("INSERT INTO item VALUES (1)"))
+        with connection.begin_nested() as savepoint:
+            connection.execute(sa.text(said))
+            savepoint.rollback()
+        connection.commit()
+        connection.execute(sa.text("INSERT INTO item VALUES (2)"))
+        connection.commit()
+        assert driver_of(connection).is_read_only_at_start
+
+
+@pytest.mark.parametrize("said", [f"RESET {READ_ONLY}", f"SET {READ_ONLY} TO DEFAULT", "RESET ALL"])
+def test_what_is_set_back_holds_again(engine: sa.Engine, proxy: Proxy, said: str) -> None:
+    """One question finds that out, for the next transaction."""
+    with engine.connect() as connection:
+        for text in (SAID[0], said):
+            connection.execute(sa.text(text))
+            connection.commit()
+        proxy.requests()
+        for _ in range(2):
+            connection.execute(sa.text("SELECT 1"))
+            connection.commit()
+        assert driver_of(connection).is_read_only_at_start
+    requests = [request.strip() for request in proxy.requests()]
+
+    assert "pg_settings" in requests[0]
+    assert len(requests) == 5
+    assert requests[1].startswith("BEGIN READ WRITE")
+
+
+def test_a_session_that_is_set_back_is_not_asked(engine: sa.Engine, proxy: Proxy) -> None:
+    """Nor one that only shows the setting: the start option is what remains."""
+    with engine.connect() as connection:
+        for text in ("RESET ALL", f"SHOW {READ_ONLY}"):
+            connection.execute(sa.text(text))
+            connection.commit()
+        proxy.requests()
+        connection.execute(sa.text("SELECT 1"))
+        connection.commit()
+
+    assert len(proxy.requests()) == 2
+
+
+def test_two_phases_in_a_session_that_was_told_to_read_only(riding: sa.Engine) -> None:
+    """What psycopg2 or psycopg drives by itself says no READ WRITE either."""
+    with riding.connect() as connection:
+        driver = driver_of(connection)
+        driver.cursor().execute(SAID[0])
+        driver.commit()
+        driver.tpc_begin(driver.xid(1, "uow", "test"))
+        with pytest.raises(Exception, match="read-only transaction"):
+            driver.cursor().execute("INSERT INTO item VALUES (1)")
+        driver.tpc_rollback()
+        connection.invalidate()

@@ -323,6 +323,23 @@ def test_autocommit_writes_in_spite_of_the_start_option(connect: MakeConnection,
     ]
 
 
+def test_autocommit_sets_back_what_a_text_has_changed(connect: MakeConnection) -> None:
+    """The default that it leaves behind is the start option's again, of which transactions must know."""
+    riding = connect(options=READ_ONLY)
+    run(riding, "SET default_transaction_read_only = off")
+    riding.commit()
+    run(riding, INSERT, 1)
+    riding.commit()
+    riding.set_session(autocommit=True, readonly=True)
+    with pytest.raises(psycopg2.errors.ReadOnlySqlTransaction, match="INSERT"):
+        run(riding, INSERT, 2)
+    riding.set_session(autocommit=False, readonly="default")
+    run(riding, INSERT, 2)
+    riding.commit()
+
+    assert riding.is_read_only_at_start
+
+
 def test_engine_rides(postgres: PostgreSQLDatabase, proxy: Proxy) -> None:
     """SQLAlchemy's savepoints, isolation levels and pool come through."""
     url = sa.make_url(postgres.url).set(host=LISTEN, port=proxy.port)

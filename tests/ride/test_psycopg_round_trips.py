@@ -233,7 +233,7 @@ def test_autocommit_on_a_reader(reader: Told, proxy: Proxy) -> None:
         "SET default_transaction_read_only TO off",
         "INSERT INTO item VALUES ($1)",
         "INSERT INTO item VALUES ($1)",
-        "SET default_transaction_read_only TO on",
+        "SET default_transaction_read_only TO DEFAULT",
         "SELECT $1",
         "SELECT $1",
     ]
