@@ -30,7 +30,7 @@ from ._characteristics import (
 )
 from ._psycopg2_cursors import PREFIX_END, RidingCursor, RidingNamedCursor, Trip, riding_cursor_class
 from ._riders import FAILING, IDLE, IN_ERROR, SEPARATOR, Riders
-from ._texts import Carrying
+from ._texts import Texts
 
 _REPORTING_VERSION = 140000  # the first server that reports the setting by itself
 
@@ -46,8 +46,8 @@ _real_status = _members.status
 _real_cursor_factory = _members.cursor_factory
 _server_status: Callable[[plain_connection], int] = _members.get_transaction_status
 
-# What texts were run, by the server's version, whose grammar they satisfied.
-_TEXTS: dict[int, dict[str, Carrying]] = {}
+# What texts were run, by the server's version, whose grammar they satisfied, and how it reads a backslash.
+_TEXTS: dict[tuple[int, str | None], Texts] = {}
 # The riding class in front of each class that a program has named.
 _CLASSES: dict[type[Any], type[RidingConnection]] = {}
 
@@ -83,7 +83,8 @@ class RidingConnection(plain_connection):
         self._session = self._session_wanted = AS_THE_SERVER
         self._cursor_factory: Any = None
         self._autocommit = bool(self.async_)
-        self._texts = _TEXTS.setdefault(self.server_version, {})
+        backslash = self.get_parameter_status("standard_conforming_strings")
+        self._texts = _TEXTS.setdefault((self.server_version, backslash), {})
         if not self.async_:
             self._start()
 

@@ -17,7 +17,7 @@ from psycopg2.extensions import cursor as plain_cursor
 
 from ._positions import shift_back
 from ._riders import IDLE, IN_ERROR, IN_TRANSACTION, is_rider
-from ._texts import Carrying, are_plain, carrying_of, remember
+from ._texts import Carrying, carrying_of, is_proven_with, known_carrying, remember
 
 if TYPE_CHECKING:
     from ._psycopg2 import RidingConnection
@@ -209,7 +209,7 @@ class RidingCursor(plain_cursor):
         else:
             self._send(query, parameters)
         if carrying is Carrying.NO_SAVEPOINT and type(query) is str and not is_rider(query):
-            remember(texts, query, PROVEN)
+            remember(texts, query, parameters)
         elif carrying is Carrying.NOTHING_AND_ENDS:
             connection._after_control()
 
@@ -217,11 +217,16 @@ class RidingCursor(plain_cursor):
         connection = self.connection
         riders = connection.riders
         is_unsound = riders.needs_sound_text and not (
-            carrying is PROVEN and connection._is_utf8 and connection.encoding == "UTF8" and are_plain(parameters)
+            carrying is PROVEN
+            and connection._is_utf8
+            and connection.encoding == "UTF8"
+            and is_proven_with(connection._texts, query, parameters)
         )
         if carrying < Carrying.NO_SAVEPOINT or is_unsound or riders.is_doomed:
             connection._send_waiting()
             self._send(query, parameters)
+            if carrying is PROVEN:
+                remember(connection._texts, query, parameters)
             return
         self._send_behind(connection._prefix(), query, parameters, was_begun=was_begun)
 
@@ -288,7 +293,7 @@ class RidingCursor(plain_cursor):
     def _carrying(self, query: str | bytes) -> Carrying:
         if isinstance(query, bytes):
             return min(carrying_of(query.decode("latin-1")), Carrying.NO_SAVEPOINT)
-        return self.connection._texts.get(query) or carrying_of(query)
+        return known_carrying(self.connection._texts, query) or carrying_of(query)
 
     def _send_ahead(self) -> None:
         """Send what waits, and nothing behind it."""
