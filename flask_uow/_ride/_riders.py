@@ -88,7 +88,12 @@ class Riders:
         self._head = len(self.waiting)
 
     def take_back_begin(self) -> None:
-        """Believe again that no transaction is open, after a first statement that could not be sent."""
+        """Believe again that no transaction is open, after a first statement that could not be sent.
+
+        It stays if something else was said since.
+        """
+        if self.is_doomed or not self.is_untouched:
+            return
         along = self.along
         self.end()
         self.along = along
