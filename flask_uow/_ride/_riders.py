@@ -21,7 +21,7 @@ IDLE, IN_TRANSACTION, IN_ERROR = 0, 2, 3
 _SPACE = r"[ \t]+"
 _IDENTIFIER = r'(?:"[ !#$&-:<-~]+"|[A-Za-z_][A-Za-z0-9_$]*)'
 # No grammar may read a setting as anything else: a syntax error is one of the whole string, savepoints included. One
-# of a single word may be a reserved one.
+# of a single word may be a reserved one, and so may a savepoint's name.
 _SETTING = r"(?P<setting>(?=[A-Za-z0-9]*[_.])[A-Za-z][A-Za-z0-9_]*(?:\.[A-Za-z][A-Za-z0-9_]*)*)"
 _RESERVED = frozenset(
     """
@@ -143,7 +143,8 @@ class Riders:
             return self._release(_fold(match["released"]), statement)
         if match["savepoint"]:
             name = _fold(match["made"])
-            if self._is_told and self._find(name) is not None:
+            is_reserved = name in _RESERVED and match["made"][0] != '"'
+            if is_reserved or (self._is_told and self._find(name) is not None):
                 return False  # if what waits fails, the server knows the outer one of two alike alone
             self._savepoints.append((name, len(self.waiting)))
         else:

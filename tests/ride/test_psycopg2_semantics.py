@@ -215,6 +215,17 @@ def test_unknown_savepoint_is_an_error_at_once(either: Any) -> None:
     assert fail(either, "RELEASE SAVEPOINT nope").pgcode == "3B001"
 
 
+def test_savepoint_with_a_reserved_name_is_an_error_at_once(either: Any) -> None:
+    """Dropped at COMMIT, its error would be lost; quoted, it is a name as any other."""
+    cursor = either.cursor()
+    cursor.execute("SELECT word FROM pg_get_keywords() WHERE catcode IN ('R', 'T')")
+    words = [word for (word,) in cursor.fetchall()]
+    for word in ("User", *words):
+        assert fail(either, f"SAVEPOINT {word}").pgcode == "42601"
+        either.rollback()
+        either.cursor().execute(f'SAVEPOINT "{word}"')
+
+
 @pytest.mark.parametrize("withhold", [False, True])
 def test_named_cursor(either: Any, withhold: bool) -> None:
     """It is declared in the transaction, and gone with it unless it is held."""

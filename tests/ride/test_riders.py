@@ -73,6 +73,8 @@ def test_savepoint_that_was_sent_is_ended_by_a_rider(told: list[str], waiting: l
         'SAVEPOINT "100%"',
         'SAVEPOINT "ä"',
         "SAVEPOINT\na",
+        "SAVEPOINT user",
+        "SAVEPOINT Left",
         "SET LOCAL x.y = 'ä'",
         "SET LOCAL x.y = 'a\nb'",
         r"SET LOCAL x.y = 'a\b'",
