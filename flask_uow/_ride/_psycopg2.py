@@ -530,6 +530,11 @@ class RidingConnection(plain_connection):
         if wanted != self._session:
             self._set_session(wanted)
 
+    def _note_reset(self) -> None:
+        """After a RESET or DISCARD in autocommit: the server may be read-only again, as by its start option."""
+        if self._session[1] is False:
+            self._session = (self._session[0], None, self._session[2])
+
     def _let_psycopg2_write(self) -> None:
         """Where psycopg2 drives a transaction that has ended unknown to it, or is about to begin another one."""
         if _real_status.__get__(self) != extensions.STATUS_BEGIN:

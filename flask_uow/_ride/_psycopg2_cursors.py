@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 PREFIX_END = ";\n"  # the caller's first line is the second that the server reads
 PROVEN = Carrying.ALL
+_RESETTING = frozenset(("RESET", "DISCARD ALL"))  # the tags of what takes the start options up again
 
 # What psycopg2 keeps in C; the names are taken by properties here.
 _members: Any = plain_cursor
@@ -99,7 +100,10 @@ class RidingCursor(plain_cursor):
         is_harmless, connection.needs_no_transaction = connection.needs_no_transaction, False
         if connection._is_passive() or self.closed:
             connection._prepare_session(query, is_harmless=is_harmless)
-            return self._send(query, vars)
+            self._send(query, vars)
+            if _last_tag.__get__(self) in _RESETTING:
+                connection._note_reset()
+            return None
         if isinstance(query, sql.Composable):
             query = query.as_string(connection)
         if not query or not isinstance(query, (str, bytes)):

@@ -387,6 +387,42 @@ def test_autocommit_writes_in_spite_of_the_start_option(connect: MakeConnection,
     ]
 
 
+@pytest.mark.parametrize("reset", ["RESET ALL", "DISCARD ALL", "/* all */ reset default_transaction_read_only"])
+def test_autocommit_writes_after_a_reset(connect: MakeConnection, reset: str) -> None:
+    """It takes back what the connection said for itself, which is then said again."""
+    riding = connect(options=READ_ONLY)
+    riding.autocommit = True
+    for number in range(3):
+        riding.readonly = [None, None, False][number]
+        run(riding, INSERT, number)
+        run(riding, reset)
+    riding.autocommit = False
+    for number in range(3, 6):
+        run(riding, INSERT, number)
+        riding.commit()
+        riding.autocommit = True
+        run(riding, reset)
+        riding.autocommit = False
+    riding.readonly = None
+    riding.needs_no_transaction = True
+    before = riding.trips
+
+    assert run(riding, "SELECT count(*) FROM t").fetchone() == (6,)
+    assert riding.trips == before + 1
+
+
+@pytest.mark.parametrize("reset", ["RESET ALL", "RESET search_path"])
+def test_reset_leaves_what_the_program_has_set(connect: MakeConnection, reset: str) -> None:
+    """As with the plain driver, only a RESET of everything takes that back, and it is not said again."""
+    shown = []
+    for riding in (connect(options=READ_ONLY), connect(None)):
+        riding.set_session(isolation_level="SERIALIZABLE", readonly=True, autocommit=True)
+        run(riding, reset)
+        shown.append(run(riding, "SHOW transaction_isolation").fetchone())
+
+    assert shown[0] == shown[1]
+
+
 def test_engine_rides(postgres: PostgreSQLDatabase, proxy: Proxy) -> None:
     """SQLAlchemy's savepoints, isolation levels and pool come through."""
     url = sa.make_url(postgres.url).set(host=LISTEN, port=proxy.port)
