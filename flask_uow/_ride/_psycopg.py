@@ -396,12 +396,12 @@ class RidingConnection(psycopg.Connection[Any]):
         self._leaves_default = self._autocommit and (is_harmless or query in PINGS)
         return is_harmless and self._may_go_without()
 
-    def _note_text(self, text: Text) -> None:
+    def _note_text(self, text: Text, query: object) -> None:
         """Keep in mind what a statement is about to do."""
         if text.may_create:
             self._may_have_created = True
         if text.is_control:
-            self.riders.forget_savepoints()
+            self.riders.forget_savepoints(query if isinstance(query, str) else "")
 
     def _has_wrong_default(self) -> bool:
         """Whether transactions would be read-only where nobody says BEGIN, or the reverse."""
@@ -444,6 +444,16 @@ class RidingConnection(psycopg.Connection[Any]):
             yield from self._fail_gen()
         elif riders.waiting or self._forgotten or self._has_wrong_default():
             yield from self._ride_gen(self._encode(self.riders.waiting), ())
+
+    def _send_before_gen(self, query: object) -> PQGen[None]:
+        """Send what waits ahead of a statement that cannot carry it."""
+        way_back = self.riders.way_back(query) if isinstance(query, str) else ""
+        try:
+            yield from self._send_ahead_gen()
+        except errors.Error:
+            if way_back and self.pgconn.transaction_status == IN_ERROR:
+                self.riders.go_back(way_back)
+            raise
 
     def _fail_gen(self) -> PQGen[None]:
         """Make a failure genuine that the server knows nothing of."""

@@ -496,15 +496,26 @@ class RidingConnection(plain_connection):
             self._set_session(self._session_wanted)
         return self.server_version < _REPORTING_VERSION or self.get_parameter_status(READ_ONLY) == "on"
 
+    def _send_before_control(self, text: str | bytes) -> None:
+        """Send what waits ahead of transaction control as text."""
+        way_back = self.riders.way_back(text) if isinstance(text, str) else ""
+        try:
+            self._send_waiting()
+        except psycopg2.Error:
+            if way_back and _server_status(self) == IN_ERROR:
+                self.riders.go_back(way_back)
+            raise
+        self._before_control(text)
+
     def _before_control(self, text: str | bytes) -> None:
         """Before transaction control as text: a BEGIN in it is not to be read-only by the start option."""
         words = (text if isinstance(text, str) else text.decode("latin-1")).upper()
         if self.is_read_only_at_start and ("BEGIN" in words or "START" in words) and _server_status(self) != IN_ERROR:
             self._allow_writes()
 
-    def _after_control(self) -> None:
+    def _after_control(self, text: str | bytes) -> None:
         """After transaction control as text: nothing is known of savepoints, and what follows may be in autocommit."""
-        self.riders.forget_savepoints()
+        self.riders.forget_savepoints(text if isinstance(text, str) else "")
         if self.is_read_only_at_start and _server_status(self) == IDLE:
             self._allow_writes()
 

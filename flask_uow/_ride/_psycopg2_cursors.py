@@ -192,8 +192,7 @@ class RidingCursor(plain_cursor):
             carrying = self._carrying(query)
         was_begun = connection._begin()
         if carrying is Carrying.NOTHING_AND_ENDS:
-            connection._send_waiting()
-            connection._before_control(query)
+            connection._send_before_control(query)
         if riders.waiting:
             self._execute_with_riders(query, parameters, carrying, was_begun)
         else:
@@ -201,7 +200,7 @@ class RidingCursor(plain_cursor):
         if carrying is Carrying.NO_SAVEPOINT and type(query) is str and not is_rider(query):
             remember(texts, query, parameters)
         elif carrying is Carrying.NOTHING_AND_ENDS:
-            connection._after_control()
+            connection._after_control(query)
 
     def _execute_with_riders(self, query: Any, parameters: Any, carrying: Carrying, was_begun: bool) -> None:
         connection = self.connection

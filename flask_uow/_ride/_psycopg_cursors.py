@@ -88,9 +88,9 @@ class RidingCursor(CountedCursor):
         text = read_text(pgq.query)
         is_carrier = text.is_carrier and bool(params or not text.has_several) and not connection.riders.is_doomed
         if not is_carrier:
-            yield from connection._send_ahead_gen()
+            yield from connection._send_before_gen(query)
         if text.is_special:
-            connection._note_text(text)
+            connection._note_text(text, query)
         prep, name = self._get_prepared(pgq, prepare)
         try:
             if is_carrier and (prep is Prepare.SHOULD or connection._has_riders(is_free)):
