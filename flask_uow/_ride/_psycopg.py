@@ -369,9 +369,6 @@ class RidingConnection(psycopg.Connection[Any]):
 
     def _defers(self, text: str) -> bool:
         """Take a statement that may wait."""
-        # What follows would be written in the encoding of before.
-        if "client_encoding" in text.lower():
-            return False
         if not self.riders.defer(text, self.transaction_status):
             return False
         if self._may_have_created and text.lstrip()[:8].upper() == "ROLLBACK":

@@ -34,6 +34,9 @@ _RESERVED = frozenset(
     unique user using variadic verbose when where window with
     """.split()
 )
+# These decide how the rest of a string is read, and in which encoding it is to be written.
+_READING = frozenset(("backslash_quote", "client_encoding", "escape_string_warning", "standard_conforming_strings"))
+_NO_SETTING = _RESERVED | _READING
 _VALUE = r"(?:'(?:[ -$&(-:<-\[\]-~]|'')*'|-?[0-9]+(?:\.[0-9]+)?|ON|OFF|TRUE|FALSE|DEFAULT)"
 _RIDER = re.compile(
     rf"""
@@ -138,7 +141,7 @@ class Riders:
         if status not in (IN_TRANSACTION, IN_ERROR) or statement.lstrip()[:1] not in _FIRST_LETTERS:
             return False
         match = _RIDER.match(statement)
-        if match is None or (match["set"] and not _RESERVED.isdisjoint(match["setting"].lower().split("."))):
+        if match is None or (match["set"] and not _NO_SETTING.isdisjoint(match["setting"].lower().split("."))):
             return False
         if match["rollback"]:
             return self._roll_back_to(_fold(match["kept"]), statement)

@@ -226,6 +226,17 @@ def test_savepoint_with_a_reserved_name_is_an_error_at_once(either: Any) -> None
         either.cursor().execute(f'SAVEPOINT "{word}"')
 
 
+def test_setting_by_which_a_text_is_read(either: Any) -> None:
+    """What is sent with it would be read as before it."""
+    cursor = either.cursor()
+    cursor.execute("SET LOCAL standard_conforming_strings = off")
+    cursor.execute(r"SELECT length('a\nb')")
+    assert cursor.fetchone() == (3,)
+    either.rollback()
+    cursor.execute(r"SELECT length('a\nb')")
+    assert cursor.fetchone() == (4,)
+
+
 @pytest.mark.parametrize("withhold", [False, True])
 def test_named_cursor(either: Any, withhold: bool) -> None:
     """It is declared in the transaction, and gone with it unless it is held."""

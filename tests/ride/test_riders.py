@@ -87,6 +87,8 @@ def test_savepoint_that_was_sent_is_ended_by_a_rider(told: list[str], waiting: l
         "SET LOCAL x.User = 1",
         "SET LOCAL current_date = 1",
         "SET LOCAL role = 'a'",
+        "SET LOCAL client_encoding = 'LATIN1'",
+        "SET LOCAL Standard_Conforming_Strings TO off",
         "SELECT 1",
         "",
     ],
