@@ -30,7 +30,7 @@ from ._characteristics import (
 )
 from ._psycopg2_cursors import PREFIX_END, RidingCursor, RidingNamedCursor, Trip, riding_cursor_class
 from ._riders import FAILING, IDLE, IN_ERROR, SEPARATOR, Riders
-from ._texts import Texts
+from ._texts import Texts, begins_transaction
 
 _REPORTING_VERSION = 140000  # the first server that reports the setting by itself
 
@@ -509,8 +509,9 @@ class RidingConnection(plain_connection):
 
     def _before_control(self, text: str | bytes) -> None:
         """Before transaction control as text: a BEGIN in it is not to be read-only by the start option."""
-        words = (text if isinstance(text, str) else text.decode("latin-1")).upper()
-        if self.is_read_only_at_start and ("BEGIN" in words or "START" in words) and _server_status(self) != IN_ERROR:
+        if not self.is_read_only_at_start or _server_status(self) == IN_ERROR:
+            return
+        if begins_transaction(text if isinstance(text, str) else text.decode("latin-1")):
             self._allow_writes()
 
     def _after_control(self, text: str | bytes) -> None:

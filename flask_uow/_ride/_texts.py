@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from enum import IntEnum
 
+from .._statements import statements
 from ._shapes import are_odd, shape_of
 
 MOST_REMEMBERED = 8192  # each text and each of its shapes
@@ -28,7 +29,7 @@ _COMMENTS = r"(?:\s|--[^\n]*(?:\n|\Z)|/\*(?:[^*/]|\*(?!/)|/(?!\*))*\*/)*+"
 _FIRST_WORD = re.compile(rf"{_COMMENTS}(?P<word>[A-Za-z]+|\()", re.DOTALL)
 _ENDING = "BEGIN|START|COMMIT|END|ROLLBACK|ABORT|SAVEPOINT|RELEASE|PREPARE\\s+TRANSACTION"
 _ENDING_AT_FIRST = re.compile(rf"{_COMMENTS}(?:{_ENDING})\b", re.IGNORECASE)
-_ENDING_ANYWHERE = re.compile(rf"\b(?:{_ENDING})\b", re.IGNORECASE)
+_BEGINNINGS = frozenset(("BEGIN", "START"))
 
 # One that stands as an element of a row may be any literal: what the server reads is then as sound as the last time.
 _ELEMENT = r"(?:%s|%\([^()]*\)s|\w+(?:\((?:'[^'%]*')?\))?|'[^'%]*')"
@@ -46,9 +47,15 @@ def carrying_of(text: str) -> Carrying:
     if first is None:
         return Carrying.NOTHING
     is_script = ";" in text.rstrip().removesuffix(";")
-    if (_ENDING_ANYWHERE.search(text) if is_script else _ENDING_AT_FIRST.match(text)) is not None:
+    texts = (" ".join(words[:2]) for words in statements(text)) if is_script else (text,)
+    if any(map(_ENDING_AT_FIRST.match, texts)):
         return Carrying.NOTHING_AND_ENDS
     return Carrying.NOTHING if first["word"].upper() == "COPY" else Carrying.NO_SAVEPOINT
+
+
+def begins_transaction(text: str) -> bool:
+    """Whether one of the statements of a text begins a transaction."""
+    return any(not _BEGINNINGS.isdisjoint(words[:1]) for words in statements(text))
 
 
 def known_carrying(texts: Texts, text: str) -> Carrying | None:

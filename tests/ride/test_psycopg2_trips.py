@@ -423,6 +423,23 @@ def test_reset_leaves_what_the_program_has_set(connect: MakeConnection, reset: s
     assert shown[0] == shown[1]
 
 
+@pytest.mark.parametrize(
+    "text", ["DO $$ BEGIN PERFORM 1; END $$", "SELECT 'BEGIN;'; SELECT 1 AS start", "COMMIT /* or START */"]
+)
+def test_reads_after_a_text_that_begins_nothing(connect: MakeConnection, text: str) -> None:
+    """A BEGIN in quotes is none, and the next reads still need no transaction."""
+    riding = connect(options=READ_ONLY)
+    run(riding, text)
+    riding.commit()
+    for _ in range(2):
+        riding.needs_no_transaction = True
+        before = riding.trips
+        run(riding, "SELECT 1")
+        riding.commit()
+
+    assert riding.trips == before + 1
+
+
 def test_engine_rides(postgres: PostgreSQLDatabase, proxy: Proxy) -> None:
     """SQLAlchemy's savepoints, isolation levels and pool come through."""
     url = sa.make_url(postgres.url).set(host=LISTEN, port=proxy.port)
