@@ -70,25 +70,11 @@ def is_select(statement: str) -> bool:
     return statement.lstrip()[:6].upper() == "SELECT"
 
 
-def _kind_of_text(text: str) -> Kind:
-    """The gravest kind of the statements in ``text``."""
-    if ";" not in text:
-        return _kind_of_one(text)
-    kinds = {_kind_of_words(iter(words)) for words in _statements(text)}
-    return next((kind for kind in _GRAVEST_FIRST if kind in kinds), Kind.READ)
+def statements(text: str) -> Iterator[list[str]]:
+    """The words of each statement in upper case, without what is quoted or commented out.
 
-
-def _kind_of_one(statement: str) -> Kind:
-    return _kind_of_words(word for word in _tokens(statement) if word != ";")
-
-
-def _tokens(text: str) -> Iterator[str]:
-    """The words of ``text`` in upper case, and its semicolons; what is quoted or commented out is left out."""
-    return (match[0].upper() for match in _TOKEN.finditer(text) if match.lastgroup in ("word", "end"))
-
-
-def _statements(text: str) -> Iterator[list[str]]:
-    """The words of each statement; the statements in a routine's body are part of the routine."""
+    The statements in a routine's body are part of the routine.
+    """
     words: list[str] = []
     open_blocks = 0
     for token in _tokens(text):
@@ -100,6 +86,23 @@ def _statements(text: str) -> Iterator[list[str]]:
         if token in ("BEGIN", "CASE", "END") and _is_routine(words):
             open_blocks = max(0, open_blocks + (-1 if token == "END" else 1))
     yield words
+
+
+def _kind_of_text(text: str) -> Kind:
+    """The gravest kind of the statements in ``text``."""
+    if ";" not in text:
+        return _kind_of_one(text)
+    kinds = {_kind_of_words(iter(words)) for words in statements(text)}
+    return next((kind for kind in _GRAVEST_FIRST if kind in kinds), Kind.READ)
+
+
+def _kind_of_one(statement: str) -> Kind:
+    return _kind_of_words(word for word in _tokens(statement) if word != ";")
+
+
+def _tokens(text: str) -> Iterator[str]:
+    """The words of ``text`` in upper case, and its semicolons; what is quoted or commented out is left out."""
+    return (match[0].upper() for match in _TOKEN.finditer(text) if match.lastgroup in ("word", "end"))
 
 
 def _is_routine(words: list[str]) -> bool:

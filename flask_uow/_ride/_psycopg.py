@@ -390,9 +390,6 @@ class RidingConnection(psycopg.Connection[Any]):
 
     def _defers(self, text: str) -> bool:
         """Take a statement that may wait."""
-        # What follows would be written in the encoding of before.
-        if "client_encoding" in text.lower():
-            return False
         if not self.riders.defer(text, self.transaction_status):
             return False
         if self._may_have_created and text.lstrip()[:8].upper() == "ROLLBACK":
@@ -417,12 +414,12 @@ class RidingConnection(psycopg.Connection[Any]):
         self._leaves_default = self._autocommit and (is_harmless or query in PINGS)
         return is_harmless and self._may_go_without()
 
-    def _note_text(self, text: Text) -> None:
+    def _note_text(self, text: Text, query: object) -> None:
         """Keep in mind what a statement is about to do."""
         if text.may_create:
             self._may_have_created = True
         if text.is_control:
-            self.riders.forget_savepoints()
+            self.riders.forget_savepoints(query if isinstance(query, str) else "")
         # A text that resets all leaves the start option as it is where that holds.
         if text.sets_defaults or (text.resets_all and not self.is_read_only_at_start):
             # A ROLLBACK may undo what it does.
@@ -472,6 +469,16 @@ class RidingConnection(psycopg.Connection[Any]):
             yield from self._fail_gen()
         elif riders.waiting or self._forgotten or self._has_wrong_default():
             yield from self._ride_gen(self._encode(self.riders.waiting), ())
+
+    def _send_before_gen(self, query: object) -> PQGen[None]:
+        """Send what waits ahead of a statement that cannot carry it."""
+        way_back = self.riders.way_back(query) if isinstance(query, str) else ""
+        try:
+            yield from self._send_ahead_gen()
+        except errors.Error:
+            if way_back and self.pgconn.transaction_status == IN_ERROR:
+                self.riders.go_back(way_back)
+            raise
 
     def _fail_gen(self) -> PQGen[None]:
         """Make a failure genuine that the server knows nothing of."""

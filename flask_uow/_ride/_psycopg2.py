@@ -34,7 +34,7 @@ from ._characteristics import (
 )
 from ._psycopg2_cursors import PREFIX_END, RidingCursor, RidingNamedCursor, Trip, riding_cursor_class
 from ._riders import FAILING, IDLE, IN_ERROR, SEPARATOR, Riders
-from ._texts import Carrying
+from ._texts import Texts, begins_transaction
 
 _REPORTING_VERSION = 140000  # the first server that reports the setting by itself
 
@@ -50,8 +50,8 @@ _real_status = _members.status
 _real_cursor_factory = _members.cursor_factory
 _server_status: Callable[[plain_connection], int] = _members.get_transaction_status
 
-# What texts were run, by the server's version, whose grammar they satisfied.
-_TEXTS: dict[int, dict[str, Carrying]] = {}
+# What texts were run, by the server's version, whose grammar they satisfied, and how it reads a backslash.
+_TEXTS: dict[tuple[int, str | None], Texts] = {}
 # The riding class in front of each class that a program has named.
 _CLASSES: dict[type[Any], type[RidingConnection]] = {}
 
@@ -89,7 +89,8 @@ class RidingConnection(plain_connection):
         self._session = self._session_wanted = AS_THE_SERVER
         self._cursor_factory: Any = None
         self._autocommit = bool(self.async_)
-        self._texts = _TEXTS.setdefault(self.server_version, {})
+        backslash = self.get_parameter_status("standard_conforming_strings")
+        self._texts = _TEXTS.setdefault((self.server_version, backslash), {})
         if not self.async_:
             self._start()
 
@@ -529,18 +530,29 @@ class RidingConnection(plain_connection):
             self._set_session(self._session_wanted)
         return self.server_version < _REPORTING_VERSION or self.get_parameter_status(READ_ONLY) == "on"
 
+    def _send_before_control(self, text: str | bytes) -> None:
+        """Send what waits ahead of transaction control as text."""
+        way_back = self.riders.way_back(text) if isinstance(text, str) else ""
+        try:
+            self._send_waiting()
+        except psycopg2.Error:
+            if way_back and _server_status(self) == IN_ERROR:
+                self.riders.go_back(way_back)
+            raise
+        self._before_control(text)
+
     def _before_control(self, text: str | bytes) -> None:
         """Before transaction control as text: a BEGIN in it is not to be read-only by the start option."""
-        if not self._was_read_only_at_start:
+        if self._was_read_only_at_start:
+            self._doubt_defaults(_as_text(text, self))
+        if not self.is_read_only_at_start or _server_status(self) == IN_ERROR:
             return
-        words = _as_text(text, self).upper()
-        self._doubt_defaults(words)
-        if self.is_read_only_at_start and ("BEGIN" in words or "START" in words) and _server_status(self) != IN_ERROR:
+        if begins_transaction(_as_text(text, self)):
             self._allow_writes()
 
-    def _after_control(self) -> None:
+    def _after_control(self, text: str | bytes) -> None:
         """After transaction control as text: nothing is known of savepoints, and what follows may be in autocommit."""
-        self.riders.forget_savepoints()
+        self.riders.forget_savepoints(text if isinstance(text, str) else "")
         if self._is_in_doubt:
             self._settle_defaults()
         if self.is_read_only_at_start and _server_status(self) == IDLE:
@@ -574,6 +586,11 @@ class RidingConnection(plain_connection):
     def _leave_autocommit(self) -> None:
         if self._session is not AS_THE_SERVER and not self.closed and not self._is_native:
             self._set_session(AS_THE_SERVER)
+
+    def _note_reset(self) -> None:
+        """After a RESET or DISCARD in autocommit: the server may be read-only again, as by its start option."""
+        if self._session[1] is False:
+            self._session = (self._session[0], None, self._session[2])
 
     def _let_psycopg2_write(self) -> None:
         """Where psycopg2 drives a transaction that has ended unknown to it, or is about to begin another one."""

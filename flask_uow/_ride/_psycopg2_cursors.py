@@ -6,7 +6,8 @@ that a ``cursor_factory`` names, so that nothing of its own gets past them.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
+from inspect import GEN_SUSPENDED, getgeneratorstate
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -16,14 +17,16 @@ from psycopg2.extensions import connection as plain_connection
 from psycopg2.extensions import cursor as plain_cursor
 
 from ._positions import shift_back
-from ._riders import IDLE, IN_ERROR, IN_TRANSACTION, is_rider
-from ._texts import Carrying, are_plain, carrying_of, remember
+from ._riders import IDLE, IN_ERROR, IN_TRANSACTION, Riders, is_rider
+from ._shapes import are_odd
+from ._texts import Carrying, carrying_of, is_proven_with, known_carrying, remember
 
 if TYPE_CHECKING:
     from ._psycopg2 import RidingConnection
 
 PREFIX_END = ";\n"  # the caller's first line is the second that the server reads
 PROVEN = Carrying.ALL
+_RESETTING = frozenset(("RESET", "DISCARD ALL"))  # the tags of what takes the start options up again
 
 # What psycopg2 keeps in C; the names are taken by properties here.
 _members: Any = plain_cursor
@@ -97,7 +100,10 @@ class RidingCursor(plain_cursor):
         is_harmless, connection.needs_no_transaction = connection.needs_no_transaction, False
         if connection._is_passive() or self.closed:
             connection._prepare_session(query, is_harmless=is_harmless)
-            return self._send(query, vars)
+            self._send(query, vars)
+            if _last_tag.__get__(self) in _RESETTING:
+                connection._note_reset()
+            return None
         if isinstance(query, sql.Composable):
             query = query.as_string(connection)
         if not query or not isinstance(query, (str, bytes)):
@@ -130,23 +136,7 @@ class RidingCursor(plain_cursor):
             if not riders.waiting or riders.is_doomed or riders.needs_sound_text or carrying < Carrying.NO_SAVEPOINT:
                 connection._send_waiting()
                 return self._send_many(query, vars_list)
-            prefix = connection._prefix()
-            first = _FirstWith(prefix, text)
-            before = _last_query.__get__(self)
-            try:
-                self._send_many(first, vars_list)
-            except BaseException as error:
-                if first.is_first or not first.is_used:
-                    self._settle_failure(error, prefix, before, was_begun)
-                else:
-                    riders.sent()
-                raise
-            if first.is_used:
-                riders.sent()
-                self._shift_by(prefix if first.is_first else "")
-            elif not was_begun:
-                riders.take_back_begin()
-            return None
+            return self._send_many_behind(_FirstWith(riders, text), vars_list, was_begun)
 
     def callproc(self, procname: Any, parameters: Any = None, /) -> Any:
         """Call a function; what waits is sent ahead."""
@@ -202,28 +192,49 @@ class RidingCursor(plain_cursor):
             carrying = self._carrying(query)
         was_begun = connection._begin()
         if carrying is Carrying.NOTHING_AND_ENDS:
-            connection._send_waiting()
-            connection._before_control(query)
+            connection._send_before_control(query)
         if riders.waiting:
             self._execute_with_riders(query, parameters, carrying, was_begun)
         else:
             self._send(query, parameters)
         if carrying is Carrying.NO_SAVEPOINT and type(query) is str and not is_rider(query):
-            remember(texts, query, PROVEN)
+            remember(texts, query, parameters)
         elif carrying is Carrying.NOTHING_AND_ENDS:
-            connection._after_control()
+            connection._after_control(query)
 
     def _execute_with_riders(self, query: Any, parameters: Any, carrying: Carrying, was_begun: bool) -> None:
         connection = self.connection
         riders = connection.riders
         is_unsound = riders.needs_sound_text and not (
-            carrying is PROVEN and connection._is_utf8 and connection.encoding == "UTF8" and are_plain(parameters)
+            carrying is PROVEN
+            and connection._is_utf8
+            and connection.encoding == "UTF8"
+            and is_proven_with(connection._texts, query, parameters)
         )
         if carrying < Carrying.NO_SAVEPOINT or is_unsound or riders.is_doomed:
             connection._send_waiting()
             self._send(query, parameters)
+            if carrying is PROVEN:
+                remember(connection._texts, query, parameters)
+            return
+        if are_odd(parameters):
+            self._execute_rendered(query, parameters, carrying, was_begun)
             return
         self._send_behind(connection._prefix(), query, parameters, was_begun=was_begun)
+
+    def _execute_rendered(self, query: Any, parameters: Any, carrying: Carrying, was_begun: bool) -> None:
+        """Run a statement with parameters whose adapters may use the connection: they come before what still waits."""
+        riders = self.connection.riders
+        try:
+            rendered = self.mogrify(query, parameters)
+        except BaseException:
+            if not was_begun:
+                riders.take_back_begin()
+            raise
+        if riders.waiting:
+            self._execute_with_riders(rendered, None, carrying, was_begun=True)
+        else:
+            self._send(rendered, None)
 
     def _send_behind(self, prefix: str, query: Any, parameters: Any, *, was_begun: bool) -> None:
         """Run a statement with what waits in front of it."""
@@ -260,16 +271,41 @@ class RidingCursor(plain_cursor):
 
     def _send_many(self, query: Any, parameters: Iterable[Any]) -> None:
         """Let psycopg2 run a statement for each of many parameters, and count them."""
+        rows = self._counted(query, parameters)
         try:
-            super().executemany(query, self._counted(parameters))
+            super().executemany(query, rows)
         except BaseException as error:
-            self.connection.trips += was_sent(error)
+            self.connection.trips += getgeneratorstate(rows) == GEN_SUSPENDED and was_sent(error)
             raise
 
-    def _counted(self, parameters: Iterable[Any]) -> Iterator[Any]:
+    def _send_many_behind(self, first: _FirstWith, parameters: Iterable[Any], was_begun: bool) -> None:
+        """Let psycopg2 run a statement for each of many parameters, with what waits in front of the first."""
+        before = _last_query.__get__(self)
+        try:
+            self._send_many(first, parameters)
+        except BaseException as error:
+            if first.is_under_way:
+                self._settle_failure(error, first.prefix, before, was_begun)
+            elif not (first.is_used or was_begun):
+                self.connection.riders.take_back_begin()
+            raise
+        if first.is_used:
+            self._shift_by(first.prefix if first.is_first else "")
+        elif not was_begun:
+            self.connection.riders.take_back_begin()
+
+    def _counted(self, query: Any, parameters: Iterable[Any]) -> Generator[Any, None, None]:
+        """Each of many parameters; who makes them may use the connection, and have something wait."""
+        connection = self.connection
+        riders = connection.riders
+        first = query if isinstance(query, _FirstWith) else None
         for each in parameters:
+            if riders.waiting and (first is None or not first.can_carry(each)):
+                connection._send_waiting()
             yield each
-            self.connection.trips += 1
+            connection.trips += 1
+            if first is not None and first.is_under_way:
+                first.settle()
 
     def _defer(self, text: str, parameters: Any) -> bool:
         """Let a statement wait, and return whether it does; a used cursor would still show its last result."""
@@ -288,7 +324,7 @@ class RidingCursor(plain_cursor):
     def _carrying(self, query: str | bytes) -> Carrying:
         if isinstance(query, bytes):
             return min(carrying_of(query.decode("latin-1")), Carrying.NO_SAVEPOINT)
-        return self.connection._texts.get(query) or carrying_of(query)
+        return known_carrying(self.connection._texts, query) or carrying_of(query)
 
     def _send_ahead(self) -> None:
         """Send what waits, and nothing behind it."""
@@ -415,13 +451,17 @@ class RidingNamedCursor(RidingCursor):
 
 
 class _FirstWith(sql.Composable):
-    """A text that has riders in front of it the first time that it is asked for."""
+    """A text that has what waits in front of it the first time that it is asked for."""
 
-    def __init__(self, prefix: str, text: str | bytes) -> None:
+    def __init__(self, riders: Riders, text: str | bytes) -> None:
         super().__init__(text)
-        self._prefix = prefix
+        self._riders = riders
         self._text = text
         self._times = 0
+        #: What was in front of it.
+        self.prefix = ""
+        #: Whether it was asked for once and is not known to have been run.
+        self.is_under_way = False
 
     @property
     def is_used(self) -> bool:
@@ -433,12 +473,25 @@ class _FirstWith(sql.Composable):
         """Whether what was asked for last is the first."""
         return self._times == 1
 
+    def can_carry(self, parameters: Any) -> bool:
+        """Whether what waits may ride when it is asked for next, to be run with these parameters."""
+        riders = self._riders
+        return not (self.is_used or riders.is_doomed or riders.needs_sound_text or are_odd(parameters))
+
+    def settle(self) -> None:
+        """Believe that what was in front of it has reached the server."""
+        self.is_under_way = False
+        if self.prefix:
+            self._riders.sent()
+
     def as_string(self, context: Any) -> Any:
         """Give the text to psycopg2."""
         self._times += 1
-        if self._times > 1:
+        self.is_under_way = self.is_first
+        if not (self.is_first and self._riders.waiting):
             return self._text
-        return self._prefix + self._text if isinstance(self._text, str) else self._prefix.encode() + self._text
+        self.prefix = self._riders.text + PREFIX_END
+        return self.prefix + self._text if isinstance(self._text, str) else self.prefix.encode() + self._text
 
 
 class _InAutocommit(sql.Composable):

@@ -13,7 +13,7 @@ from psycopg.adapt import Transformer
 from psycopg.generators import execute
 
 from ._psycopg_texts import read_text
-from ._riders import IN_ERROR
+from ._riders import IN_ERROR, is_rider
 
 if TYPE_CHECKING:
     from psycopg._queries import PostgresQuery
@@ -70,6 +70,14 @@ class RidingCursor(CountedCursor):
 
     __slots__ = ()
 
+    @property
+    def statusmessage(self) -> str | None:
+        """The server's tag for the last statement; for one that waits, the tag that it will have."""
+        last = self._last_query
+        if self._query is None and isinstance(last, str) and is_rider(last):
+            return last.split(None, 1)[0].upper()
+        return super().statusmessage
+
     def _execute_gen(
         self, query: Query, params: Params | None = None, *, prepare: bool | None = None, binary: bool | None = None
     ) -> PQGen[None]:
@@ -83,15 +91,16 @@ class RidingCursor(CountedCursor):
         yield from connection._settle_defaults_gen() if connection._is_in_doubt else ()
         connection._begin()
         if not params and isinstance(query, str) and connection._defers(query):
+            self._last_query = query
             return
         pgq = self._convert_query(query, params)
         is_free = connection.is_read_only_at_start and connection._is_free(pgq.query, is_harmless)
         text = read_text(pgq.query)
         is_carrier = text.is_carrier and bool(params or not text.has_several) and not connection.riders.is_doomed
         if not is_carrier:
-            yield from connection._send_ahead_gen()
+            yield from connection._send_before_gen(query)
         if text.is_special:
-            connection._note_text(text)
+            connection._note_text(text, query)
         prep, name = self._get_prepared(pgq, prepare)
         try:
             if is_carrier and (prep is Prepare.SHOULD or connection._has_riders(is_free)):

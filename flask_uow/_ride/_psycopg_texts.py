@@ -9,12 +9,16 @@ import re
 from functools import lru_cache
 from typing import NamedTuple
 
+from .._statements import statements
 from ._characteristics import resets_all, sets_defaults
 
 # A statement that goes well with others in one pipeline. COPY does not, and what ends a transaction ends the riders'.
-CARRIER = re.compile(rb"(?i)(?:[\s(]|/\*[^*]*\*/|--[^\n]*\n)*(SELECT|INSERT|UPDATE|DELETE|WITH|VALUES|MERGE)\b")
+CARRIER = re.compile(
+    rb"(?i)(?:[\s(]|/\*[^*]*\*/|--[^\n]*\n)*(SELECT|INSERT|UPDATE|DELETE|WITH|VALUES|MERGE"
+    rb"|TABLE|EXPLAIN|SHOW|LOCK|TRUNCATE|NOTIFY)\b"
+)
 CREATING_READ = re.compile(rb"(?i)\bINTO\b")
-HARMLESS = re.compile(rb"(?i)\s*(?:SET|SHOW|LOCK|LISTEN|NOTIFY|UNLISTEN|FETCH|MOVE|CLOSE)\b")
+HARMLESS = re.compile(rb"(?i)\s*(?:SET|LISTEN|UNLISTEN|FETCH|MOVE|CLOSE)\b")
 # What a ROLLBACK TO may undo that the client has to know at once is kept from riding as well: the encoding.
 CONTROL = re.compile(
     rb"(?i)\s*(?:BEGIN|START|COMMIT|END|ABORT|ROLLBACK|SAVEPOINT|RELEASE|PREPARE|CALL|DO"
@@ -53,12 +57,14 @@ def read_text(query: bytes) -> Text:
 
 def _read_text(query: bytes) -> Text:
     carrier = CARRIER.match(query)
-    has_several = b";" in query.rstrip(b" \t\r\n;")
+    has_several = b";" in query.rstrip(b" \t\r\n;") and _count(query) > 1
     if carrier is None:
         may_create = HARMLESS.match(query) is None
         is_control = CONTROL.match(query) is not None
     else:
-        may_create = carrier[1].upper() in (b"SELECT", b"WITH") and CREATING_READ.search(query) is not None
+        word = carrier[1].upper()
+        may_create = word in (b"SELECT", b"WITH") and CREATING_READ.search(query) is not None
+        may_create = may_create or word == b"EXPLAIN"  # which runs what it is told with ANALYZE
         is_control = False
     text = query.decode("latin-1")
     has_defaults, is_reset = sets_defaults(text), resets_all(text)
@@ -71,6 +77,11 @@ def _read_text(query: bytes) -> Text:
         resets_all=is_reset,
         is_special=may_create or is_control or has_several or has_defaults or is_reset,
     )
+
+
+def _count(query: bytes) -> int:
+    """How many statements there are in a text; what is quoted is in none."""
+    return sum(map(bool, statements(query.decode("latin-1"))))
 
 
 _remember_text = lru_cache(REMEMBERED_TEXTS)(_read_text)

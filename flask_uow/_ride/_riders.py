@@ -21,7 +21,7 @@ IDLE, IN_TRANSACTION, IN_ERROR = 0, 2, 3
 _SPACE = r"[ \t]+"
 _IDENTIFIER = r'(?:"[ !#$&-:<-~]+"|[A-Za-z_][A-Za-z0-9_$]*)'
 # No grammar may read a setting as anything else: a syntax error is one of the whole string, savepoints included. One
-# of a single word may be a reserved one.
+# of a single word may be a reserved one, and so may a savepoint's name.
 _SETTING = r"(?P<setting>(?=[A-Za-z0-9]*[_.])[A-Za-z][A-Za-z0-9_]*(?:\.[A-Za-z][A-Za-z0-9_]*)*)"
 _RESERVED = frozenset(
     """
@@ -34,6 +34,9 @@ _RESERVED = frozenset(
     unique user using variadic verbose when where window with
     """.split()
 )
+# These decide how the rest of a string is read, and in which encoding it is to be written.
+_READING = frozenset(("backslash_quote", "client_encoding", "escape_string_warning", "standard_conforming_strings"))
+_NO_SETTING = _RESERVED | _READING
 _VALUE = r"(?:'(?:[ -$&(-:<-\[\]-~]|'')*'|-?[0-9]+(?:\.[0-9]+)?|ON|OFF|TRUE|FALSE|DEFAULT)"
 _RIDER = re.compile(
     rf"""
@@ -56,7 +59,10 @@ class Riders:
     A savepoint in which nothing was said costs nothing: it vanishes with its RELEASE.
     """
 
-    __slots__ = ("_head", "_is_told", "_savepoints", "along", "is_begin_waiting", "is_begun", "is_doomed", "waiting")
+    __slots__ = (
+        *("_head", "_is_told", "_last_setting", "_savepoints"),
+        *("along", "is_begin_waiting", "is_begun", "is_doomed", "waiting"),
+    )
 
     def __init__(self) -> None:
         #: Whether a transaction is believed open; its BEGIN may still wait.
@@ -74,6 +80,8 @@ class Riders:
         self._savepoints: list[tuple[str, int]] = []
         # Whether something waits that may fail by itself, so that it is not dropped at COMMIT.
         self._is_told = False
+        # Where the last setting waits, if one does that may fail.
+        self._last_setting = -1
         # How many of what waits are the BEGIN and what goes along with it.
         self._head = 0
 
@@ -88,7 +96,12 @@ class Riders:
         self._head = len(self.waiting)
 
     def take_back_begin(self) -> None:
-        """Believe again that no transaction is open, after a first statement that could not be sent."""
+        """Believe again that no transaction is open, after a first statement that could not be sent.
+
+        It stays if something else was said since.
+        """
+        if self.is_doomed or not self.is_untouched:
+            return
         along = self.along
         self.end()
         self.along = along
@@ -128,7 +141,7 @@ class Riders:
         if status not in (IN_TRANSACTION, IN_ERROR) or statement.lstrip()[:1] not in _FIRST_LETTERS:
             return False
         match = _RIDER.match(statement)
-        if match is None or (match["set"] and not _RESERVED.isdisjoint(match["setting"].lower().split("."))):
+        if match is None or (match["set"] and not _NO_SETTING.isdisjoint(match["setting"].lower().split("."))):
             return False
         if match["rollback"]:
             return self._roll_back_to(_fold(match["kept"]), statement)
@@ -138,11 +151,13 @@ class Riders:
             return self._release(_fold(match["released"]), statement)
         if match["savepoint"]:
             name = _fold(match["made"])
-            if self._is_told and self._find(name) is not None:
+            is_reserved = name in _RESERVED and match["made"][0] != '"'
+            if is_reserved or (self._is_told and self._find(name) is not None):
                 return False  # if what waits fails, the server knows the outer one of two alike alone
             self._savepoints.append((name, len(self.waiting)))
         else:
             self._is_told = True
+            self._last_setting = len(self.waiting)
         self.waiting.append(statement.strip())
         return True
 
@@ -199,9 +214,12 @@ class Riders:
         self.is_begin_waiting = self.is_doomed = self._is_told = False
         self._head = 0
 
-    def forget_savepoints(self) -> None:
-        """Know no savepoint any more, after a text that may have ended some; nothing may wait."""
-        self._savepoints.clear()
+    def forget_savepoints(self, statement: str = "") -> None:
+        """Know no savepoint any more, after a text that may have ended some; nothing may wait.
+
+        :param statement: the text; of a RELEASE it is known what it ends.
+        """
+        del self._savepoints[self._find_released(statement) or 0 :]
 
     def for_commit(self) -> list[str]:
         """What must go along with COMMIT: a ROLLBACK TO, settings; a BEGIN only with these.
@@ -214,10 +232,35 @@ class Riders:
         kept = [text for place, text in enumerate(self.waiting) if place not in made and not _is_release(text)]
         return kept if len(kept) > self._head else []
 
+    def way_back(self, statement: str) -> str:
+        """What undoes the savepoint that a statement releases, if a setting waits in that; else nothing.
+
+        Who releases a savepoint believes in nothing of it any more, and does not go back to it after an error.
+        """
+        depth = self._find_released(statement)
+        if depth is None or not self._has_setting(depth):
+            return ""
+        return f"ROLLBACK TO SAVEPOINT {_quote(self._savepoints[depth][0])}"
+
+    def go_back(self, way_back: str) -> None:
+        """Let what undoes a savepoint wait, after the error of a setting in it.
+
+        :param way_back: the text of :meth:`way_back`.
+        """
+        self.waiting.append(way_back)
+        self._last_setting = -1
+        self._is_told = True
+
+    def _has_setting(self, depth: int) -> bool:
+        """Whether a setting waits in a savepoint."""
+        return self._is_told and self._last_setting > self._savepoints[depth][1]
+
     def _release(self, name: str, statement: str) -> bool:
         depth = self._find(name)
         if depth is None:
             return False
+        if self._has_setting(depth):
+            return False  # if it fails, it fails in the savepoint
         is_sent = self._savepoints[depth][1] < 0
         self._drop_waiting(place for _, place in self._savepoints[depth:])
         del self._savepoints[depth:]
@@ -232,11 +275,17 @@ class Riders:
         place = self._savepoints[depth][1]
         del self._savepoints[depth + 1 :]
         del self.waiting[place + 1 :]  # all of it, where the savepoint was sent
+        self._last_setting = min(self._last_setting, place)
         self.is_doomed = False
         if place < 0:
             self.waiting.append(statement.strip())
             self._is_told = True
         return True
+
+    def _find_released(self, statement: str) -> int | None:
+        """How deep the savepoint lies that a statement releases; None for any other statement."""
+        match = _RIDER.match(statement)
+        return self._find(_fold(match["released"])) if match is not None and match["release"] else None
 
     def _find(self, name: str) -> int | None:
         """How deep the innermost savepoint of a name lies."""
@@ -259,6 +308,11 @@ def is_rider(statement: str) -> bool:
 def _fold(identifier: str) -> str:
     """The name that the server makes of an identifier; it cuts long ones, which are then not known here."""
     return identifier[1:-1] if identifier.startswith('"') else identifier.lower()
+
+
+def _quote(name: str) -> str:
+    """The identifier of a folded name, which has no quotes in it."""
+    return f'"{name}"'
 
 
 def _is_release(text: str) -> bool:

@@ -1,21 +1,20 @@
 """What may ride in front of a statement, read from its text; how many texts are remembered is bounded.
 
-A SAVEPOINT may ride only in front of a text that has been parsed by the server before: a syntax error refuses the
-whole string, and with a lost savepoint the work before it would be lost.
+A SAVEPOINT may ride only in front of a text that has been parsed by the server before, with parameters of the same
+shape: a syntax error refuses the whole string, and with a lost savepoint the work before it would be lost.
 """
 
 from __future__ import annotations
 
-import datetime
-import decimal
 import re
-import uuid
 from enum import IntEnum
 
+from .._statements import statements
 from ._characteristics import resets_all, sets_defaults
+from ._shapes import are_odd, shape_of
 
-MOST_REMEMBERED = 4096
-LONGEST_REMEMBERED = 4096  # characters
+MOST_REMEMBERED = 8192  # each text and each of its shapes
+LONGEST_REMEMBERED = 4096  # characters; of a longer text its hash is remembered
 
 
 class Carrying(IntEnum):
@@ -31,15 +30,16 @@ _COMMENTS = r"(?:\s|--[^\n]*(?:\n|\Z)|/\*(?:[^*/]|\*(?!/)|/(?!\*))*\*/)*+"
 _FIRST_WORD = re.compile(rf"{_COMMENTS}(?P<word>[A-Za-z]+|\()", re.DOTALL)
 _ENDING = "BEGIN|START|COMMIT|END|ROLLBACK|ABORT|SAVEPOINT|RELEASE|PREPARE\\s+TRANSACTION"
 _ENDING_AT_FIRST = re.compile(rf"{_COMMENTS}(?:{_ENDING})\b", re.IGNORECASE)
-_ENDING_ANYWHERE = re.compile(rf"\b(?:{_ENDING})\b", re.IGNORECASE)
+_BEGINNINGS = frozenset(("BEGIN", "START"))
 
-# What the server reads is then as sound as it was the last time: an empty tuple, say, would become ``IN ()``.
-_PLAIN_TYPES = frozenset(
-    (
-        *(str, int, float, bool, bytes, memoryview, type(None), decimal.Decimal, uuid.UUID),
-        *(datetime.date, datetime.time, datetime.datetime, datetime.timedelta),
-    )
-)
+# One that stands as an element of a row may be any literal: what the server reads is then as sound as the last time.
+_ELEMENT = r"(?:%s|%\([^()]*\)s|\w+(?:\((?:'[^'%]*')?\))?|'[^'%]*')"
+_ROW = rf"\(\s*{_ELEMENT}(?:\s*,\s*{_ELEMENT})*\s*\)"
+_ROWS = re.compile(rf"\s*INSERT\b[^%'$]*\bVALUES\s*{_ROW}(?:\s*,\s*{_ROW})*+[^%]*\Z", re.IGNORECASE)
+_ANY_SHAPE = "any"
+
+# What is remembered of texts, and by a number what is of the shapes of their parameters.
+Texts = dict[str | int, Carrying]
 
 
 def carrying_of(text: str) -> Carrying:
@@ -48,25 +48,43 @@ def carrying_of(text: str) -> Carrying:
     if first is None:
         return Carrying.NOTHING
     is_script = ";" in text.rstrip().removesuffix(";")
-    ending = _ENDING_ANYWHERE.search(text) if is_script else _ENDING_AT_FIRST.match(text)
-    if ending is not None or sets_defaults(text) or resets_all(text):
+    texts = (" ".join(words[:2]) for words in statements(text)) if is_script else (text,)
+    if any(map(_ENDING_AT_FIRST.match, texts)) or sets_defaults(text) or resets_all(text):
         return Carrying.NOTHING_AND_ENDS
     return Carrying.NOTHING if first["word"].upper() == "COPY" else Carrying.NO_SAVEPOINT
 
 
-def are_plain(parameters: object) -> bool:
-    """Whether a statement's parameters cannot change how its text is parsed."""
-    if not parameters:
-        return True
-    if isinstance(parameters, dict):
-        return _PLAIN_TYPES.issuperset(map(type, parameters.values()))
-    return isinstance(parameters, (tuple, list)) and _PLAIN_TYPES.issuperset(map(type, parameters))
+def begins_transaction(text: str) -> bool:
+    """Whether one of the statements of a text begins a transaction."""
+    return any(not _BEGINNINGS.isdisjoint(words[:1]) for words in statements(text))
 
 
-def remember(texts: dict[str, Carrying], text: str, carrying: Carrying) -> None:
-    """Remember what may ride in front of a text; when too many are known, all are forgotten."""
-    if len(text) > LONGEST_REMEMBERED:
-        return
-    if len(texts) >= MOST_REMEMBERED:
+def known_carrying(texts: Texts, text: str) -> Carrying | None:
+    """What may ride in front of a text that was run before; None if it is not remembered."""
+    return texts.get(_key(text))
+
+
+def is_proven_with(texts: Texts, text: str, parameters: object) -> bool:
+    """Whether a text that was run before was so with parameters by which its grammar is the same."""
+    if _number(text, _ANY_SHAPE) in texts:
+        return not are_odd(parameters)
+    shape = shape_of(parameters)
+    return shape is not None and _number(text, shape) in texts
+
+
+def remember(texts: Texts, text: str, parameters: object) -> None:
+    """Remember that the server has run a text with such parameters; when too much is known, all is forgotten."""
+    if len(texts) + 2 > MOST_REMEMBERED:
         texts.clear()
-    texts[text] = carrying
+    texts[_key(text)] = Carrying.ALL
+    shape = _ANY_SHAPE if _ROWS.match(text) else shape_of(parameters)
+    if shape is not None:
+        texts[_number(text, shape)] = Carrying.ALL
+
+
+def _key(text: str) -> str | int:
+    return text if len(text) <= LONGEST_REMEMBERED else hash(text)
+
+
+def _number(text: str, shape: object) -> int:
+    return hash((text, shape))

@@ -36,6 +36,25 @@ def test_an_inner_failure_undoes_the_inner_part_only(bench: Bench) -> None:
     assert bench.committed() == ["after", "before"]
 
 
+@pytest.mark.parametrize("database", ["psycopg2", "psycopg"], indirect=True)
+@pytest.mark.parametrize("is_first", [False, True])
+def test_a_setting_that_fails_fails_its_own_unit(bench: Bench, is_first: bool) -> None:
+    """Also where nothing comes behind it: the outer unit goes on and commits, and settings that are right stay."""
+    with bench.app.app_context(), transactional():
+        if not is_first:
+            bench.add("before")
+        with pytest.raises(sa.exc.DBAPIError, match="work_mem"), transactional():
+            with transactional():
+                bench.run_sql("SET LOCAL my.setting = 'inner'")
+            bench.run_sql("SET LOCAL work_mem = '1kB'")
+        with transactional():
+            bench.run_sql("SET LOCAL my.setting = 'right'")
+        bench.add("after")
+        assert bench.session.scalar(sa.text("SHOW my.setting")) == "right"
+
+    assert bench.committed() == (["after"] if is_first else ["after", "before"])
+
+
 def test_an_outer_failure_undoes_all(bench: Bench) -> None:
     """What an inner unit kept was kept for the outer one."""
     with bench.app.app_context(), pytest.raises(KeyError), transactional():

@@ -12,7 +12,7 @@ What may differ, and why:
 * The error of a ``SET LOCAL`` that waits comes with the next statement that is sent, COMMIT included, or never, where
   the transaction or its savepoint is rolled back before that: then it has had no effect. In between the transaction
   counts as sound. What gets that error is not run, even if it is a COMMIT or ROLLBACK sent as text; such a sequence is
-  not followed any further.
+  not followed any further, nor is one where it is the savepoint's RELEASE: that is rolled back to then.
 * What the server warns of where it is told a COMMIT or ROLLBACK out of a transaction, after transaction control sent as
   text: nothing is sent then, so nothing is warned of. Warnings are not compared.
 
@@ -732,8 +732,8 @@ class Comparison:
             was_late = late is not None
             is_equal, late = self._compare(operation, expected, found, late)
             difference.log.append(f"  {operation}\n      plain  {expected}\n      riding {found}")
-            is_undeclared = was_late and late is None and operation[0] == "declare"
-            if not is_equal or is_undeclared or (found[0] == "error" and expected[0] == "ok"):
+            is_left = was_late and late is None and (operation[0] == "declare" or is_release(operation))
+            if not is_equal or is_left or (found[0] == "error" and expected[0] == "ok"):
                 break
         return self._end(difference, is_equal)
 
@@ -774,6 +774,11 @@ class Comparison:
 def is_setting(operation: Operation) -> bool:
     """Whether an operation is a setting of the transaction alone."""
     return is_rider(operation) and operation[1][0].startswith("SET LOCAL")
+
+
+def is_release(operation: Operation) -> bool:
+    """Whether an operation releases a savepoint."""
+    return is_rider(operation) and operation[1][0].upper().startswith("RELEASE")
 
 
 def is_rider(operation: Operation) -> bool:

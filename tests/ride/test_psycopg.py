@@ -119,6 +119,20 @@ def test_the_same_answers(database: PostgreSQLDatabase, program: str, is_reader:
         assert told.tell(*PROGRAMS[program]) == wanted
 
 
+def test_the_tag_of_what_waits(database: PostgreSQLDatabase) -> None:
+    """It is the one that the server will give."""
+    tags: list[list[str | None]] = []
+    for side in (plain, riding):
+        with side(database.driverless_url) as told:
+            tags.append([])
+            for step in (SAVEPOINT, ONE, SAVEPOINT, "SET LOCAL my.setting = 'one'", BACK, RELEASE, ROLLBACK, RELEASE):
+                told.tell(step)
+                tags[-1].append(told.cursor.statusmessage)
+
+    assert tags[0] == tags[1]
+    assert tags[0][:3] == ["SAVEPOINT", "INSERT 0 1", "SAVEPOINT"]
+
+
 @pytest.mark.parametrize("program", [[ONE, FAILS], [FAILS], [ONE, SAVEPOINT, FAILS]])
 def test_commit_of_an_aborted_transaction(told: Told, program: list[Step]) -> None:
     """It raises, and the connection is usable afterwards."""

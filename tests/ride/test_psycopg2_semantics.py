@@ -114,6 +114,76 @@ def test_empty_statement_is_an_error(either: Any, statement: str) -> None:
     assert "empty query" in str(fail(either, statement))
 
 
+class Inserting:
+    """A value that asks the database when it is quoted.
+
+    :param connection: the connection that it is quoted for.
+    """
+
+    def __init__(self, connection: Any) -> None:
+        self._connection = connection
+
+    def __conform__(self, protocol: Any) -> "Inserting":
+        return self
+
+    def getquoted(self) -> bytes:
+        self._connection.cursor().execute("INSERT INTO t VALUES (7, 'a')")
+        return b"8"
+
+
+def rows_of(connection: Any) -> list[Any]:
+    connection.commit()
+    cursor = connection.cursor()
+    cursor.execute("SELECT id FROM t ORDER BY id")
+    return [number for (number,) in cursor.fetchall()]
+
+
+@pytest.mark.parametrize("before", [(), ("SAVEPOINT a", "INSERT INTO t VALUES (2, 'a')", "ROLLBACK TO a")])
+def test_parameters_that_use_the_connection(either: Any, before: tuple[str, ...]) -> None:
+    """What waits is sent with theirs, and not again: a ROLLBACK TO would take it back."""
+    for number, send in enumerate(("execute", "executemany", "from a generator")):
+        either.cursor().execute("DELETE FROM t")
+        either.commit()
+        for statement in before:
+            either.cursor().execute(statement)
+        if send == "execute":
+            either.cursor().execute("INSERT INTO t VALUES (%s, 'a')", (Inserting(either),))
+        elif send == "executemany":
+            either.cursor().executemany("INSERT INTO t VALUES (%s, 'a')", [(Inserting(either),), (9,)])
+        else:
+            either.cursor().executemany("INSERT INTO t VALUES (%s, 'a')", using(either))
+        assert rows_of(either) == [[7, 8], [7, 8, 9], [1, 3, 4]][number]
+
+
+def using(connection: Any) -> Iterator[tuple[int]]:
+    """Rows that are made of statements, and a savepoint between them."""
+    connection.cursor().execute("INSERT INTO t VALUES (1, 'a')")
+    connection.cursor().execute("SAVEPOINT b")
+    yield (2,)
+    connection.cursor().execute("ROLLBACK TO b")
+    yield (3,)
+    connection.cursor().execute("SAVEPOINT b")
+    yield (4,)
+
+
+@pytest.mark.parametrize("is_late", [False, True])
+def test_parameters_that_cannot_be_made(either: Any, is_late: bool) -> None:
+    """Their error is the caller's, and what they said before stands."""
+
+    def failing() -> Iterator[tuple[int]]:
+        if is_late:
+            yield (1,)
+        either.cursor().execute("SAVEPOINT a")
+        raise ValueError("no row")
+
+    with pytest.raises(ValueError, match="no row"):
+        either.cursor().executemany("INSERT INTO t VALUES (%s, 'a')", failing())
+    assert either.get_transaction_status() == 2
+    either.cursor().execute("INSERT INTO t VALUES (2, 'a')")
+    either.cursor().execute("ROLLBACK TO a")
+    assert rows_of(either) == ([1] if is_late else [])
+
+
 def test_refused_string_fails_the_transaction(either: Any, postgres: PostgreSQLDatabase) -> None:
     """BEGIN was refused with it; all that follows fails as in a failed transaction."""
     fail(either, "SELEC 1")
@@ -143,6 +213,28 @@ def test_commit_of_a_failed_transaction_is_an_error(riding: RidingConnection, pr
 def test_unknown_savepoint_is_an_error_at_once(either: Any) -> None:
     """Dropped at COMMIT, its error would be lost."""
     assert fail(either, "RELEASE SAVEPOINT nope").pgcode == "3B001"
+
+
+def test_savepoint_with_a_reserved_name_is_an_error_at_once(either: Any) -> None:
+    """Dropped at COMMIT, its error would be lost; quoted, it is a name as any other."""
+    cursor = either.cursor()
+    cursor.execute("SELECT word FROM pg_get_keywords() WHERE catcode IN ('R', 'T')")
+    words = [word for (word,) in cursor.fetchall()]
+    for word in ("User", *words):
+        assert fail(either, f"SAVEPOINT {word}").pgcode == "42601"
+        either.rollback()
+        either.cursor().execute(f'SAVEPOINT "{word}"')
+
+
+def test_setting_by_which_a_text_is_read(either: Any) -> None:
+    """What is sent with it would be read as before it."""
+    cursor = either.cursor()
+    cursor.execute("SET LOCAL standard_conforming_strings = off")
+    cursor.execute(r"SELECT length('a\nb')")
+    assert cursor.fetchone() == (3,)
+    either.rollback()
+    cursor.execute(r"SELECT length('a\nb')")
+    assert cursor.fetchone() == (4,)
 
 
 @pytest.mark.parametrize("withhold", [False, True])
@@ -488,4 +580,4 @@ def test_remembered_texts_are_bounded(riding: RidingConnection, monkeypatch: pyt
     riding.cursor().execute("SELECT 1" + " " * 50)
 
     assert len(riding._texts) <= 10
-    assert all(len(text) <= 50 for text in riding._texts)
+    assert all(isinstance(text, int) or len(text) <= 50 for text in riding._texts)

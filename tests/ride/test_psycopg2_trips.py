@@ -1,5 +1,8 @@
 """How many trips psycopg2's statements take when they ride, and what goes with what."""
 
+import datetime
+import decimal
+import math
 from typing import Any
 
 import psycopg2
@@ -7,6 +10,7 @@ import psycopg2.extras
 import pytest
 import sqlalchemy as sa
 from psycopg2 import sql
+from psycopg2.extras import NumericRange
 
 from flask_uow._ride import ride
 from flask_uow._ride._psycopg2 import RidingConnection
@@ -130,18 +134,78 @@ def test_release_goes_ahead_of_a_text_that_was_never_run(riding: RidingConnectio
     assert proxy.requests()[1:3] == ["RELEASE a", "SELEC 'nonsense'"]
 
 
-def test_savepoint_goes_ahead_of_parameters_that_change_the_grammar(riding: RidingConnection, proxy: Proxy) -> None:
-    """An empty tuple is a syntax error in a text that was fine before."""
-    text = "SELECT 1 WHERE 1 IN %s"
-    run(riding, text, (1, 2))
+@pytest.mark.parametrize(
+    ("text", "sound", "unsound"),
+    [
+        ("SELECT 1 WHERE 1 IN %s", (1, 2), ()),
+        ("SELECT 1 WHERE now() > DATE %s", "2020-01-01", None),
+        ("SELECT now() - INTERVAL %s", "3 days", 3),
+        ("SELECT true IS %s", True, 5),
+        ("SELECT extract(%s FROM now())", "year", None),
+        ("NOTIFY channel, %s", "payload", None),
+        ("SELECT '1'::float(%s)", 1, 2**31),
+        ("SELECT '1'::float(%s)", 1, -1),
+        ("SELECT '1'::float(%s)", decimal.Decimal(1), decimal.Decimal("1.5")),
+        ("SET LOCAL my.setting = %s", 1.5, math.nan),
+        ("SET LOCAL my.setting = %s", [], [1]),
+        ("SET LOCAL my.setting = %s", NumericRange(1, 2), NumericRange(1, math.nan)),
+        ("SELECT %s (1)", datetime.timedelta(1), 1.5),
+    ],
+)
+def test_savepoint_goes_ahead_of_parameters_that_change_the_grammar(
+    riding: RidingConnection, proxy: Proxy, text: str, sound: object, unsound: object
+) -> None:
+    """An empty tuple, say, or NULL, is a syntax error in a text that was fine before."""
+    run(riding, text, sound)
     run(riding, "SAVEPOINT a")
-    with pytest.raises(psycopg2.errors.SyntaxError, match="syntax error"):
-        run(riding, text, ())
+    with pytest.raises(psycopg2.errors.SyntaxError, match=r"syntax error|unterminated"):
+        run(riding, text, unsound)
     run(riding, "ROLLBACK TO a")
-    assert run(riding, text, (1,)).fetchall() == [(1,)]
+    run(riding, text, sound)
     riding.commit()
 
     assert "SAVEPOINT a" in proxy.requests()
+
+
+@pytest.mark.parametrize(
+    ("text", "values"),
+    [
+        ("INSERT INTO t VALUES (%s, %s)", [(1, "a"), (2, None), (3, "\\")]),
+        (
+            "INSERT INTO t (id, name) SELECT p0, p1 FROM (VALUES (%s, %s, 0), (9, 'a', 1)) AS p (p0, p1, p2)",
+            [(1, None)],
+        ),
+        ("SELECT %s::int[]", [([1, 2],), ([3, None],)]),
+        ("SELECT %s::int4range @> 1", [(NumericRange(1, 2),), (NumericRange(None, 5, "[]"),)]),
+        ("SELECT %s /* " + "long " * 1000 + "*/", [(1,), (2,)]),
+    ],
+)
+def test_savepoint_rides_with_parameters_that_leave_the_grammar(
+    riding: RidingConnection, proxy: Proxy, text: str, values: list[tuple[object, ...]]
+) -> None:
+    """Values of a row may be NULL or not; lists, ranges and long texts are as good as others."""
+    run(riding, text, *values[0])
+    riding.rollback()
+    proxy.requests()
+    for each in values:
+        run(riding, "SAVEPOINT a")
+        run(riding, text, *each)
+        riding.rollback()
+
+    assert len(proxy.requests()) == 2 * len(values)
+
+
+def test_parameters_of_another_shape_cost_a_trip_once(riding: RidingConnection, proxy: Proxy) -> None:
+    """From then on the server is known to take them as well."""
+    trips = []
+    for value in ("a", "b", None, "c", None):
+        before = riding.trips
+        run(riding, "SAVEPOINT a")
+        run(riding, "SELECT %s IS NULL", value)
+        trips.append(riding.trips - before)
+
+    assert trips == [2, 1, 2, 1, 1]
+    assert sum(trips) == len(proxy.requests())
 
 
 def test_savepoint_in_which_nothing_was_said_costs_nothing(riding: RidingConnection, proxy: Proxy) -> None:
@@ -338,6 +402,59 @@ def test_autocommit_sets_back_what_a_text_has_changed(connect: MakeConnection) -
     riding.commit()
 
     assert riding.is_read_only_at_start
+
+
+@pytest.mark.parametrize("reset", ["RESET ALL", "DISCARD ALL", "/* all */ reset default_transaction_read_only"])
+def test_autocommit_writes_after_a_reset(connect: MakeConnection, reset: str) -> None:
+    """It takes back what the connection said for itself, which is then said again."""
+    riding = connect(options=READ_ONLY)
+    riding.autocommit = True
+    for number in range(3):
+        riding.readonly = [None, None, False][number]
+        run(riding, INSERT, number)
+        run(riding, reset)
+    riding.autocommit = False
+    for number in range(3, 6):
+        run(riding, INSERT, number)
+        riding.commit()
+        riding.autocommit = True
+        run(riding, reset)
+        riding.autocommit = False
+    riding.readonly = None
+    riding.needs_no_transaction = True
+    before = riding.trips
+
+    assert run(riding, "SELECT count(*) FROM t").fetchone() == (6,)
+    assert riding.trips == before + 1
+
+
+@pytest.mark.parametrize("reset", ["RESET ALL", "RESET search_path"])
+def test_reset_leaves_what_the_program_has_set(connect: MakeConnection, reset: str) -> None:
+    """As with the plain driver, only a RESET of everything takes that back, and it is not said again."""
+    shown = []
+    for riding in (connect(options=READ_ONLY), connect(None)):
+        riding.set_session(isolation_level="SERIALIZABLE", readonly=True, autocommit=True)
+        run(riding, reset)
+        shown.append(run(riding, "SHOW transaction_isolation").fetchone())
+
+    assert shown[0] == shown[1]
+
+
+@pytest.mark.parametrize(
+    "text", ["DO $$ BEGIN PERFORM 1; END $$", "SELECT 'BEGIN;'; SELECT 1 AS start", "COMMIT /* or START */"]
+)
+def test_reads_after_a_text_that_begins_nothing(connect: MakeConnection, text: str) -> None:
+    """A BEGIN in quotes is none, and the next reads still need no transaction."""
+    riding = connect(options=READ_ONLY)
+    run(riding, text)
+    riding.commit()
+    for _ in range(2):
+        riding.needs_no_transaction = True
+        before = riding.trips
+        run(riding, "SELECT 1")
+        riding.commit()
+
+    assert riding.trips == before + 1
 
 
 def test_engine_rides(postgres: PostgreSQLDatabase, proxy: Proxy) -> None:

@@ -57,6 +57,21 @@ def test_a_write(told: Told, proxy: Proxy) -> None:
     assert proxy.requests() == ["BEGIN; INSERT INTO item VALUES ($1)", "COMMIT"]
 
 
+@pytest.mark.parametrize(
+    "statement",
+    [
+        *("LOCK TABLE item", "SHOW work_mem", "EXPLAIN SELECT 1", "TABLE item", "TRUNCATE item", "NOTIFY channel"),
+        *("SELECT 'a;b'", 'SELECT 1 AS "a;b";', "SELECT $$a;b$$ -- ; c"),
+    ],
+)
+def test_what_else_carries(told: Told, proxy: Proxy, statement: str) -> None:
+    """A semicolon in quotes ends no statement."""
+    for _ in range(7):
+        told.tell(statement, COMMIT)
+
+    assert proxy.requests() == [f"BEGIN; {statement}", "COMMIT"] * 7
+
+
 def test_a_write_with_three_savepoints(told: Told, proxy: Proxy) -> None:
     """Savepoints cost nothing besides what is said in them."""
     told.tell(insert(0))

@@ -29,7 +29,8 @@ def sent(*statements: str) -> Riders:
         (["SAVEPOINT a", "SAVEPOINT b", "ROLLBACK TO SAVEPOINT a"], ["BEGIN", "SAVEPOINT a"]),
         (["SAVEPOINT a", "SAVEPOINT b", "RELEASE a"], ["BEGIN"]),
         (["SAVEPOINT a", "SET LOCAL x.y = 1", "ROLLBACK TO a"], ["BEGIN", "SAVEPOINT a"]),
-        (["SAVEPOINT a", "SET LOCAL x.y = 1", "RELEASE a"], ["BEGIN", "SET LOCAL x.y = 1"]),
+        (["SET LOCAL x.y = 1", "SAVEPOINT a", "RELEASE a"], ["BEGIN", "SET LOCAL x.y = 1"]),
+        (["SAVEPOINT a", "SET LOCAL x.y = 1", "ROLLBACK TO a", "RELEASE a"], ["BEGIN"]),
         (["SAVEPOINT a", "SAVEPOINT a", "RELEASE a"], ["BEGIN", "SAVEPOINT a"]),
         (['SAVEPOINT "a b"', 'RELEASE "a b"'], ["BEGIN"]),
         (["SET LOCAL x.y TO 'it''s (1) [&] ~'"], ["BEGIN", "SET LOCAL x.y TO 'it''s (1) [&] ~'"]),
@@ -73,6 +74,8 @@ def test_savepoint_that_was_sent_is_ended_by_a_rider(told: list[str], waiting: l
         'SAVEPOINT "100%"',
         'SAVEPOINT "ä"',
         "SAVEPOINT\na",
+        "SAVEPOINT user",
+        "SAVEPOINT Left",
         "SET LOCAL x.y = 'ä'",
         "SET LOCAL x.y = 'a\nb'",
         r"SET LOCAL x.y = 'a\b'",
@@ -84,6 +87,8 @@ def test_savepoint_that_was_sent_is_ended_by_a_rider(told: list[str], waiting: l
         "SET LOCAL x.User = 1",
         "SET LOCAL current_date = 1",
         "SET LOCAL role = 'a'",
+        "SET LOCAL client_encoding = 'LATIN1'",
+        "SET LOCAL Standard_Conforming_Strings TO off",
         "SELECT 1",
         "",
     ],
@@ -156,6 +161,24 @@ def test_label_goes_along_with_a_begin_alone() -> None:
     riders.end()
     riders.begin("BEGIN")
     assert riders.waiting == ["BEGIN"]
+
+
+def test_savepoint_in_which_a_setting_waits_is_not_released_by_a_rider() -> None:
+    """The setting's error would come after the savepoint in which it is one."""
+    for riders, waiting in ((begun("SAVEPOINT a"), ["BEGIN", "SAVEPOINT a"]), (sent("SAVEPOINT a"), [])):
+        assert riders.defer("SAVEPOINT b")
+        assert riders.defer("SET LOCAL x.y = 1")
+
+        for name in ("a", "b"):
+            assert riders.way_back(f"RELEASE SAVEPOINT {name}") == f'ROLLBACK TO SAVEPOINT "{name}"'
+            assert not riders.defer(f"RELEASE SAVEPOINT {name}")
+        assert riders.waiting == [*waiting, "SAVEPOINT b", "SET LOCAL x.y = 1"]
+        for statement in ("RELEASE nope", "ROLLBACK TO a", "COMMIT"):
+            assert not riders.way_back(statement)
+        riders.sent()
+        riders.forget_savepoints("RELEASE SAVEPOINT b")
+        assert not riders.defer("RELEASE b")
+        assert riders.defer("RELEASE a")
 
 
 def test_savepoint_of_a_known_name_does_not_wait_behind_a_setting() -> None:
