@@ -366,7 +366,7 @@ def test_all_engines_of_a_sessionmaker_are_found(tmp_path: Path) -> None:
 
     class Entry(Base):
         __tablename__ = "entry"
-        id: orm.Mapped[int] = orm.mapped_column(primary_key=True)
+        id = sa.Column(sa.Integer, primary_key=True)
 
     engine, archive = (sa.create_engine(sqlite_url(tmp_path / name)) for name in ("bank", "archive"))
     app = Flask("adopted")
