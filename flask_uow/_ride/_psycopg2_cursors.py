@@ -205,7 +205,8 @@ class RidingCursor(plain_cursor):
     def _execute_with_riders(self, query: Any, parameters: Any, carrying: Carrying, was_begun: bool) -> None:
         connection = self.connection
         riders = connection.riders
-        is_unsound = riders.needs_sound_text and not (
+        needs_sound_text = riders.needs_sound_text
+        is_unsound = needs_sound_text and not (
             carrying is PROVEN
             and connection._is_utf8
             and connection.encoding == "UTF8"
@@ -217,7 +218,7 @@ class RidingCursor(plain_cursor):
             if carrying is PROVEN:
                 remember(connection._texts, query, parameters)
             return
-        if are_odd(parameters):
+        if not needs_sound_text and are_odd(parameters):
             self._execute_rendered(query, parameters, carrying, was_begun)
             return
         self._send_behind(connection._prefix(), query, parameters, was_begun=was_begun)

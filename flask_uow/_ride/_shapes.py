@@ -68,6 +68,8 @@ def _kind(value: Any) -> object:
 
 
 def _kind_of_number(value: Any) -> object:
+    if type(value) is int:
+        return value < 0, -_LARGEST_SMALL <= value <= _LARGEST_SMALL
     digits = str(value).removeprefix("-")
     if not digits[0].isdigit():
         return "not finite", type(value)  # which becomes a string with a cast

@@ -66,10 +66,10 @@ def known_carrying(texts: Texts, text: str) -> Carrying | None:
 
 def is_proven_with(texts: Texts, text: str, parameters: object) -> bool:
     """Whether a text that was run before was so with parameters by which its grammar is the same."""
-    if _number(text, _ANY_SHAPE) in texts:
+    if hash((text, _ANY_SHAPE)) in texts:
         return not are_odd(parameters)
     shape = shape_of(parameters)
-    return shape is not None and _number(text, shape) in texts
+    return shape is not None and hash((text, shape)) in texts
 
 
 def remember(texts: Texts, text: str, parameters: object) -> None:
@@ -79,12 +79,8 @@ def remember(texts: Texts, text: str, parameters: object) -> None:
     texts[_key(text)] = Carrying.ALL
     shape = _ANY_SHAPE if _ROWS.match(text) else shape_of(parameters)
     if shape is not None:
-        texts[_number(text, shape)] = Carrying.ALL
+        texts[hash((text, shape))] = Carrying.ALL
 
 
 def _key(text: str) -> str | int:
     return text if len(text) <= LONGEST_REMEMBERED else hash(text)
-
-
-def _number(text: str, shape: object) -> int:
-    return hash((text, shape))
