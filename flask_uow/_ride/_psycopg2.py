@@ -594,7 +594,10 @@ class RidingConnection(plain_connection):
 
     def _let_psycopg2_write(self) -> None:
         """Where psycopg2 drives a transaction that has ended unknown to it, or is about to begin another one."""
-        if _real_status.__get__(self) != extensions.STATUS_BEGIN:
+        status = _real_status.__get__(self)
+        if status == extensions.STATUS_PREPARED:
+            return  # it refuses whatever comes
+        if status != extensions.STATUS_BEGIN:
             self._give_characteristics()
         elif self._session[1] is not False:
             self._allow_writes()

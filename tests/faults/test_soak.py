@@ -57,5 +57,5 @@ def test_a_soak_finds_what_is_left(
     assert not found.is_clean()
     assert found.wrong == {"keep_session was answered with 200": 41}
     assert found.counted - found.expected == {"hooks": 41}
-    assert found.grown() == ["sessions_alive"]
+    assert "sessions_alive" in found.grown()  # with what each of them holds, where few other objects are counted
     assert "THERE ARE DIFFERENCES" in found.table()

@@ -321,6 +321,19 @@ def test_two_phase(either: Any, postgres: PostgreSQLDatabase) -> None:
     assert postgres.rows("SELECT id FROM t ORDER BY id") == [(1,), (3,)]
 
 
+@pytest.mark.parametrize("options", ["", "-c default_transaction_read_only=on"], ids=["", "read-only at start"])
+def test_two_phase_that_could_not_be_prepared(connect: MakeConnection, options: str) -> None:
+    """The server has rolled it back, and psycopg2 believes it prepared: what comes before its end is refused."""
+    messages = []
+    for connection in (connect(options=options), connect(None)):
+        connection.tpc_begin(connection.xid(1, "global", "branch"))
+        fail(connection, "SELECT nowhere")
+        connection.tpc_prepare()
+        messages.append(str(fail(connection, "SELECT 1")))
+
+    assert messages == ["execute cannot be used with a prepared two-phase transaction"] * 2
+
+
 def test_large_object(either: Any) -> None:
     """The driver drives its transaction from there on, also one that is open already."""
     either.cursor().execute("INSERT INTO t VALUES (1, 'a')")
