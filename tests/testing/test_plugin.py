@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from contextvars import copy_context
 from pathlib import Path
 
 import pytest
@@ -86,7 +87,8 @@ def run(project: pytest.Pytester) -> Callable[..., pytest.RunResult]:
 
     def run_tests(tests: str, *options: str) -> pytest.RunResult:
         project.makepyfile(tests)
-        return project.runpytest_inprocess("-p", PLUGIN, "-p", "no:cacheprovider", *options)
+        options = ("-p", PLUGIN, "-p", "no:cacheprovider", *options)
+        return copy_context().run(project.runpytest_inprocess, *options)  # which may leave an app context behind
 
     return run_tests
 
