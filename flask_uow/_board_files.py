@@ -172,7 +172,7 @@ def _publish(app_name: str, host: str, started_ns: int, path: Path) -> Board:
         board = Board(app_name, host, started_ns, _make_file(unfinished))
         holder = _Holder(unfinished, path)
         _fork.abandon_in_children(holder)
-        weakref.finalize(board, holder.remove)
+        weakref.finalize(board, holder.remove, weakref.ref(board))
         if unfinished != path:
             os.rename(unfinished, path)
         board.path = path
@@ -240,10 +240,12 @@ class _Holder:
             self._descriptor = None
         return None
 
-    def remove(self) -> None:
+    def remove(self, board: weakref.ref[Board]) -> None:
         """The board's end, or the process's; what was counted goes to the ended ones."""
         if self._descriptor is None or self._pid != os.getpid():
             return
+        if (left := board()) is not None:
+            left.path = None  # which nobody is to miss
         os.close(self._descriptor)
         self._descriptor = None
         with contextlib.suppress(OSError), _locked(self._path.parent, wait_s=_LOCK_WAIT_S) as is_locked:
@@ -450,11 +452,11 @@ def _bury(path: Path) -> None:
         descriptor = os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _O_OURS, 0o600)
         with open(descriptor, "wb") as file:
             file.write(ended.memory)  # where there is no room for it, the dead one is kept, and swept later
-        path.unlink(missing_ok=True)  # before: what is lost by a crash in between is better than what is counted twice
-        os.replace(unfinished, ended_path)
     except OSError:
         unfinished.unlink(missing_ok=True)
         raise
+    path.unlink(missing_ok=True)  # before: what is lost by a crash in between is better than what is counted twice
+    os.replace(unfinished, ended_path)
 
 
 def _read(path: Path) -> Image | None:

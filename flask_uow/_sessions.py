@@ -25,7 +25,7 @@ from . import _fork, signals
 from ._board import LEAKED
 from ._checkouts import report_leaks
 from ._drivers import TransactionStatus
-from ._guard import connection_begun, know_connection, put_under_guard
+from ._guard import GuardedSession, connection_begun, know_connection, put_under_guard
 from ._reader import ReadingSession
 from ._rules import report_at_teardown, violation
 from ._scopes import Scope, Scopes, contexts, current_context, find_context, thread
@@ -523,6 +523,7 @@ def _has_nothing_to_close(session: Session) -> bool:
         session._transaction is None
         and not (session.identity_map or session._new or session._deleted)
         and session._closes_as_sqlalchemy  # type: ignore[attr-defined]
+        and type(session).close is GuardedSession.close
         and getattr(session, "_close_state", None) is not _ENDS_FOR_GOOD
     )
 

@@ -18,7 +18,8 @@ from enum import Enum
 from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
-from flask import Flask
+from flask import Flask, has_app_context
+from flask.globals import app_ctx
 
 from . import _fork
 from ._board import CLOSED, IDLE, OPENED, STATEMENT, STATEMENTS_OUTSIDE, Board, Live
@@ -88,7 +89,9 @@ class AppState:
         """Its engines by name: ours, or in an app context those of Flask-SQLAlchemy and Flask-SQLAlchemy-Lite."""
         if self.engines:
             return self.engines
-        with contextlib.suppress(RuntimeError):  # no app context, or none of this app
+        if not has_app_context() or app_ctx.app is not self.app:
+            return {}
+        with contextlib.suppress(RuntimeError):
             owned = getattr(self.app.extensions.get("sqlalchemy"), "engines", None) or {}
             default_first = sorted(owned.items(), key=lambda named: named[0] is not None)
             return {name or DEFAULT_BIND: engine for name, engine in default_first}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import fcntl
 import os
 import shutil
@@ -188,6 +189,17 @@ def test_a_pooler_in_between_is_said_and_nothing_is_guessed() -> None:
     assert "connections of worker 4711: a pooler such as PgBouncer lies between" in note
     assert [(each.unit, each.is_orphan) for each in shown.sessions] == [(None, False)] * 2
     assert seen.live[0].server_state is None
+
+
+def test_connections_to_another_database_are_no_poolers() -> None:
+    """What the worker has left in this one is an orphan, if it is told of all its connections."""
+    own = worker(4711, unit(), backend_pids=(99,))
+    full = dataclasses.replace(own, untold={"pools": 1})
+    shown = with_units(database(session(1)), Known((own,), (own,), True, frozenset((1, 99))))
+    unsure = joined(database(session(1)), full)
+
+    assert (shown.notes, shown.sessions[0].is_orphan) == ((), True)
+    assert (unsure.notes, unsure.sessions[0].is_orphan) == ((), False)
 
 
 @pytest.mark.parametrize("pid", [4711, NOBODY], ids=["without connections", "gone"])

@@ -13,6 +13,7 @@ from sqlalchemy.orm import Session, object_session
 from sqlalchemy.orm import session as orm_session
 
 from flask_uow import UnitOfWork, transactional
+from flask_uow._guard import guarded_class
 from flask_uow.exceptions import RuleViolationError
 from tests.databases import Database
 from tests.models import Item, checked_out, make_app, names
@@ -263,8 +264,20 @@ def test_a_class_of_the_users_own_is_closed_with_its_context(database: Database)
     closed.clear()
     with app.app_context():
         uow.session()
-
     assert closed == [False]
+
+    class Later(guarded_class(Session)):  # type: ignore[misc]
+        def close(self) -> None:
+            super().close()
+            closed.append(True)
+
+    uow = UnitOfWork(session_options={"class_": Later})
+    app = make_app(database, uow)
+    closed.clear()
+    with app.app_context():
+        uow.session()
+
+    assert closed == [True]
 
 
 @pytest.mark.skipif(not hasattr(orm_session, "_SessionCloseState"), reason="SQLAlchemy 2.0.22 has this")

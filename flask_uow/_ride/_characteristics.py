@@ -8,9 +8,10 @@ from typing import Any
 
 READ_ONLY = "default_transaction_read_only"
 ISOLATION = "default_transaction_isolation"
+_ASKED = f"SELECT pg_backend_pid(), current_setting('{READ_ONLY}'), pg_is_in_recovery()"
 # The last: whether the role or the database is to be read-only, the more special of its settings first.
 QUESTION = f"""
-    SELECT pg_backend_pid(), current_setting('{READ_ONLY}'), pg_is_in_recovery(), coalesce((
+    {_ASKED}, coalesce((
         SELECT CAST(split_part(setting, '=', 2) AS boolean)
         FROM pg_db_role_setting, unnest(setconfig) AS setting
         WHERE setting LIKE '{READ_ONLY}=%' AND setrole IN (0, to_regrole(quote_ident(session_user)))
@@ -18,6 +19,8 @@ QUESTION = f"""
         ORDER BY setrole = 0, setdatabase = 0 LIMIT 1
     ), false)
 """
+# The same where that may not be read.
+QUESTION_WITHOUT_WISH = f"{_ASKED}, false"
 # Whether the start option is what holds, and whether a transaction is a snapshot unless it says otherwise.
 QUESTION_AGAIN = f"""
     SELECT source = 'client', current_setting('{ISOLATION}') IN ('repeatable read', 'serializable')

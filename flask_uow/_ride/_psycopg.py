@@ -20,7 +20,7 @@ from psycopg._pipeline import Pipeline
 from psycopg._preparing import PrepareManager
 from psycopg.generators import fetch_many, send
 
-from ._characteristics import OPTION_OFF, QUESTION, QUESTION_AGAIN
+from ._characteristics import OPTION_OFF, QUESTION, QUESTION_AGAIN, QUESTION_WITHOUT_WISH
 from ._psycopg_cursors import CURSOR_METHODS, RidingCursor, RidingServerCursor, riding_cursor_class
 from ._riders import FAILING, IDLE, IN_ERROR, Riders
 
@@ -107,7 +107,10 @@ class RidingConnection(psycopg.Connection[Any]):
 
     def _ask_read_only(self, is_told: bool) -> bool:
         with self.lock:
-            result = self.wait(super()._exec_command(QUESTION.encode()))
+            try:
+                result = self.wait(super()._exec_command(QUESTION.encode()))
+            except psycopg.ProgrammingError:
+                result = self.wait(super()._exec_command(QUESTION_WITHOUT_WISH.encode()))
             pid, setting, is_standby, is_wanted = (result.get_value(0, column) for column in range(4))
             is_on: bool = (pid, setting) == (b"%d" % self.pgconn.backend_pid, b"on")
             is_left = is_standby == b"t" and not is_told
@@ -425,6 +428,8 @@ class RidingConnection(psycopg.Connection[Any]):
             # A ROLLBACK may undo what it does.
             self._is_in_doubt = self._was_read_only_at_start
             self.is_read_only_at_start = False
+        elif text.resets_all:
+            self._is_read_only_by_default = True
 
     def _has_wrong_default(self) -> bool:
         """Whether transactions would be read-only where nobody says BEGIN, or the reverse."""

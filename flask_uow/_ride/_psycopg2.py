@@ -23,6 +23,7 @@ from ._characteristics import (
     OPTION_OFF,
     QUESTION,
     QUESTION_AGAIN,
+    QUESTION_WITHOUT_WISH,
     READ_ONLY,
     Characteristics,
     begin_text,
@@ -89,8 +90,8 @@ class RidingConnection(plain_connection):
         self._session = self._session_wanted = AS_THE_SERVER
         self._cursor_factory: Any = None
         self._autocommit = bool(self.async_)
-        backslash = self.get_parameter_status("standard_conforming_strings")
-        self._texts = _TEXTS.setdefault((self.server_version, backslash), {})
+        self._backslash = self.get_parameter_status("standard_conforming_strings")
+        self._texts = _TEXTS.setdefault((self.server_version, self._backslash), {})
         if not self.async_:
             self._start()
 
@@ -99,6 +100,11 @@ class RidingConnection(plain_connection):
         _real_cursor_factory.__set__(self, RidingCursor)
         # In another encoding a server may refuse a whole string for one of its characters.
         self._is_utf8 = self.get_parameter_status("server_encoding") == "UTF8"
+
+    def _reads_alike(self) -> bool:
+        """Whether a text is read as whoever had it run before: not in another encoding, nor with other backslashes."""
+        backslash = self.get_parameter_status("standard_conforming_strings")
+        return self._is_utf8 and self.encoding == "UTF8" and backslash == self._backslash
 
     def note_read_only_at_start(self) -> bool:
         """Find out, and return, whether ``default_transaction_read_only`` is on by the start options for certain.
@@ -112,7 +118,10 @@ class RidingConnection(plain_connection):
         is_on = False
         if not is_told or self.get_parameter_status(READ_ONLY) == "on":
             cursor = plain_cursor(self)
-            cursor.execute(QUESTION)
+            try:
+                cursor.execute(QUESTION)
+            except psycopg2.ProgrammingError:
+                cursor.execute(QUESTION_WITHOUT_WISH)
             *answer, is_standby, is_wanted = cursor.fetchone() or (None, None, None, None)
             is_on = answer == [self.get_backend_pid(), "on"]
             is_left = is_standby and not is_told
@@ -570,10 +579,10 @@ class RidingConnection(plain_connection):
             self._settle_defaults()
         if self._is_native and self.is_read_only_at_start and _server_status(self) == IDLE:
             self._let_psycopg2_write()
+        if self._was_read_only_at_start and not (is_harmless or self.closed):
+            self._look_at_defaults(query)
         if self._is_native or not self._autocommit or self.closed or self.async_:
             return self._leave_autocommit()
-        if self._was_read_only_at_start and not is_harmless:
-            self._doubt_defaults(_as_text(query, self))
         wanted = self._session_wanted
         if wanted[1] is None and self.is_read_only_at_start:
             if is_harmless or query in _ALONE_IN_AUTOCOMMIT:
@@ -582,6 +591,12 @@ class RidingConnection(plain_connection):
         if wanted != self._session:
             self._set_session(wanted)
         return None
+
+    def _look_at_defaults(self, query: Any) -> None:
+        """Before a statement that psycopg2 does not put into a transaction of ours: whether it sets the defaults."""
+        self._doubt_defaults(_as_text(query, self))
+        if self.server_version >= _REPORTING_VERSION and self.get_parameter_status(READ_ONLY) == "on":
+            self._note_reset()  # in a script, say, or by a function
 
     def _leave_autocommit(self) -> None:
         if self._session is not AS_THE_SERVER and not self.closed and not self._is_native:

@@ -132,6 +132,10 @@ class RidingCursor(plain_cursor):
             was_begun = connection._begin()
             carrying = self._carrying(text)
             riders = connection.riders
+            if carrying is Carrying.NOTHING_AND_ENDS:
+                connection._send_before_control(text)
+                self._send_many(query, vars_list)
+                return connection._after_control(text)
             # Of many parameters any may be odd: what a savepoint needs is not looked for here.
             if not riders.waiting or riders.is_doomed or riders.needs_sound_text or carrying < Carrying.NO_SAVEPOINT:
                 connection._send_waiting()
@@ -207,15 +211,12 @@ class RidingCursor(plain_cursor):
         riders = connection.riders
         needs_sound_text = riders.needs_sound_text
         is_unsound = needs_sound_text and not (
-            carrying is PROVEN
-            and connection._is_utf8
-            and connection.encoding == "UTF8"
-            and is_proven_with(connection._texts, query, parameters)
+            carrying is PROVEN and connection._reads_alike() and is_proven_with(connection._texts, query, parameters)
         )
         if carrying < Carrying.NO_SAVEPOINT or is_unsound or riders.is_doomed:
             connection._send_waiting()
             self._send(query, parameters)
-            if carrying is PROVEN:
+            if carrying is PROVEN and type(query) is str:
                 remember(connection._texts, query, parameters)
             return
         if not needs_sound_text and are_odd(parameters):

@@ -240,6 +240,8 @@ class Riders:
         depth = self._find_released(statement)
         if depth is None or not self._has_setting(depth):
             return ""
+        if any(text[:3].upper() == "SET" for text in self.waiting[self._head : self._savepoints[depth][1]]):
+            return ""  # which may be the one that fails, before there is a savepoint
         return f"ROLLBACK TO SAVEPOINT {_quote(self._savepoints[depth][0])}"
 
     def go_back(self, way_back: str) -> None:

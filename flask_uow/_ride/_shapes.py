@@ -21,6 +21,7 @@ _PLAIN_TYPES = _NUMBERS.union(
 )
 _CALLED_RANGES = frozenset((DateRange, DateTimeRange, DateTimeTZRange))  # each by the name of its function
 _LARGEST_SMALL = 2**31 - 1
+_MOST_SMALL_DIGITS = 10
 
 Shape = tuple[tuple[object, ...], ...]
 
@@ -70,10 +71,12 @@ def _kind(value: Any) -> object:
 def _kind_of_number(value: Any) -> object:
     if type(value) is int:
         return value < 0, -_LARGEST_SMALL <= value <= _LARGEST_SMALL
-    digits = str(value).removeprefix("-")
+    shown = str(value)
+    digits = shown.removeprefix("-")
     if not digits[0].isdigit():
         return "not finite", type(value)  # which becomes a string with a cast
-    return value < 0, digits.isdigit() and int(digits) <= _LARGEST_SMALL
+    is_small = digits.isdigit() and len(digits) <= _MOST_SMALL_DIGITS and int(digits) <= _LARGEST_SMALL
+    return shown != digits, is_small
 
 
 def _is_number(bound: Any) -> bool:

@@ -282,9 +282,9 @@ def _of_session(method: Method, node: ast.Call, scope: Scope) -> Effect:
         return Effect.ENDS
     if method.name in STATEMENTS:
         kind = kind_of_argument(node.args[0], scope) if node.args else Kind.READ
-        if kind in (Kind.READ, Kind.WRITE):
-            return Effect.WRITES if kind is Kind.WRITE else Effect.NOTHING
-        return Effect.ENDS
+        if kind in (Kind.COMMIT, Kind.ROLLBACK, Kind.BEGIN):
+            return Effect.ENDS
+        return Effect.WRITES if kind is Kind.WRITE else Effect.NOTHING
     return Effect.WRITES if method.name in WRITES else Effect.NOTHING
 
 

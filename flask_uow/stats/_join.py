@@ -26,11 +26,13 @@ class Known:
     :param workers: those that live.
     :param later: the same, read after the databases: a connection that was made meanwhile is no orphan.
     :param is_complete: whether all workers of this host's user could be read.
+    :param processes: those of the servers that have been asked.
     """
 
     workers: tuple[Worker, ...]
     later: tuple[Worker, ...]
     is_complete: bool
+    processes: frozenset[int] = frozenset()
 
     def is_known(self, session: ServerSession) -> bool:
         """Whether a worker has the connection to a session."""
@@ -56,8 +58,11 @@ class Known:
         :param pid: the worker's.
         :param sessions: all that the server has of the app.
         """
-        own = {number for worker in self._own(pid) for number in worker.backend_pids}
-        return bool(own) and own.isdisjoint(session.pid for session in sessions)
+        workers = self._own(pid)
+        own = {number for worker in workers for number in worker.backend_pids}
+        is_told = all(worker.tells_connections for worker in workers)
+        known = self.processes.union(session.pid for session in sessions)  # it may have connections to others as well
+        return is_told and bool(own) and own.isdisjoint(known)
 
     def is_lost(self, session: ServerSession, database: DatabaseSnapshot) -> bool:
         """Whether a session came from this host, and nobody who can be read here knows it any more."""

@@ -59,7 +59,8 @@ def snapshot(app: Flask | None = None) -> Snapshot:
 
 def _joined(app: Flask, boards: Boards, databases: list[DatabaseSnapshot]) -> Snapshot:
     later = read_boards(app) if any(database.sessions for database in databases) else boards
-    known = Known(boards.workers, later.workers, is_complete=boards.is_complete and later.is_complete)
+    processes = frozenset(session.pid for database in databases for session in database.sessions)
+    known = Known(boards.workers, later.workers, boards.is_complete and later.is_complete, processes)
     joined = tuple(with_units(database, known) for database in databases)
     notes = (*boards.notes, *_notes(boards.workers, databases))
     snapshot = Snapshot(

@@ -73,6 +73,7 @@ NOTHING, WRITES, ENDS, TELLS, RAISES = Effect.NOTHING, Effect.WRITES, Effect.END
 LINES = {
     # Other names for nothing.
     "count = quiet(1) + len(request.form)": NOTHING,
+    'db.session.execute(text("SET TRANSACTION READ WRITE"))': NOTHING,
     "found.append(account); names['a'] = account; answer.headers['X'] = '1'": NOTHING,
     "g.user = account; session['number'] = 1; session.clear()": NOTHING,
     "logger.info('%s', account); current_app.logger.warning('x')": NOTHING,

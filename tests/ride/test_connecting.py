@@ -153,7 +153,8 @@ def role(database: PostgreSQLDatabase) -> Iterator[str]:
     database.execute(f"CREATE ROLE {name} SUPERUSER LOGIN PASSWORD 'secret'")
     yield name
     ((own,),) = database.rows("SELECT current_database()")
-    database.execute(f"SET TRANSACTION READ WRITE; ALTER DATABASE {own} RESET ALL; DROP ROLE {name}")
+    database.execute(f"SET TRANSACTION READ WRITE; ALTER DATABASE {own} RESET ALL")
+    database.execute(f"DROP OWNED BY {name}; DROP ROLE {name}")
 
 
 @pytest.fixture
@@ -193,6 +194,24 @@ def test_what_is_read_only_by_its_owner_stays_so(
     with riding.connect() as connection:
         assert connection.scalar(sa.text("SELECT count(*) FROM item")) == 0
     assert caplog.records == []
+
+
+def test_where_nobody_may_look_at_settings_all_may_write(
+    riding: sa.Engine, database: PostgreSQLDatabase, role: str
+) -> None:
+    """What the owner wishes cannot be known; that is no reason not to connect."""
+    ((schema,),) = database.rows("SELECT current_schema()")
+    database.execute(f"ALTER ROLE {role} NOSUPERUSER")
+    database.execute(f"GRANT USAGE ON SCHEMA {schema} TO {role}; GRANT ALL ON item TO {role}")
+    database.execute("REVOKE SELECT ON pg_db_role_setting FROM PUBLIC")
+    try:
+        write(riding)
+    finally:
+        database.execute("GRANT SELECT ON pg_db_role_setting TO PUBLIC")
+
+    with riding.connect() as connection:
+        assert driver_of(connection).is_read_only_at_start
+        assert connection.scalar(sa.text("SELECT count(*) FROM item")) == 1
 
 
 def test_the_more_special_setting_counts(riding: sa.Engine, database: PostgreSQLDatabase, role: str) -> None:

@@ -430,6 +430,41 @@ def test_autocommit_writes_after_a_reset(connect: MakeConnection, reset: str) ->
     assert riding.trips == before + 1
 
 
+@pytest.mark.parametrize("reset", ["RESET ALL; SELECT 1", "DO $$ BEGIN RESET ALL; END $$"])
+def test_autocommit_writes_after_a_reset_that_only_the_server_sees(connect: MakeConnection, reset: str) -> None:
+    """Its tag is not that of a reset; from PostgreSQL 14 on the server tells the setting by itself."""
+    riding = connect(options=READ_ONLY)
+    riding.autocommit = True
+    for number in range(2):
+        run(riding, INSERT, number)
+        run(riding, reset)
+    run(riding, INSERT, 2)
+
+    assert run(riding, "SELECT count(*) FROM t").fetchone() == (3,)
+
+
+def test_what_many_texts_or_a_two_phase_transaction_make_read_only_stays_so(connect: MakeConnection) -> None:
+    """As with the plain driver."""
+    for is_two_phase in (False, True):
+        riding = connect(options=READ_ONLY)
+        if is_two_phase:
+            riding.tpc_begin(riding.xid(1, "global", "branch"))
+            run(riding, "SET default_transaction_read_only TO on")
+            riding.tpc_commit()
+        else:
+            riding.cursor().executemany("SET default_transaction_read_only TO %s", [("on",)])
+            riding.commit()
+        with pytest.raises(psycopg2.errors.ReadOnlySqlTransaction):
+            run(riding, INSERT, 1)
+
+
+def test_numbers_of_many_digits(riding: RidingConnection) -> None:
+    """What PostgreSQL takes, Python refuses to read as an integer."""
+    for _ in range(2):
+        run(riding, "SAVEPOINT a")
+        assert run(riding, "SELECT length(%s::text)", decimal.Decimal("9" * 5000)).fetchone() == (5000,)
+
+
 @pytest.mark.parametrize("reset", ["RESET ALL", "RESET search_path"])
 def test_reset_leaves_what_the_program_has_set(connect: MakeConnection, reset: str) -> None:
     """As with the plain driver, only a RESET of everything takes that back, and it is not said again."""

@@ -181,6 +181,15 @@ def test_savepoint_in_which_a_setting_waits_is_not_released_by_a_rider() -> None
         assert riders.defer("RELEASE a")
 
 
+def test_there_is_no_way_back_to_a_savepoint_that_may_not_be_made() -> None:
+    """If the setting before it fails, the transaction has failed as a whole."""
+    riders = begun("SET LOCAL x.y = 1")
+    assert riders.defer("SAVEPOINT a")
+    assert riders.defer("SET LOCAL x.y = 2")
+
+    assert not riders.way_back("RELEASE a")
+
+
 def test_savepoint_of_a_known_name_does_not_wait_behind_a_setting() -> None:
     """If that fails, it is the outer one of the two to which a ROLLBACK TO goes back."""
     riders = Riders()
