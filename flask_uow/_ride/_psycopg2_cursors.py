@@ -196,15 +196,26 @@ class RidingCursor(plain_cursor):
             carrying = self._carrying(query)
         was_begun = connection._begin()
         if carrying is Carrying.NOTHING_AND_ENDS:
-            connection._send_before_control(query)
+            self._execute_control(query, parameters)
+            return
         if riders.waiting:
             self._execute_with_riders(query, parameters, carrying, was_begun)
         else:
             self._send(query, parameters)
         if carrying is Carrying.NO_SAVEPOINT and type(query) is str and not is_rider(query):
             remember(texts, query, parameters)
-        elif carrying is Carrying.NOTHING_AND_ENDS:
-            connection._after_control(query)
+
+    def _execute_control(self, query: Any, parameters: Any) -> None:
+        """Run a text that may begin or end transactions, also by its error: a COMMIT that a constraint refuses."""
+        connection = self.connection
+        connection._send_before_control(query)
+        try:
+            self._send(query, parameters)
+        except psycopg2.Error:
+            if not connection.closed and connection.transaction_status == IDLE:
+                connection._after_control(query)
+            raise
+        connection._after_control(query)
 
     def _execute_with_riders(self, query: Any, parameters: Any, carrying: Carrying, was_begun: bool) -> None:
         connection = self.connection

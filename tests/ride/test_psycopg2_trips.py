@@ -458,6 +458,21 @@ def test_what_many_texts_or_a_two_phase_transaction_make_read_only_stays_so(conn
             run(riding, INSERT, 1)
 
 
+def test_writes_after_a_commit_that_has_failed_as_text(connect: MakeConnection) -> None:
+    """The server is in no transaction then, and what follows is none of ours, as with the plain driver."""
+    riding = connect(options=READ_ONLY)
+    run(riding, "CREATE TABLE late (id int UNIQUE DEFERRABLE INITIALLY DEFERRED)")
+    riding.commit()
+    for _ in range(2):
+        run(riding, "INSERT INTO late VALUES (1)")
+    with pytest.raises(psycopg2.errors.UniqueViolation):
+        run(riding, "COMMIT")
+    run(riding, INSERT, 1)
+    riding.commit()
+
+    assert run(riding, "SELECT count(*) FROM t").fetchone() == (1,)
+
+
 def test_numbers_of_many_digits(riding: RidingConnection) -> None:
     """What PostgreSQL takes, Python refuses to read as an integer."""
     for _ in range(2):
