@@ -322,6 +322,32 @@ def test_a_board_that_was_removed_is_missed_with_the_next_connection(
     assert committed(stats.read_boards(app)) == 4
 
 
+CONNECTING_LAST = """
+import atexit, pathlib, sys
+
+def connect():
+    uow.engine.connect().close()
+
+atexit.register(connect)  # before all others, which are called before it
+from tests.boards import make_app
+from tests.test_board_files import begin
+
+app, uow = make_app(pathlib.Path(sys.argv[1]))
+app.app_context().push()
+begin(app)
+uow.engine.dispose()
+"""
+
+
+def test_a_process_does_not_miss_the_board_that_its_own_end_removes(folder: Path) -> None:
+    """Whoever connects at the interpreter's very end hears nothing of a file that somebody has removed."""
+    command = [sys.executable, "-c", CONNECTING_LAST, str(folder)]
+
+    ended = subprocess.run(command, cwd=ROOT, check=True, timeout=DEADLINE_S, capture_output=True, text=True)
+
+    assert "was removed" not in ended.stderr
+
+
 @pytest.mark.parametrize("lacks_all", [False, True], ids=["no locks", "no locks, modes, reserving and reading at"])
 def test_what_a_platform_lacks_is_said_and_the_rest_works(
     folder: Path, lacks_all: bool, monkeypatch: pytest.MonkeyPatch

@@ -6,7 +6,7 @@ that a ``cursor_factory`` names, so that nothing of its own gets past them.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable
+from collections.abc import Callable, Generator, Iterable
 from inspect import GEN_SUSPENDED, getgeneratorstate
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
@@ -133,9 +133,7 @@ class RidingCursor(plain_cursor):
             carrying = self._carrying(text)
             riders = connection.riders
             if carrying is Carrying.NOTHING_AND_ENDS:
-                connection._send_before_control(text)
-                self._send_many(query, vars_list)
-                return connection._after_control(text)
+                return self._send_control(text, lambda: self._send_many(query, vars_list))
             # Of many parameters any may be odd: what a savepoint needs is not looked for here.
             if not riders.waiting or riders.is_doomed or riders.needs_sound_text or carrying < Carrying.NO_SAVEPOINT:
                 connection._send_waiting()
@@ -196,7 +194,7 @@ class RidingCursor(plain_cursor):
             carrying = self._carrying(query)
         was_begun = connection._begin()
         if carrying is Carrying.NOTHING_AND_ENDS:
-            self._execute_control(query, parameters)
+            self._send_control(query, lambda: self._send(query, parameters))
             return
         if riders.waiting:
             self._execute_with_riders(query, parameters, carrying, was_begun)
@@ -205,17 +203,17 @@ class RidingCursor(plain_cursor):
         if carrying is Carrying.NO_SAVEPOINT and type(query) is str and not is_rider(query):
             remember(texts, query, parameters)
 
-    def _execute_control(self, query: Any, parameters: Any) -> None:
-        """Run a text that may begin or end transactions, also by its error: a COMMIT that a constraint refuses."""
+    def _send_control(self, text: str | bytes, send: Callable[[], None]) -> None:
+        """Send a text that may begin or end transactions, also by its error: a COMMIT that a constraint refuses."""
         connection = self.connection
-        connection._send_before_control(query)
+        connection._send_before_control(text)
         try:
-            self._send(query, parameters)
+            send()
         except psycopg2.Error:
             if not connection.closed and connection.transaction_status == IDLE:
-                connection._after_control(query)
+                connection._after_control(text)
             raise
-        connection._after_control(query)
+        connection._after_control(text)
 
     def _execute_with_riders(self, query: Any, parameters: Any, carrying: Carrying, was_begun: bool) -> None:
         connection = self.connection

@@ -58,11 +58,9 @@ class Known:
         :param pid: the worker's.
         :param sessions: all that the server has of the app.
         """
-        workers = self._own(pid)
-        own = {number for worker in workers for number in worker.backend_pids}
-        is_told = all(worker.tells_connections for worker in workers)
+        own = {number for worker in self._own(pid) for number in worker.backend_pids}
         known = self.processes.union(session.pid for session in sessions)  # it may have connections to others as well
-        return is_told and bool(own) and own.isdisjoint(known)
+        return self._is_told(pid) and bool(own) and own.isdisjoint(known)
 
     def is_lost(self, session: ServerSession, database: DatabaseSnapshot) -> bool:
         """Whether a session came from this host, and nobody who can be read here knows it any more."""
@@ -71,10 +69,8 @@ class Known:
             return False
         if database.is_pooled or _is_elsewhere(session, database):
             return False
-        own = self._own(pid)
-        if own:
-            is_told = all(worker.tells_connections for worker in own)
-            return is_told and not self.is_behind_pooler(pid, database.sessions)
+        if self._own(pid):
+            return self._is_told(pid) and not self.is_behind_pooler(pid, database.sessions)
         return not _has_process(pid, session.connected_seconds)
 
     def is_silent(self, session: ServerSession, database: DatabaseSnapshot) -> bool:
@@ -83,6 +79,10 @@ class Known:
         if pid is None or database.is_pooled or _is_elsewhere(session, database):
             return False
         return not self._own(pid) and _has_process(pid, session.connected_seconds)
+
+    def _is_told(self, pid: int) -> bool:
+        """Whether all connections of a worker are known here."""
+        return all(worker.tells_connections for worker in self._own(pid))
 
     def _own(self, pid: int) -> list[Worker]:
         return [worker for worker in (*self.workers, *self.later) if worker.pid == pid]

@@ -13,6 +13,7 @@ from flask import Flask
 from sqlalchemy import orm
 
 from flask_uow import UnitOfWork, stats, testing, transactional
+from flask_uow._state import state_of_app
 from flask_uow.exceptions import RuleViolationError
 from tests.databases import Database
 
@@ -123,6 +124,7 @@ def test_one_database_serves_two_apps(database: Database, second_database: Datab
     """As many factories have it: the units of each app are on its own database."""
     db = flask_sqlalchemy.SQLAlchemy()
     uow = UnitOfWork(session=db.session)
+    apps = []
     for owner in (database, second_database):
         owner.execute("CREATE TABLE t (x INTEGER)")
         app = Flask(__name__)
@@ -131,7 +133,11 @@ def test_one_database_serves_two_apps(database: Database, second_database: Datab
         uow.init_app(app)
         with app.app_context(), transactional():
             db.session.execute(sa.text("INSERT INTO t VALUES (1)"))
+        apps.append(app)
+    with apps[1].app_context():
+        named = [state_of_app(app).named_engines() for app in apps]
 
+    assert [list(engines) for engines in named] == [[], ["default"]]
     assert database.rows("SELECT x FROM t") == second_database.rows("SELECT x FROM t") == [(1,)]
 
 

@@ -114,20 +114,22 @@ def test_empty_statement_is_an_error(either: Any, statement: str) -> None:
     assert "empty query" in str(fail(either, statement))
 
 
-class Inserting:
+class Using:
     """A value that asks the database when it is quoted.
 
     :param connection: the connection that it is quoted for.
+    :param statement: what it says then.
     """
 
-    def __init__(self, connection: Any) -> None:
+    def __init__(self, connection: Any, statement: str = "INSERT INTO t VALUES (7, 'a')") -> None:
         self._connection = connection
+        self._statement = statement
 
-    def __conform__(self, protocol: Any) -> "Inserting":
+    def __conform__(self, protocol: Any) -> "Using":
         return self
 
     def getquoted(self) -> bytes:
-        self._connection.cursor().execute("INSERT INTO t VALUES (7, 'a')")
+        self._connection.cursor().execute(self._statement)
         return b"8"
 
 
@@ -147,12 +149,21 @@ def test_parameters_that_use_the_connection(either: Any, before: tuple[str, ...]
         for statement in before:
             either.cursor().execute(statement)
         if send == "execute":
-            either.cursor().execute("INSERT INTO t VALUES (%s, 'a')", (Inserting(either),))
+            either.cursor().execute("INSERT INTO t VALUES (%s, 'a')", (Using(either),))
         elif send == "executemany":
-            either.cursor().executemany("INSERT INTO t VALUES (%s, 'a')", [(Inserting(either),), (9,)])
+            either.cursor().executemany("INSERT INTO t VALUES (%s, 'a')", [(Using(either),), (9,)])
         else:
             either.cursor().executemany("INSERT INTO t VALUES (%s, 'a')", using(either))
         assert rows_of(either) == [[7, 8], [7, 8, 9], [1, 3, 4]][number]
+
+
+def test_parameters_that_let_a_savepoint_wait(either: Any) -> None:
+    """Of a text that was run before."""
+    either.cursor().execute("INSERT INTO t VALUES (%s, 'a')", (1,))
+    either.cursor().execute("SET LOCAL x.y = 1")
+    either.cursor().execute("INSERT INTO t VALUES (%s, 'a')", (Using(either, "SAVEPOINT a"),))
+    either.cursor().execute("ROLLBACK TO a")
+    assert rows_of(either) == [1]
 
 
 def using(connection: Any) -> Iterator[tuple[int]]:

@@ -458,7 +458,8 @@ def test_what_many_texts_or_a_two_phase_transaction_make_read_only_stays_so(conn
             run(riding, INSERT, 1)
 
 
-def test_writes_after_a_commit_that_has_failed_as_text(connect: MakeConnection) -> None:
+@pytest.mark.parametrize("is_of_many", [False, True], ids=["", "executemany"])
+def test_writes_after_a_commit_that_has_failed_as_text(connect: MakeConnection, is_of_many: bool) -> None:
     """The server is in no transaction then, and what follows is none of ours, as with the plain driver."""
     riding = connect(options=READ_ONLY)
     run(riding, "CREATE TABLE late (id int UNIQUE DEFERRABLE INITIALLY DEFERRED)")
@@ -466,8 +467,28 @@ def test_writes_after_a_commit_that_has_failed_as_text(connect: MakeConnection) 
     for _ in range(2):
         run(riding, "INSERT INTO late VALUES (1)")
     with pytest.raises(psycopg2.errors.UniqueViolation):
-        run(riding, "COMMIT")
+        if is_of_many:
+            riding.cursor().executemany("COMMIT", [()])
+        else:
+            run(riding, "COMMIT")
     run(riding, INSERT, 1)
+    riding.commit()
+
+    assert run(riding, "SELECT count(*) FROM t").fetchone() == (1,)
+
+
+def test_savepoint_goes_ahead_of_a_text_that_is_read_otherwise_now(riding: RidingConnection) -> None:
+    """A backslash has come to quote what follows it, so that the text has no end; the work before it stays."""
+    text = r"SELECT 'a\'"
+    run(riding, text)
+    riding.commit()
+    run(riding, "SET standard_conforming_strings = off")
+    riding.commit()
+    run(riding, INSERT, 1)
+    run(riding, "SAVEPOINT a")
+    with pytest.raises(psycopg2.errors.SyntaxError, match="unterminated"):
+        run(riding, text)
+    run(riding, "ROLLBACK TO a")
     riding.commit()
 
     assert run(riding, "SELECT count(*) FROM t").fetchone() == (1,)
