@@ -18,9 +18,9 @@ import psycopg
 from psycopg import errors, pq, waiting
 from psycopg._pipeline import Pipeline
 from psycopg._preparing import PrepareManager
-from psycopg.generators import fetch_many, send
 
 from ._characteristics import OPTION_OFF, QUESTION, QUESTION_AGAIN, QUESTION_WITHOUT_WISH
+from ._psycopg_answers import FATAL_ERROR, execute, fetch_many, hand_on_notifications, send
 from ._psycopg_cursors import CURSOR_METHODS, RidingCursor, RidingServerCursor, riding_cursor_class
 from ._riders import FAILING, IDLE, IN_ERROR, Riders
 
@@ -35,7 +35,6 @@ logger = logging.getLogger(__name__)
 # Plain numbers: comparing members of an enumeration takes longer.
 ACTIVE = int(pq.TransactionStatus.ACTIVE)
 UNKNOWN = int(pq.TransactionStatus.UNKNOWN)
-FATAL_ERROR = int(pq.ExecStatus.FATAL_ERROR)
 OK = int(pq.ConnStatus.OK)
 
 CONNECTION_METHODS = (
@@ -281,7 +280,17 @@ class RidingConnection(psycopg.Connection[Any]):
         if rest:
             yield from self._commit_riders_gen(rest)
         elif self.pgconn.transaction_status != IDLE:
-            yield from self._exec_command(b"COMMIT")
+            yield from self._control_gen(b"COMMIT")
+
+    def _control_gen(self, command: bytes) -> PQGen[None]:
+        """Send a COMMIT or a ROLLBACK by itself."""
+        self._check_connection_ok()
+        self.trips += 1
+        self.pgconn.send_query(command)
+        results = yield from execute(self.pgconn)
+        self._check_answer(results)
+        if command == b"COMMIT":
+            self._read_tag(results[0])
 
     def _commit_riders_gen(self, riders: list[bytes]) -> PQGen[None]:
         try:
@@ -290,7 +299,7 @@ class RidingConnection(psycopg.Connection[Any]):
         except errors.Error:
             # As after any other COMMIT, no transaction is open.
             if self.pgconn.transaction_status == IN_ERROR:
-                yield from self._exec_command(b"ROLLBACK")
+                yield from self._control_gen(b"ROLLBACK")
                 self._forget_prepared()
             raise
         self._read_tag(results[0])
@@ -313,7 +322,7 @@ class RidingConnection(psycopg.Connection[Any]):
             return
         if self.pgconn.transaction_status == ACTIVE:
             self.pgconn.finish()
-        yield from self._exec_command(b"ROLLBACK")
+        yield from self._control_gen(b"ROLLBACK")
         self._forget_prepared()
 
     def _is_driven_by_psycopg(self) -> bool:
@@ -557,6 +566,7 @@ class RidingConnection(psycopg.Connection[Any]):
             if ending[0].status == FATAL_ERROR:  # of what has no BEGIN, the COMMIT: a deferred constraint says no
                 answers[-1] += ending
                 yield from fetch_many(pgconn)
+            hand_on_notifications(pgconn)
         except errors.DatabaseError:
             # A server that ends the connection says why before.
             self._check_riders(answers)
