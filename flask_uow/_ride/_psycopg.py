@@ -20,7 +20,7 @@ from psycopg._pipeline import Pipeline
 from psycopg._preparing import PrepareManager
 
 from ._characteristics import OPTION_OFF, QUESTION, QUESTION_AGAIN, QUESTION_WITHOUT_WISH
-from ._psycopg_answers import FATAL_ERROR, execute, fetch_many, hand_on_notifications, send
+from ._libpq import FATAL_ERROR, execute, fetch_many, hand_on_notifications, queue_query, send, send_query
 from ._psycopg_cursors import CURSOR_METHODS, RidingCursor, RidingServerCursor, riding_cursor_class
 from ._riders import FAILING, IDLE, IN_ERROR, Riders
 
@@ -223,7 +223,7 @@ class RidingConnection(psycopg.Connection[Any]):
                 pipeline.command_queue.append(command)
                 pipeline.result_queue.append(None)
         for rider in self._encode(self.riders.waiting):
-            pipeline.command_queue.append(partial(self.pgconn.send_query_params, rider, None))
+            pipeline.command_queue.append(partial(queue_query, self.pgconn, rider))
             pipeline.result_queue.append(None)
         self.riders.sent()
         for name in self._take_forgotten():
@@ -254,11 +254,11 @@ class RidingConnection(psycopg.Connection[Any]):
 
     def _send_deallocate(self, name: bytes | None) -> None:
         if name is None:
-            self.pgconn.send_query_params(b"DEALLOCATE ALL", None)
+            queue_query(self.pgconn, b"DEALLOCATE ALL")
         elif psycopg.capabilities.has_send_close_prepared():
             self.pgconn.send_close_prepared(name)
         else:
-            self.pgconn.send_query_params(b"DEALLOCATE " + name, None)
+            queue_query(self.pgconn, b"DEALLOCATE " + name)
 
     def _check_intrans_gen(self, attribute: str) -> PQGen[None]:
         if self._pipeline is None and self.transaction_status != self.pgconn.transaction_status:
@@ -286,7 +286,7 @@ class RidingConnection(psycopg.Connection[Any]):
         """Send a COMMIT or a ROLLBACK by itself."""
         self._check_connection_ok()
         self.trips += 1
-        self.pgconn.send_query(command)
+        send_query(self.pgconn, command)
         results = yield from execute(self.pgconn)
         self._check_answer(results)
         if command == b"COMMIT":
@@ -294,7 +294,7 @@ class RidingConnection(psycopg.Connection[Any]):
 
     def _commit_riders_gen(self, riders: list[bytes]) -> PQGen[None]:
         try:
-            (results,) = yield from self._ride_gen(riders, [partial(self.pgconn.send_query_params, b"COMMIT", None)])
+            (results,) = yield from self._ride_gen(riders, [partial(queue_query, self.pgconn, b"COMMIT")])
             self._check_answer(results)
         except errors.Error:
             # As after any other COMMIT, no transaction is open.
@@ -497,7 +497,7 @@ class RidingConnection(psycopg.Connection[Any]):
     def _fail_gen(self) -> PQGen[None]:
         """Make a failure genuine that the server knows nothing of."""
         riders = self._encode(self.riders.waiting)
-        yield from self._ride_gen(riders, [partial(self.pgconn.send_query_params, FAILING.encode(), None)])
+        yield from self._ride_gen(riders, [partial(queue_query, self.pgconn, FAILING.encode())])
 
     def _ride_gen(
         self, riders: Sequence[bytes], sends: Sequence[Callable[[], object]]
@@ -515,7 +515,7 @@ class RidingConnection(psycopg.Connection[Any]):
             pgconn.enter_pipeline_mode()
             leading = self._send_default() if self.is_read_only_at_start else 0
             for rider in riders:
-                pgconn.send_query_params(rider, None)
+                queue_query(pgconn, rider)
             forgotten = self._take_forgotten() if self._forgotten else ()
             for name in forgotten:
                 self._send_deallocate(name)
@@ -551,7 +551,7 @@ class RidingConnection(psycopg.Connection[Any]):
     def _send_set_default(self) -> None:
         # The default is the start option: what it says is then no setting of the application's.
         wanted = b"off" if self._autocommit else b"DEFAULT"
-        self.pgconn.send_query_params(b"SET " + READ_ONLY + b" TO " + wanted, None)
+        queue_query(self.pgconn, b"SET " + READ_ONLY + b" TO " + wanted)
         self._is_read_only_by_default = not self._autocommit
 
     def _read_gen(self, count: int) -> Generator[Any, Any, list[list[PGresult]]]:
