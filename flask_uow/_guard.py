@@ -153,7 +153,7 @@ class GuardedSession(_Session):
             return
         if state.breach is not None and state.is_guarded:
             raise state.breach
-        if self._is_clean():
+        if not self._new and self._is_clean():
             return  # as before most statements
         if state.is_stale:
             state.expire_unmodified(self)
