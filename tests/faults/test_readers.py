@@ -518,6 +518,63 @@ def test_a_position_that_cannot_be_learnt(make_bench: MakeBench, caplog: pytest.
     assert look(client) == (["new"], False)
 
 
+@pytest.mark.parametrize("mode", ["lsn", "time"])
+@pytest.mark.parametrize("cut", list(Cut), ids=lambda cut: cut.name.lower())
+def test_a_commit_of_which_nobody_knows(make_bench: MakeBench, mode: str, cut: Cut) -> None:
+    """Who then looks whether the work is there looks on the primary."""
+    bench = make_bench(UOW_READ_YOUR_WRITES=mode, UOW_READ_YOUR_WRITES_SECONDS=1000, TESTING=False)
+    client = bench.app.test_client()
+    bench.both.pause()
+    bench.servers.before_primary.cut(cut)
+
+    assert client.post("/items/new").status_code == 500
+
+    assert look(client) == ([] if cut is Cut.BEFORE else ["new"], False)
+
+
+@pytest.mark.parametrize("mode", ["lsn", "time"])
+def test_a_commit_that_is_refused(make_bench: MakeBench, mode: str) -> None:
+    """It has written nothing."""
+    bench = make_bench(UOW_READ_YOUR_WRITES=mode)
+    bench.both.primary.execute(
+        "ALTER TABLE item DROP CONSTRAINT item_name_key, ADD UNIQUE (name) DEFERRABLE INITIALLY DEFERRED"
+    )
+    bench.both.primary.execute("INSERT INTO item (name) VALUES ('new')")
+    bench.both.catch_up()
+    client = bench.app.test_client()
+
+    with pytest.raises(sa.exc.IntegrityError, match="item_name_key"):
+        client.post("/items/new")
+
+    assert look(client) == (["new"], True)
+
+
+@pytest.mark.parametrize("mode", ["lsn", "time"])
+def test_a_session_that_is_emptied_for_who_logs_in(make_bench: MakeBench, mode: str) -> None:
+    """What the same request has written is not forgotten; who logs out leaves no cookie."""
+    bench = make_bench(UOW_READ_YOUR_WRITES=mode, UOW_READ_YOUR_WRITES_SECONDS=1000)
+    client = bench.app.test_client()
+    bench.both.pause()
+
+    @bench.app.post("/register/<name>")
+    def register(name: str) -> str:
+        bench.add(name)
+        session.clear()
+        session["user"] = name
+        return str(bench.read())
+
+    @bench.app.post("/leave")
+    def leave() -> str:
+        bench.add("farewell")
+        session.clear()
+        return "left"
+
+    assert client.post("/register/new").text == "False"
+    assert look(client) == (["new"], False)
+    client.post("/leave")
+    assert client.get_cookie("session") is None
+
+
 # ---- by its time
 
 
