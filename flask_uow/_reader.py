@@ -5,10 +5,10 @@ transaction of their own take their connection there: of several readers those o
 contexts take turns. A reader that cannot be reached is left alone for :data:`RETRY_S`, and the next one serves; where
 there is none, the primary does. So it does for ``SERIALIZABLE``, which a standby cannot, and for another attempt.
 
-A copy is late. With ``UOW_READ_YOUR_WRITES`` the last write is remembered in Flask's session and under the app context:
-its time, or the position of the primary's log after the COMMIT; where nobody knows whether that was carried out, its
-time. Each connection remembers how far its server had come when it was asked last, so that it is asked only by who has
-written since.
+A copy is late. With ``UOW_READ_YOUR_WRITES`` the last write is remembered in Flask's session and the request, or where
+there is none under the app context: its time, or the position of the primary's log after the COMMIT; where nobody knows
+whether that was carried out, its time. Each connection remembers how far its server had come when it was asked last, so
+that it is asked only by who has written since.
 
 When a unit asks for its connection is left to ``_units``.
 """
@@ -22,7 +22,7 @@ from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
-from flask import Flask, Response, has_request_context
+from flask import Flask, Response, has_request_context, request
 from flask import session as flask_session
 from flask.sessions import SessionMixin
 
@@ -46,7 +46,7 @@ RETRY_S = 10.0
 """For how many seconds a reader that could not be reached is left alone."""
 
 WRITTEN = "_uow_written"
-"""Where Flask's session has what is known of the browser session's last write: a position, or else its time."""
+"""Where Flask's session, and the request, have what is known of the last write: a position, or else its time."""
 
 _REPLAYED = "uow_replayed"
 """Where a pooled connection's ``info`` has how far its server had come."""
@@ -186,17 +186,15 @@ class Readers:
         written = self._position(link) if can_ask else time.time()
         session, scope = _browser_session(), _scope()
         if session is not None and not self._is_null(session):
-            session[WRITTEN] = written
-        if scope is not None:
+            session[WRITTEN] = request.environ[WRITTEN] = written
+        elif scope is not None:
             scope.written = written
 
     def keep_written(self, response: Response) -> Response:
         """Put back what a function has removed that empties Flask's session, to fill it for who has logged in."""
-        scope, session = _scope(), _browser_session()
-        if scope is None or scope.written is None or not session:
-            return response  # one that was emptied for good stays so
-        if WRITTEN not in session and not self._is_null(session):
-            session[WRITTEN] = scope.written
+        session, written = _browser_session(), request.environ.get(WRITTEN)
+        if written is not None and session and WRITTEN not in session:  # one that was emptied for good stays so
+            session[WRITTEN] = written
         return response
 
     def save_late(self, unit: Unit, response: Response) -> None:
@@ -233,17 +231,17 @@ class Readers:
         """
         if self._mode == "off":
             return None
-        session, scope = _browser_session(), _scope()
-        known = None if scope is None else scope.written
+        session = _browser_session()
         if session is None:
-            return known
+            scope = _scope()
+            return None if scope is None else scope.written
         if self._is_null(session):
             raise ConfigurationError(
                 f"UOW_READ_YOUR_WRITES = {self._mode!r}: what was written is remembered in Flask's session, and app "
                 f"{self._app.name!r} has no secret key.",
                 fix="Set app.config['SECRET_KEY'], or UOW_READ_YOUR_WRITES = 'off'.",
             )
-        return session.get(WRITTEN, known)
+        return session.get(WRITTEN, request.environ.get(WRITTEN))
 
     def _is_null(self, session: SessionMixin) -> bool:
         return self._app.session_interface.is_null_session(session)

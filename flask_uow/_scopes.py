@@ -53,7 +53,7 @@ class Scope:
     :ivar adopted: sessions of another library that were seen under this context; None before the first.
     :ivar taken: connections that were taken by hand under this context; None before the first.
     :ivar turn: which reader's turn it is under this context; None before the first.
-    :ivar written: what is known of the last write under this context.
+    :ivar written: what is known of the last write under this context, where no request remembers it.
     """
 
     is_over = False

@@ -575,6 +575,18 @@ def test_a_session_that_is_emptied_for_who_logs_in(make_bench: MakeBench, mode: 
     assert client.get_cookie("session") is None
 
 
+def test_two_browsers_under_one_app_context(make_bench: MakeBench) -> None:
+    """A test's own context, which its requests share: what one has written is nothing to the other."""
+    bench = make_bench(UOW_READ_YOUR_WRITES="time", UOW_READ_YOUR_WRITES_SECONDS=1000)
+    writer, other = bench.app.test_client(), bench.app.test_client()
+    bench.both.pause()
+
+    with bench.app.app_context():
+        writer.post("/items/new")
+        assert look(writer) == (["new"], False)
+        assert look(other) == ([], True)
+
+
 # ---- by its time
 
 
