@@ -503,6 +503,14 @@ class Unit:
         return self._options.isolation
 
     @property
+    def has_nothing_to_commit(self) -> bool:
+        """Whether its COMMIT says nothing: a server that was told READ ONLY has kept it from writing.
+
+        In ``SERIALIZABLE`` it says that what was read is to be believed.
+        """
+        return self.read_only and _isolation_of(self.session, self) != "SERIALIZABLE"
+
+    @property
     def where(self) -> str:
         """The function that is the unit, or the line of its ``with``."""
         return str(self._site)
