@@ -48,6 +48,8 @@ RETRY_S = 10.0
 WRITTEN = "_uow_written"
 """Where Flask's session, and the request, have what is known of the last write: a position, or else its time."""
 
+_SET_KEY, _SWITCH_OFF = "Set app.config['SECRET_KEY']", "UOW_READ_YOUR_WRITES = 'off'"
+
 _REPLAYED = "uow_replayed"
 """Where a pooled connection's ``info`` has how far its server had come."""
 
@@ -236,10 +238,11 @@ class Readers:
             scope = _scope()
             return None if scope is None else scope.written
         if self._is_null(session):
+            has_key = bool(self._app.secret_key)
             raise ConfigurationError(
                 f"UOW_READ_YOUR_WRITES = {self._mode!r}: what was written is remembered in Flask's session, and app "
-                f"{self._app.name!r} has no secret key.",
-                fix="Set app.config['SECRET_KEY'], or UOW_READ_YOUR_WRITES = 'off'.",
+                f"{self._app.name!r} has {'opened none for this request' if has_key else 'no secret key'}.",
+                fix=f"{'Let its session_interface open one' if has_key else _SET_KEY}, or {_SWITCH_OFF}.",
             )
         return session.get(WRITTEN, request.environ.get(WRITTEN))
 

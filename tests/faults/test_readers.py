@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
-from flask import Flask, Response, session
+from flask import Flask, Request, Response, session
+from flask.sessions import SecureCookieSessionInterface
 from flask.testing import FlaskClient
 from sqlalchemy import orm
 
@@ -606,6 +607,20 @@ def test_time_reads_from_the_primary_for_a_time(make_bench: MakeBench) -> None:
     with client.session_transaction() as cookie:
         cookie[_reader.WRITTEN] -= 1001
     assert look(client) == (["new"], True)
+
+
+def test_without_a_session(make_bench: MakeBench) -> None:
+    """Where the app's own interface opens none, no key would help."""
+
+    class NoSessions(SecureCookieSessionInterface):
+        def open_session(self, app: Flask, request: Request) -> None:
+            return None
+
+    bench = make_bench(UOW_READ_YOUR_WRITES="time")
+    bench.app.session_interface = NoSessions()
+
+    with pytest.raises(ConfigurationError, match=r"(?s)has opened none for this request\..*session_interface"):
+        bench.app.test_client().get("/items")
 
 
 @pytest.mark.parametrize("mode", ["lsn", "time"])
