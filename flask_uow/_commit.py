@@ -47,14 +47,21 @@ def send_commit(link: Link) -> None:
             commit(connection.connection)
         else:
             run_locked(link, commit, connection.connection)
-    except dialect.loaded_dbapi.Error as error:
+    except BaseException as error:
+        if isinstance(error, dialect.loaded_dbapi.Error) and not is_lost(link, error):
+            raise  # the server has refused
         if not is_lost(link, error) or not state.survives_lost_commit(link.connection.engine):
+            _note_commit(link, is_known=False)
             raise
         # The server has committed, and SQLAlchemy may go on as if it had said so.
         link.connection.connection.invalidate(error)
     link.was_committed = True
-    if state.readers is not None and state.wrote:
-        state.readers.note_commit(link)
+    _note_commit(link)
+
+
+def _note_commit(link: Link, *, is_known: bool = True) -> None:
+    if link.state.readers is not None and link.state.wrote:
+        link.state.readers.note_commit(link, is_known=is_known)
 
 
 def run_locked(link: Link, function: Callable[..., object], *arguments: Any, **options: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sqlite3
 from pathlib import Path
 from typing import Any
@@ -101,10 +102,17 @@ def _connect_args(url: sa.URL, given: dict[str, Any]) -> dict[str, Any]:
             defaults |= KEEPALIVES
             if libpq_version(driver) >= _LIBPQ_WITH_USER_TIMEOUT:
                 defaults |= {"tcp_user_timeout": USER_TIMEOUT_MS}
-        return {name: value for name, value in defaults.items() if name not in url.query} | given
+        return {name: value for name, value in defaults.items() if not _is_said(name, url, given)} | given
     if is_in_memory(url):
         return {"check_same_thread": False} | given
     return given
+
+
+def _is_said(name: str, url: sa.URL, given: dict[str, Any]) -> bool:
+    """Whether the user says something himself: in the URL, in a text for libpq, or in its variable."""
+    text = f"{given.get('dsn')} {given.get('conninfo')}"
+    is_in_text = re.search(rf"\b{name}\b", text) is not None
+    return name in url.query or is_in_text or f"PG{name.upper()}" in os.environ
 
 
 def _is_by_socket_file(url: sa.URL, given: dict[str, Any]) -> bool:

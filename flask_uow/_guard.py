@@ -315,6 +315,12 @@ def _begin(link: Link, connection: sa.Connection, unit: Unit | None) -> None:
     if name == "sqlite":
         _begin_on_sqlite(link, unit)
     elif name == "postgresql" and unit is not None:
+        if getattr(link.dbapi_connection, "autocommit", False):
+            raise UnitOptionsError(
+                f"Unit of work {unit.label!r} met a connection in AUTOCOMMIT, and could not undo its writes.",
+                unit.where,
+                "Make the engine without AUTOCOMMIT; a listener or creator that needs it takes it back.",
+            )
         outermost = unit if unit.parent is None else outermost_of(unit)
         if outermost.needs_connection or unit.read_only or unit.deadline is not None:
             _set_options(link, unit)

@@ -5,9 +5,10 @@ transaction of their own take their connection there: of several readers those o
 contexts take turns. A reader that cannot be reached is left alone for :data:`RETRY_S`, and the next one serves; where
 there is none, the primary does. So it does for ``SERIALIZABLE``, which a standby cannot, and for another attempt.
 
-A copy is late. With ``UOW_READ_YOUR_WRITES`` the last write is remembered in Flask's session, or where there is no
-request under the app context: its time, or the position of the primary's log after the COMMIT. Each connection
-remembers how far its server had come when it was asked last, so that it is asked only by who has written since.
+A copy is late. With ``UOW_READ_YOUR_WRITES`` the last write is remembered in Flask's session and the request, or where
+there is none under the app context: its time, or the position of the primary's log after the COMMIT; where nobody knows
+whether that was carried out, its time. Each connection remembers how far its server had come when it was asked last, so
+that it is asked only by who has written since.
 
 When a unit asks for its connection is left to ``_units``.
 """
@@ -21,7 +22,7 @@ from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
-from flask import Flask, Response, has_request_context
+from flask import Flask, Response, has_request_context, request
 from flask import session as flask_session
 from flask.sessions import SessionMixin
 
@@ -45,7 +46,9 @@ RETRY_S = 10.0
 """For how many seconds a reader that could not be reached is left alone."""
 
 WRITTEN = "_uow_written"
-"""Where Flask's session has what is known of the browser session's last write: a position, or else its time."""
+"""Where Flask's session, and the request, have what is known of the last write: a position, or else its time."""
+
+_SET_KEY, _SWITCH_OFF = "Set app.config['SECRET_KEY']", "UOW_READ_YOUR_WRITES = 'off'"
 
 _REPLAYED = "uow_replayed"
 """Where a pooled connection's ``info`` has how far its server had come."""
@@ -115,6 +118,8 @@ class Readers:
         self._turns = itertools.count()
         self.primary = engines[DEFAULT_BIND]
         self.engines = [reader.engine for reader in self._readers]
+        if self._mode != "off":
+            app.after_request_funcs[None].insert(0, self.keep_written)  # as the last of them
 
     # ---- which one
 
@@ -172,16 +177,27 @@ class Readers:
 
     # ---- what was written
 
-    def note_commit(self, link: Link) -> None:
-        """Remember that something was written and committed; one round trip with ``lsn``."""
+    def note_commit(self, link: Link, *, is_known: bool = True) -> None:
+        """Remember that something was written and committed; one round trip with ``lsn``.
+
+        :param is_known: whether the server has said so; else it is the time that is remembered, for who asks again.
+        """
         if self._mode == "off" or link.connection.engine is not self.primary:
             return
-        written = self._position(link) if self._mode == "lsn" and link.dbapi_connection is not None else time.time()
+        can_ask = self._mode == "lsn" and is_known and link.dbapi_connection is not None
+        written = self._position(link) if can_ask else time.time()
         session, scope = _browser_session(), _scope()
         if session is not None and not self._is_null(session):
-            session[WRITTEN] = written
+            session[WRITTEN] = request.environ[WRITTEN] = written
         elif scope is not None:
             scope.written = written
+
+    def keep_written(self, response: Response) -> Response:
+        """Put back what a function has removed that empties Flask's session, to fill it for who has logged in."""
+        session, written = _browser_session(), request.environ.get(WRITTEN)
+        if written is not None and session and WRITTEN not in session:  # one that was emptied for good stays so
+            session[WRITTEN] = written
+        return response
 
     def save_late(self, unit: Unit, response: Response) -> None:
         """A whole request's unit is committed when its response has Flask's session already: give it that once more."""
@@ -222,12 +238,13 @@ class Readers:
             scope = _scope()
             return None if scope is None else scope.written
         if self._is_null(session):
+            has_key = bool(self._app.secret_key)
             raise ConfigurationError(
                 f"UOW_READ_YOUR_WRITES = {self._mode!r}: what was written is remembered in Flask's session, and app "
-                f"{self._app.name!r} has no secret key.",
-                fix="Set app.config['SECRET_KEY'], or UOW_READ_YOUR_WRITES = 'off'.",
+                f"{self._app.name!r} has {'opened none for this request' if has_key else 'no secret key'}.",
+                fix=f"{'Let its session_interface open one' if has_key else _SET_KEY}, or {_SWITCH_OFF}.",
             )
-        return session.get(WRITTEN)
+        return session.get(WRITTEN, request.environ.get(WRITTEN))
 
     def _is_null(self, session: SessionMixin) -> bool:
         return self._app.session_interface.is_null_session(session)

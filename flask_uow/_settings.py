@@ -230,10 +230,10 @@ def _check_reader(key: str, url: sa.URL, primary: Bind | None, read_your_writes:
     if backend != "postgresql" and read_your_writes == "lsn":
         reason = f"only PostgreSQL has positions, and {URI} is {backend}"
         raise wrong("UOW_READ_YOUR_WRITES", "lsn", reason, fix="Take 'time'.")
-    for name in ("creator", "pool"):
-        if primary.options.get(name) is not None:
-            reason = f"{ENGINE_OPTIONS}[{name!r}] would lead each reader to the primary"
-            raise wrong(key, url, reason, fix="Say in the URLs how to connect.")
+    leading = [name for name in ("creator", "pool") if primary.options.get(name) is not None]
+    if leading or _is_led_elsewhere(url, primary):
+        reason = f"{ENGINE_OPTIONS}[{(leading or ['connect_args'])[0]!r}] would lead each reader to the primary"
+        raise wrong(key, url, reason, fix="Say in the URLs how to connect.")
     if primary.options.get("isolation_level") == "SERIALIZABLE" and backend == "postgresql":
         raise wrong(
             key,
@@ -241,6 +241,18 @@ def _check_reader(key: str, url: sa.URL, primary: Bind | None, read_your_writes:
             f"{ENGINE_OPTIONS}['isolation_level'] is SERIALIZABLE, in which no standby can read",
             fix="Take a lower level, and give isolation='SERIALIZABLE' to the units that need it.",
         )
+
+
+def _is_led_elsewhere(url: sa.URL, primary: Bind) -> bool:
+    """Whether the driver's options name a place, which win over the URL that names another one."""
+    given = primary.options.get("connect_args") or {}
+    places = {"host": ("host",), "hostaddr": ("host", "hostaddr"), "port": ("port",), "service": ("service",)}
+    named = [part for name, parts in places.items() if given.get(name) for part in parts]
+    return any(_part(url, name) != _part(primary.url, name) for name in named)
+
+
+def _part(url: sa.URL, name: str) -> object:
+    return url.query.get(name) or getattr(url, name, None)
 
 
 def _bind_name(name: object) -> str:

@@ -298,11 +298,13 @@ class SessionState:
         return error
 
     def survives_lost_commit(self, engine: sa.Engine) -> bool:
-        """Whether a COMMIT that lost its connection is known to have happened.
+        """Whether a COMMIT that lost its connection is known to have happened, or had nothing to do.
 
         :param engine: where it was sent.
         """
-        return self.lost_commit is not None and self.lost_commit(engine)
+        if self.lost_commit is not None:
+            return self.lost_commit(engine)
+        return self.unit is not None and self.unit.has_nothing_to_commit and engine.dialect.name == "postgresql"
 
     def note_error(self, error: BaseException) -> None:
         """Keep the first error of those that may have taken the transaction with them."""

@@ -503,6 +503,14 @@ class Unit:
         return self._options.isolation
 
     @property
+    def has_nothing_to_commit(self) -> bool:
+        """Whether its COMMIT says nothing: a server that was told READ ONLY has kept it from writing.
+
+        In ``SERIALIZABLE`` it says that what was read is to be believed.
+        """
+        return self.read_only and _isolation_of(self.session, self) != "SERIALIZABLE"
+
+    @property
     def where(self) -> str:
         """The function that is the unit, or the line of its ``with``."""
         return str(self._site)
@@ -967,12 +975,14 @@ def _meet_open_transaction(session: Session, state: SessionState, options: UnitO
 def _connect(session: Session, options: UnitOptions) -> None:
     """Take the connection with the unit's options; the driver sends them with BEGIN."""
     try:
-        dialect = session.get_bind().dialect
+        bind = session.get_bind()
     except sa.exc.UnboundExecutionError:
         return  # each database hears of them when the unit first speaks to it
+    dialect = bind.dialect
     if dialect.name == "sqlite":
         return  # its transactions are serializable, and read-only is switched on where one begins
-    if hasattr(dialect, RIDES):
+    # What listens to the beginning may send a statement, behind which the isolation would come too late.
+    if hasattr(dialect, RIDES) and not (options.isolation and bind.dispatch.begin):
         if guarded_state(session).reader is not None:
             session.connection()  # whether it can be reached is to be known now
         return  # the options ride, see the guard

@@ -288,6 +288,18 @@ WRONG: Mapping[str, tuple[Mapping[str, object], str, str]] = {
         "UOW_READER_URI",
         " = 'sqlite:////a': SQLALCHEMY_ENGINE_OPTIONS['creator'] would lead each reader to the primary.",
     ),
+    **{
+        f"reader behind a {name}": (
+            reader(
+                "postgresql://b:1/bank?service=b",
+                SQLALCHEMY_DATABASE_URI="postgresql://host/bank",
+                SQLALCHEMY_ENGINE_OPTIONS={"connect_args": {name: place}},
+            ),
+            "UOW_READER_URI",
+            " = 'postgresql+psycopg2://b:1/bank?service=b': SQLALCHEMY_ENGINE_OPTIONS['connect_args'] would",
+        )
+        for name, place in {"host": "host", "hostaddr": "10.0.0.1", "port": 5432, "service": "bank"}.items()
+    },
     "reader in SERIALIZABLE": (
         reader(
             "postgresql://replica/bank",
@@ -784,6 +796,17 @@ def test_readers_are_one_url_or_several(value: object, hosts: list[str]) -> None
     assert [bind.url.host for bind in readers.values()] == hosts
     assert list(readers) == ["reader", "reader2"][: len(hosts)]
     assert [bind.options for bind in readers.values()] == [{"pool_size": 3}] * len(hosts)
+
+
+def test_readers_beside_what_the_driver_is_told() -> None:
+    """A place that their URLs leave to it is no other one."""
+    config = {
+        "SQLALCHEMY_DATABASE_URI": "postgresql://a/bank",
+        "SQLALCHEMY_ENGINE_OPTIONS": {"connect_args": {"port": 6432, "user": "bob"}},
+        "UOW_READER_URI": "postgresql://b/bank",
+    }
+
+    assert list(read_settings(config, owns_engines=True).readers) == ["reader"]
 
 
 def test_readers_need_engines_of_ours() -> None:

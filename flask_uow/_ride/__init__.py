@@ -26,6 +26,8 @@ RIDES = "_uow_rides"
 READ_ONLY_AT_START = "-c default_transaction_read_only=on"
 # With these, libpq asks a server whether it is read-only, and is told so of a primary.
 _ASKING = frozenset(("read-write", "read-only"))
+# What may hold options that cannot be seen here.
+_HIDING = ("service", "dsn", "conninfo")
 # PgBouncer's words, before 1.20 and since, and those of Amazon's RDS Proxy.
 _REFUSED = re.compile(r"unsupported startup parameter|command-line options", re.IGNORECASE)
 
@@ -143,7 +145,7 @@ def _with_start_option(arguments: _Arguments, options: _Options) -> _Options | N
     """What connects, and asks libpq for the start option; None if the application's own forbids it."""
     own = str(options.get("options") or os.environ.get("PGOPTIONS") or "")
     asked = options.get("target_session_attrs") or os.environ.get("PGTARGETSESSIONATTRS")
-    is_hidden = any(arguments) or any(name in options for name in ("service", "dsn")) or "PGSERVICE" in os.environ
+    is_hidden = any(arguments) or any(name in options for name in _HIDING) or "PGSERVICE" in os.environ
     if asked in _ASKING or is_hidden or "default_transaction_read_only" in own or _is_asynchronous(options):
         return None
     return options | {"options": f"{own} {READ_ONLY_AT_START}".strip()}

@@ -205,6 +205,42 @@ def test_a_connection_that_commits_by_itself_is_refused(bench: Bench) -> None:
     assert bench.committed() == ["outside"]
 
 
+@on_postgresql
+def test_an_engine_that_commits_by_itself_is_refused(bench: Bench) -> None:
+    """Whoever has left its connections so: the unit has no part of it, and writes nothing."""
+    with bench.app.app_context():
+        engine = bench.uow.engine
+
+    @sa.event.listens_for(engine, "connect")
+    def leave_it_so(connection: Any, record: object) -> None:
+        connection.autocommit = True
+
+    with bench.app.app_context():
+        with pytest.raises(UnitOptionsError, match="met a connection in AUTOCOMMIT"), transactional():
+            bench.add("a")
+            bench.session.flush()
+
+    assert bench.committed() == []
+
+
+@on_postgresql
+def test_what_listens_to_the_beginning_may_speak(bench: Bench) -> None:
+    """A tenant's id for the transaction say: the unit has its isolation all the same."""
+    with bench.app.app_context():
+        engine = bench.uow.engine
+
+    @sa.event.listens_for(engine, "begin")
+    def speak(connection: sa.Connection) -> None:
+        connection.exec_driver_sql("SELECT set_config('app.tenant', 'a', true)")
+
+    shown = sa.text("SELECT current_setting('transaction_isolation'), current_setting('app.tenant')")
+    with bench.app.app_context():
+        with transactional(isolation="SERIALIZABLE"):
+            assert tuple(bench.session.execute(shown).one()) == ("serializable", "a")
+        with transactional():
+            assert tuple(bench.session.execute(shown).one()) == ("read committed", "a")
+
+
 def test_a_lent_connection_stays_in_its_lenders_transaction(bench: Bench) -> None:
     """A test's fixture has begun on it: the unit is a part of that, and the lender's rollback undoes both."""
     engine = sa.create_engine(bench.database.url)

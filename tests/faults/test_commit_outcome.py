@@ -248,10 +248,13 @@ def test_a_unit_that_changed_nothing_has_nothing_to_confirm(
 
 
 @every_cut
-def test_a_read_only_unit_has_nothing_to_confirm(proxied_bench: Bench, proxy: Proxy, heard: Heard, cut: Cut) -> None:
+@pytest.mark.parametrize("confirm_commit", [True, False])
+def test_a_read_only_unit_has_nothing_to_confirm(
+    proxied_bench: Bench, proxy: Proxy, heard: Heard, cut: Cut, confirm_commit: bool
+) -> None:
     """What the server was told to be read-only has changed nothing, and its value is as good as ever."""
 
-    @transactional(confirm_commit=True, read_only=True)
+    @transactional(confirm_commit=confirm_commit, read_only=True, isolation="REPEATABLE READ")
     def read() -> list[Item]:
         heard.listen(proxied_bench)
         return list(proxied_bench.session.scalars(sa.select(Item)))
@@ -261,6 +264,14 @@ def test_a_read_only_unit_has_nothing_to_confirm(proxied_bench: Bench, proxy: Pr
         assert read() == []
 
     assert heard.hooks == ["committed 1"]
+
+
+def test_a_serializable_read_is_believed_when_it_is_committed(proxied_bench: Bench, proxy: Proxy) -> None:
+    """The server may say no at the end, because of what others have written."""
+    proxy.cut(Cut.BEFORE)
+    with proxied_bench.app.app_context(), pytest.raises(CommitOutcomeUnknownError, match="it may or may not have been"):
+        with transactional(read_only=True, isolation="SERIALIZABLE"):
+            proxied_bench.session.scalars(sa.select(Item)).all()
 
 
 def test_a_function_that_writes_may_be_lost_but_not_in_silence(proxied_bench: Bench, proxy: Proxy) -> None:

@@ -276,11 +276,19 @@ def parameters_of(url: sa.URL, **config: Any) -> dict[str, str]:
     app, uow = make_app_on(url, **config)
     driver = take(app, uow)
     found: dict[str, str] = driver.info.get_parameters() if hasattr(driver, "pgconn") else driver.info.dsn_parameters
-    names = ("keepalives", "keepalives_idle", "keepalives_interval", "keepalives_count", "tcp_user_timeout")
+    names = (
+        "connect_timeout",
+        "keepalives",
+        "keepalives_idle",
+        "keepalives_interval",
+        "keepalives_count",
+        "tcp_user_timeout",
+    )
     return {name: found[name] for name in names if name in found}
 
 
 DEFAULTS = {
+    "connect_timeout": "5",
     "keepalives": "1",
     "keepalives_idle": "30",
     "keepalives_interval": "10",
@@ -318,11 +326,26 @@ def test_the_users_own_settings_win(own_server: RestartableServer, driver: str) 
 
 
 @by_each_driver
+def test_what_the_user_says_to_libpq_wins(
+    own_server: RestartableServer, driver: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In its own words, or in its variable."""
+    monkeypatch.setenv("PGCONNECT_TIMEOUT", "9")
+    url = url_of(own_server, driver, "tcp")
+    said = {"dsn" if driver == "psycopg2" else "conninfo": "keepalives_idle=7"}
+
+    found = parameters_of(url, SQLALCHEMY_ENGINE_OPTIONS={"connect_args": said})
+
+    assert found == DEFAULTS | {"connect_timeout": "9", "keepalives_idle": "7"}
+
+
+@by_each_driver
 def test_a_unix_socket_is_told_nothing_of_tcp(own_server: RestartableServer, driver: str) -> None:
     """It has no use for that."""
     found = parameters_of(url_of(own_server, driver, "unix"))
 
-    assert {name: value for name, value in found.items() if value != "1" or name != "keepalives"} == {}
+    found.pop("keepalives", None)
+    assert found == {"connect_timeout": "5"}
 
 
 # ---- pool_pre_ping

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
-from flask import Flask, Response, session
+from flask import Flask, Request, Response, session
+from flask.sessions import SecureCookieSessionInterface
 from flask.testing import FlaskClient
 from sqlalchemy import orm
 
@@ -518,6 +519,75 @@ def test_a_position_that_cannot_be_learnt(make_bench: MakeBench, caplog: pytest.
     assert look(client) == (["new"], False)
 
 
+@pytest.mark.parametrize("mode", ["lsn", "time"])
+@pytest.mark.parametrize("cut", list(Cut), ids=lambda cut: cut.name.lower())
+def test_a_commit_of_which_nobody_knows(make_bench: MakeBench, mode: str, cut: Cut) -> None:
+    """Who then looks whether the work is there looks on the primary."""
+    bench = make_bench(UOW_READ_YOUR_WRITES=mode, UOW_READ_YOUR_WRITES_SECONDS=1000, TESTING=False)
+    client = bench.app.test_client()
+    bench.both.pause()
+    bench.servers.before_primary.cut(cut)
+
+    assert client.post("/items/new").status_code == 500
+
+    assert look(client) == ([] if cut is Cut.BEFORE else ["new"], False)
+
+
+@pytest.mark.parametrize("mode", ["lsn", "time"])
+def test_a_commit_that_is_refused(make_bench: MakeBench, mode: str) -> None:
+    """It has written nothing."""
+    bench = make_bench(UOW_READ_YOUR_WRITES=mode)
+    bench.both.primary.execute(
+        "ALTER TABLE item DROP CONSTRAINT item_name_key, ADD UNIQUE (name) DEFERRABLE INITIALLY DEFERRED"
+    )
+    bench.both.primary.execute("INSERT INTO item (name) VALUES ('new')")
+    bench.both.catch_up()
+    client = bench.app.test_client()
+
+    with pytest.raises(sa.exc.IntegrityError, match="item_name_key"):
+        client.post("/items/new")
+
+    assert look(client) == (["new"], True)
+
+
+@pytest.mark.parametrize("mode", ["lsn", "time"])
+def test_a_session_that_is_emptied_for_who_logs_in(make_bench: MakeBench, mode: str) -> None:
+    """What the same request has written is not forgotten; who logs out leaves no cookie."""
+    bench = make_bench(UOW_READ_YOUR_WRITES=mode, UOW_READ_YOUR_WRITES_SECONDS=1000)
+    client = bench.app.test_client()
+    bench.both.pause()
+
+    @bench.app.post("/register/<name>")
+    def register(name: str) -> str:
+        bench.add(name)
+        session.clear()
+        session["user"] = name
+        return str(bench.read())
+
+    @bench.app.post("/leave")
+    def leave() -> str:
+        bench.add("farewell")
+        session.clear()
+        return "left"
+
+    assert client.post("/register/new").text == "False"
+    assert look(client) == (["new"], False)
+    client.post("/leave")
+    assert client.get_cookie("session") is None
+
+
+def test_two_browsers_under_one_app_context(make_bench: MakeBench) -> None:
+    """A test's own context, which its requests share: what one has written is nothing to the other."""
+    bench = make_bench(UOW_READ_YOUR_WRITES="time", UOW_READ_YOUR_WRITES_SECONDS=1000)
+    writer, other = bench.app.test_client(), bench.app.test_client()
+    bench.both.pause()
+
+    with bench.app.app_context():
+        writer.post("/items/new")
+        assert look(writer) == (["new"], False)
+        assert look(other) == ([], True)
+
+
 # ---- by its time
 
 
@@ -537,6 +607,20 @@ def test_time_reads_from_the_primary_for_a_time(make_bench: MakeBench) -> None:
     with client.session_transaction() as cookie:
         cookie[_reader.WRITTEN] -= 1001
     assert look(client) == (["new"], True)
+
+
+def test_without_a_session(make_bench: MakeBench) -> None:
+    """Where the app's own interface opens none, no key would help."""
+
+    class NoSessions(SecureCookieSessionInterface):
+        def open_session(self, app: Flask, request: Request) -> None:
+            return None
+
+    bench = make_bench(UOW_READ_YOUR_WRITES="time")
+    bench.app.session_interface = NoSessions()
+
+    with pytest.raises(ConfigurationError, match=r"(?s)has opened none for this request\..*session_interface"):
+        bench.app.test_client().get("/items")
 
 
 @pytest.mark.parametrize("mode", ["lsn", "time"])

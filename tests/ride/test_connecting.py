@@ -104,6 +104,16 @@ def test_applications_own_read_only_start_stays(database: PostgreSQLDatabase) ->
     engine.dispose()
 
 
+def test_applications_own_options_in_a_text_for_libpq_stay(database: PostgreSQLDatabase) -> None:
+    """They cannot be added to, so that reads say BEGIN READ ONLY."""
+    said = {"dsn" if database.backend == "psycopg2" else "conninfo": "options='-c search_path=mine'"}
+    engine = ride(sa.create_engine(database.url, connect_args=said), read_only_at_start=True)
+    with engine.connect() as connection:
+        assert not driver_of(connection).is_read_only_at_start
+        assert connection.scalar(sa.text("SHOW search_path")) == "mine"
+    engine.dispose()
+
+
 def test_another_refusal_is_the_callers(database: PostgreSQLDatabase) -> None:
     """A wrong option of the application's own is not tried again, and says what it is."""
     options = {"options": "-c no_such_setting=1"}
