@@ -622,6 +622,8 @@ def _plain(value: t.Any) -> t.Any:
         return {str(key): _plain(each) for key, each in value.items()}
     if isinstance(value, tuple | list):
         return [_plain(each) for each in value]
+    if isinstance(value, float):
+        return round(value, 6)
     return value.isoformat() if isinstance(value, datetime) else value
 
 
