@@ -266,6 +266,28 @@ def test_other_apps_and_readers_are_not_listed(database: Database, bank: tuple[F
 
 
 @on_postgresql
+def test_what_the_role_may_not_see_of_whoever_is_in_the_way_is_said(database: Database) -> None:
+    """All sessions of the app are its own, and the one that they wait for is another's."""
+    role = f"clerk_{os.getpid()}_{threading.get_ident()}"
+    database.execute(f"CREATE ROLE {role} LOGIN PASSWORD 'hush'")
+    url = sa.make_url(database.url).set(username=role, password="hush").render_as_string(hide_password=False)
+    clerk, clerks_engine = make_app(url, name=f"clerk{os.getpid()}")
+    other = sa.create_engine(database.url)
+    try:
+        with other.connect() as holder:
+            holder.execute(sa.text("SELECT pg_advisory_xact_lock(8)"))
+            with in_background(clerks_engine, "SELECT pg_advisory_xact_lock(8)"):
+                seen = snapshot_until(clerk, lambda seen: seen.blockers)
+    finally:
+        clerks_engine.dispose()
+        other.dispose()
+        database.execute(f"DROP ROLE {role}")
+
+    assert [session.state for session in seen.blockers] == ["hidden"]
+    assert any("1 of the sessions" in note and "pg_read_all_stats" in note for note in seen.notes)
+
+
+@on_postgresql
 def test_dry_pool_is_not_needed(database: Database) -> None:
     """A snapshot is taken at once while the app's pool has no connection left, and leaves none behind."""
     app, engine = make_app(database.url, "dry", pool_size=1, max_overflow=0, pool_timeout=60)

@@ -71,6 +71,7 @@ def _ask(database: DatabaseSnapshot, engine: Engine, app_name: str) -> DatabaseS
         rows = connection.execute(_question("sessions"), names).all()
         prepared = connection.execute(_question("prepared"), {"pattern": like_pattern(app_name)}).all()
     sessions = tuple(_server_session(row) for row in rows if row.is_own)
+    blockers = tuple(_server_session(row) for row in rows if not row.is_own)
     return dataclasses.replace(
         database,
         server_version=server.server_version,
@@ -78,10 +79,10 @@ def _ask(database: DatabaseSnapshot, engine: Engine, app_name: str) -> DatabaseS
         client_address=server.client_address,
         is_pooled=bool(told_pid) and told_pid != server.backend_pid,
         sessions=sessions,
-        blockers=tuple(_server_session(row) for row in rows if not row.is_own),
+        blockers=blockers,
         prepared=tuple(_prepared(prepared)),
         summary=Summary.of(sessions),
-        notes=(*database.notes, *_notes(sessions, server)),
+        notes=(*database.notes, *_notes((*sessions, *blockers), server)),
     )
 
 
@@ -125,6 +126,7 @@ def _server_session(row: Row[t.Any]) -> ServerSession:
         wait_seconds=_age(row.wait_seconds),
         connected_seconds=_age(row.connected_seconds),
         unit=label,
+        view=label,
         is_told_by_server=label is not None,
     )
 

@@ -105,8 +105,10 @@ class ServerSession:
     is_told_by_server: bool = False
     """Whether :attr:`unit` is no worker's word, but what the server was told: the label of the outermost unit, maybe
     cut, whose line nobody here knows."""
+    view: str | None = None
+    """The label of the outermost unit around that, or :attr:`unit` again."""
     where: str | None = None
-    """The line of that: ``file:line in function``."""
+    """The line of :attr:`unit`: ``file:line in function``."""
     waits_for: tuple[str, ...] = ()
     """For each of :attr:`blocked_by`, the label of what holds it, or the pid if nobody knows."""
     is_orphan: bool = False
@@ -412,7 +414,12 @@ class LiveUnit:
     waits_for: tuple[str, ...] = ()
     """The labels of what holds the locks that it waits for, as its server says; a pid where nobody knows."""
     server_state: str | None = None
-    """The server's own word on its session, where the two can be matched."""
+    """The server's own word on its session, where the two can be matched; of several, that which says most."""
+
+    @property
+    def server_group(self) -> str | None:
+        """The server's word, or ``blocked`` while another holds it up, as its session's group is."""
+        return BLOCKED if self.waits_for else self.server_state
 
 
 @dataclasses.dataclass(frozen=True)
