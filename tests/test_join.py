@@ -242,6 +242,17 @@ def test_sessions_of_other_hosts_are_counted() -> None:
     assert not shown.sessions[0].is_orphan
 
 
+def test_a_session_of_another_bind_may_have_another_address() -> None:
+    """The server sees this host under each of the ways that lead to it."""
+    gone = session(1, NOBODY, client_address="10.0.0.2")
+    shown = database(gone, client_address="10.0.0.1", other_addresses=("10.0.0.2",))
+
+    (seen,) = joined(shown).sessions
+
+    assert seen.is_orphan
+    assert not joined(replace(shown, other_addresses=())).sessions[0].is_orphan
+
+
 def test_hosts_behind_one_address_are_told_apart() -> None:
     """By their marks; a container of whose board this one can read is not taken for one that cannot be seen."""
     names = [application_name("bank", pid, ELSEWHERE) for pid in (4711, 4712)]

@@ -26,6 +26,7 @@ from flask_uow._application_name import application_name
 from flask_uow.exceptions import ConfigurationError
 from flask_uow.stats import _postgresql
 from flask_uow.stats._query_line import query_line
+from tests import snapshots
 from tests.databases import Database
 
 DEADLINE_S = 15.0
@@ -285,6 +286,57 @@ def test_what_the_role_may_not_see_of_whoever_is_in_the_way_is_said(database: Da
 
     assert [session.state for session in seen.blockers] == ["hidden"]
     assert any("1 of the sessions" in note and "pg_read_all_stats" in note for note in seen.notes)
+
+
+@on_postgresql
+def test_a_database_under_two_addresses_is_one(database: Database, bank: tuple[Flask, sa.Engine]) -> None:
+    """Nothing of it is listed or judged twice."""
+    bank_app, engine = bank
+    url = sa.make_url(database.url)
+    other = url.set(host=None, port=None, query={"host": url.host or "", "port": str(url.port or 5432)})
+    app = Flask(bank_app.name)
+    app.config["SQLALCHEMY_DATABASE_URI"] = database.url
+    app.config["SQLALCHEMY_BINDS"] = {"other": other.render_as_string(hide_password=False)}
+    extension = UnitOfWork(app)
+    with engine.connect() as connection:
+        connection.execute(sa.text("SELECT 1"))
+        seen = stats.snapshot(app)
+        with app.app_context():
+            for each in extension.engines.values():
+                each.dispose()
+
+    (only,) = seen.databases
+    assert (only.binds, len(only.sessions), only.summary.total) == (("default", "other"), 1, 1)
+    assert only.other_addresses == (only.client_address,)
+    assert [pool.bind for pool in only.pools] == ["default", "other"]
+
+
+def test_what_two_addresses_tell_of_one_database() -> None:
+    """What either may see, once; behind a pooler it is if one of the two is."""
+    first = replace(
+        snapshots.database(session(pid=1, state="hidden"), session(pid=2)),
+        blockers=(session(pid=3), session(pid=4)),
+        client_address="10.0.0.1",
+        notes=("one",),
+    )
+    second = replace(
+        snapshots.database(session(pid=1, state="idle"), session(pid=3)),
+        binds=("reader",),
+        blockers=(session(pid=4),),
+        is_pooled=True,
+        notes=("one", "two"),
+    )
+
+    both = first.with_other(second)
+
+    assert [(each.pid, each.state) for each in both.sessions] == [
+        (1, "idle"),
+        (2, "idle in transaction"),
+        (3, "idle in transaction"),
+    ]
+    assert [each.pid for each in both.blockers] == [4]
+    assert (both.binds, both.summary.total, both.is_pooled) == (("default", "reader"), 3, True)
+    assert (both.client_address, both.other_addresses, both.notes) == ("10.0.0.1", (None,), ("one", "two"))
 
 
 @on_postgresql

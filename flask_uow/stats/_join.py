@@ -158,7 +158,7 @@ def _is_elsewhere(session: ServerSession, database: DatabaseSnapshot) -> bool:
     """Whether a session came from another host, or a container; several may be behind one address."""
     if is_of_another_host(session.application_name):
         return True
-    return not session.is_hidden and session.client_address != database.client_address
+    return not session.is_hidden and session.client_address not in (database.client_address, *database.other_addresses)
 
 
 def with_servers(workers: Iterable[Worker], databases: Iterable[DatabaseSnapshot]) -> tuple[Worker, ...]:

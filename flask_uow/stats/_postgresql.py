@@ -75,6 +75,7 @@ def _ask(database: DatabaseSnapshot, engine: Engine, app_name: str) -> DatabaseS
     return dataclasses.replace(
         database,
         server_version=server.server_version,
+        identity=f"{server.database}@{server.started_at}",
         found_by=_found_by(app_name, server),
         client_address=server.client_address,
         is_pooled=bool(told_pid) and told_pid != server.backend_pid,

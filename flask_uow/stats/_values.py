@@ -541,8 +541,12 @@ class DatabaseSnapshot:
     server_version: str | None = None
     found_by: str | None = None
     """How the app's sessions were told from those of others."""
+    identity: str | None = None
+    """What tells it from other databases, under whichever address: its name, and when its server was started."""
     client_address: str | None = None
     """The address under which the server sees this host; None over a Unix socket, or if nobody was asked."""
+    other_addresses: tuple[str | None, ...] = ()
+    """The same, of other binds that lead to it another way."""
     is_pooled: bool = False
     """Whether the server was asked through a pooler: nobody knows then to whom its sessions belong now."""
     sessions: tuple[ServerSession, ...] = ()
@@ -558,6 +562,27 @@ class DatabaseSnapshot:
     notes: tuple[str, ...] = ()
     """What is not shown here, and why."""
 
+    def with_other(self, other: DatabaseSnapshot) -> DatabaseSnapshot:
+        """Put together what was seen of one database under two addresses.
+
+        :param other: the same database as other binds lead to it.
+        """
+        sessions = _by_pid(*self.sessions, *other.sessions)
+        own = {session.pid for session in sessions}
+        prepared = {each.name: each for each in (*other.prepared, *self.prepared)}
+        return dataclasses.replace(
+            self,
+            binds=(*self.binds, *other.binds),
+            pools=(*self.pools, *other.pools),
+            other_addresses=(*self.other_addresses, other.client_address),
+            is_pooled=self.is_pooled or other.is_pooled,
+            sessions=sessions,
+            blockers=tuple(each for each in _by_pid(*self.blockers, *other.blockers) if each.pid not in own),
+            prepared=tuple(prepared.values()),
+            summary=Summary.of(sessions),
+            notes=tuple(dict.fromkeys((*self.notes, *other.notes))),
+        )
+
     def only(self, wanted: Filter) -> DatabaseSnapshot:
         """Keep some of the sessions; the summary and the blockers stay as they are.
 
@@ -565,6 +590,15 @@ class DatabaseSnapshot:
         """
         kept = tuple(session for session in self.sessions if wanted.keeps_session(session))
         return dataclasses.replace(self, sessions=kept)
+
+
+def _by_pid(*sessions: ServerSession) -> tuple[ServerSession, ...]:
+    """Each session once, as it is seen by the role that may see most of it."""
+    found: dict[int, ServerSession] = {}
+    for session in sessions:
+        if session.pid not in found or found[session.pid].is_hidden:
+            found[session.pid] = session
+    return tuple(found.values())
 
 
 @dataclasses.dataclass(frozen=True)
