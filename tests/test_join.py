@@ -266,7 +266,9 @@ def test_hosts_behind_one_address_are_told_apart() -> None:
         own,
     )
 
-    assert shown.notes == ("1 of the sessions come from other hosts, whose workers are not to be seen from here.",)
+    hidden, *others = shown.notes
+    assert hidden.startswith("What 1 of the sessions do is hidden")
+    assert others == ["1 of the sessions come from other hosts, whose workers are not to be seen from here."]
     assert [each.unit for each in shown.sessions] == ["POST /transfers", None]
 
 

@@ -311,6 +311,34 @@ def test_a_database_under_two_addresses_is_one(database: Database, bank: tuple[F
     assert [pool.bind for pool in only.pools] == ["default", "other"]
 
 
+@on_postgresql
+@pytest.mark.parametrize("is_named", [True, False], ids=["ours", "adopted"])
+def test_what_each_role_of_the_app_may_see_is_seen(database: Database, *, is_named: bool) -> None:
+    """Of its own sessions it sees everything; and of those that are not named by us it is asked for its own alone."""
+    role, name = f"reader_{os.getpid()}_{threading.get_ident()}", f"roles{os.getpid()}_{is_named}"
+    database.execute(f"CREATE ROLE {role} LOGIN PASSWORD 'hush'")
+    urls = [sa.make_url(database.url).set(username=role, password="hush"), sa.make_url(database.url)]
+    if not is_named:
+        urls = [url.update_query_dict({"application_name": name}) for url in urls]
+    first, second = (url.render_as_string(hide_password=False) for url in urls)
+    app = Flask(name)
+    app.config.update(SQLALCHEMY_DATABASE_URI=first, SQLALCHEMY_BINDS={"second": second})
+    extension = UnitOfWork(app)
+    try:
+        with app.app_context(), extension.engine.connect() as one, extension.get_engine("second").connect() as other:
+            one.execute(sa.text("SELECT 1"))
+            other.execute(sa.text("SELECT 1"))
+            (seen,) = stats.snapshot(app).databases
+    finally:
+        with app.app_context():
+            for each in extension.engines.values():
+                each.dispose()
+        database.execute(f"DROP ROLE {role}")
+
+    assert states(seen) == ["idle in transaction"] * 2
+    assert not any("pg_read_all_stats" in note for note in seen.notes)
+
+
 def test_what_two_addresses_tell_of_one_database() -> None:
     """What either may see, once; behind a pooler it is if one of the two is."""
     first = replace(

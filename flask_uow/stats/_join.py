@@ -128,6 +128,9 @@ def _name(pid: int, labels: dict[int, str]) -> str:
 
 
 def _notes(database: DatabaseSnapshot, known: Known) -> Iterator[str]:
+    hidden = sum(session.is_hidden for session in (*database.sessions, *database.blockers))
+    if hidden:
+        yield f"What {hidden} of the sessions do is hidden from the role that asked: grant it pg_read_all_stats."
     workers = {session.worker_pid for session in database.sessions if session.worker_pid is not None}
     pooled = sorted(pid for pid in workers if known.is_behind_pooler(pid, database.sessions))
     if pooled or database.is_pooled:

@@ -107,7 +107,7 @@ def _engines(app: Flask) -> Mapping[str, Engine]:
 
 
 def _by_database(engines: Mapping[str, Engine]) -> Iterable[Mapping[str, Engine]]:
-    """Put the binds together that lead to one database, so that no session is listed twice."""
+    """Put the binds together that lead to one database with one role, which sees the same by each."""
     databases: dict[tuple[object, ...], dict[str, Engine]] = {}
     for bind, engine in engines.items():
         databases.setdefault(_place(bind, engine.url), {})[bind] = engine
@@ -117,7 +117,8 @@ def _by_database(engines: Mapping[str, Engine]) -> Iterable[Mapping[str, Engine]
 def _place(bind: str, url: URL) -> tuple[object, ...]:
     if not url.host and url.database in (None, "", ":memory:"):
         return (bind,)
-    return (url.get_backend_name(), url.host, url.port, url.database, url.query.get("host"), url.query.get("port"))
+    address = (url.host, url.port, url.query.get("host"), url.query.get("port"))
+    return (url.get_backend_name(), url.username, url.database, *address)
 
 
 def _database(engines: Mapping[str, Engine], app_name: str) -> DatabaseSnapshot:
@@ -138,7 +139,7 @@ def _database(engines: Mapping[str, Engine], app_name: str) -> DatabaseSnapshot:
 
 
 def _each_once(databases: Iterable[DatabaseSnapshot]) -> list[DatabaseSnapshot]:
-    """Put together what has turned out to be one database: a server has several addresses, and poolers in front."""
+    """Put together what has turned out to be one database: a server has several roles, addresses and poolers."""
     found: dict[object, DatabaseSnapshot] = {}
     for number, database in enumerate(databases):
         key = database.identity or number

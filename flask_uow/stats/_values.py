@@ -563,7 +563,7 @@ class DatabaseSnapshot:
     """What is not shown here, and why."""
 
     def with_other(self, other: DatabaseSnapshot) -> DatabaseSnapshot:
-        """Put together what was seen of one database under two addresses.
+        """Put together what was seen of one database under two addresses, or by two roles.
 
         :param other: the same database as other binds lead to it.
         """
