@@ -48,6 +48,7 @@ from ._board import (
 from ._board_files import notice_removal
 from ._callsite import CallSite, application_site
 from ._drivers import server_process
+from ._pool import class_name
 from ._rules import report_at_teardown, violation
 from ._scopes import Scope, find_context
 from ._settings import DEFAULT_BIND
@@ -242,7 +243,7 @@ class Watch:
     def _describe(self, board: Board, pool: sa.Pool) -> None:
         if self._row[0] is board:
             return
-        self._row = (board, board.pool_row(self._bind, type(pool).__name__))
+        self._row = (board, board.pool_row(self._bind, class_name(pool)))
         sizes = (-1, -1, -1)
         if isinstance(pool, sa.QueuePool):
             sizes = (pool.size(), pool._max_overflow, round(pool.timeout() * 1000))

@@ -194,7 +194,7 @@ def _echo(draw_on: Callable[[Console], None]) -> None:
     console = make_console()
     with console.capture() as capture:
         draw_on(console)
-    encoding = sys.stdout.encoding or "utf-8"
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"  # whoever wants the status alone may have closed it
     # rich has decided on colours; click would take out those that FORCE_COLOR asks for.
     click.echo(capture.get().encode(encoding, "replace").decode(encoding), nl=False, color=True)
 

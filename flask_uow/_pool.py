@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any, Literal
 
-from sqlalchemy import QueuePool
+from sqlalchemy import Pool, QueuePool
 from sqlalchemy.pool import ConnectionPoolEntry
 from sqlalchemy.pool.base import _ConnectionRecord
 from sqlalchemy.util.queue import Empty, Full, Queue
@@ -136,3 +136,11 @@ class FairQueuePool(QueuePool):
                 self._pool.put(_ConnectionRecord(self, connect=False), False)
                 return True
         return super()._dec_overflow()
+
+
+def class_name(pool: Pool) -> str:
+    """The name of a pool's class; SQLAlchemy's of one of ours, which nobody has asked for.
+
+    :param pool: the pool.
+    """
+    return QueuePool.__name__ if isinstance(pool, FairQueuePool) else type(pool).__name__

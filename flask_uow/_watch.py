@@ -211,7 +211,7 @@ class Cropped:
 def watched_screen() -> AbstractContextManager[Show] | None:
     """Take the terminal that the output goes to; None if it is none, or one that can only print line after line."""
     console = make_console()
-    if not sys.stdout.isatty() or not console.is_terminal or console.is_dumb_terminal:
+    if sys.stdout is None or not sys.stdout.isatty() or not console.is_terminal or console.is_dumb_terminal:
         return None
     reconfigure = getattr(sys.stdout, "reconfigure", None)
     if reconfigure is not None:

@@ -462,6 +462,7 @@ def test_connections_beyond_the_pool_are_its_overflow(make: Callable[..., Flask]
             stack.enter_context(uow.engine.connect())
         full, real = pool(app), uow.engine.pool
         assert isinstance(real, sa.QueuePool)
+        assert full.class_name == "QueuePool"
         assert (full.checked_out, full.overflow) == (real.checkedout(), real.overflow()) == (3, 2)
         assert full.usage == 1.0
     empty = pool(app)

@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from datetime import UTC, datetime
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -763,6 +764,33 @@ def test_sums_of_the_ended_are_neither_lost_nor_counted_twice(folder: Path) -> N
     assert ended.held_seconds.count == expected - 1 + 25
     assert ended.held_seconds.total_seconds == pytest.approx((expected - 1) * 0.002 + 12.5)
     assert ended.statements == 2 * (expected - 1)
+
+
+def test_seconds_never_fall_when_a_worker_ends(folder: Path) -> None:
+    """By the smallest part: a monitoring job takes a counter that has fallen for one that began anew."""
+    app, _ = make_app(folder)
+    begin(app)
+    boards = [_board_files.open_board(app, str(folder)) for _ in range(20)]
+    for number, board in enumerate(boards, start=1):
+        for label in "abc":
+            row = board.row(label, None, is_inner=False)
+            board.count_unit(row, Outcome.COMMITTED, False, 1.0, number / 7e5, number / 11e5, number / 13e5)
+        board.count_checkout(number / 17e5)
+    del board, row
+
+    seen = [stats.read_boards(app).totals]
+    while boards:
+        boards.pop()
+        gc.collect()
+        seen.append(stats.read_boards(app).totals)
+
+    for before, after in pairwise(map(_all_seconds, seen)):
+        assert all(earlier <= later for earlier, later in zip(before, after, strict=True))
+
+
+def _all_seconds(counts: stats.Counts) -> list[float]:
+    labels = [each.total_seconds for each in sorted(counts.labels, key=lambda each: each.label)]
+    return labels + [each.total_seconds for each in (counts.unit_seconds, counts.held_seconds, counts.idle_seconds)]
 
 
 def test_more_labels_than_there_is_room_for_are_others_among_the_ended_too(folder: Path) -> None:

@@ -17,10 +17,13 @@ import pytest
 import sqlalchemy as sa
 from click.testing import Result
 from flask import Flask
+from flask.cli import ScriptInfo
 from sqlalchemy import orm
 
 from flask_uow import UnitOfWork, stats, transactional
 from flask_uow._application_name import application_name
+from flask_uow._cli import db_session_stats
+from flask_uow._watch import watched_screen
 from flask_uow.exceptions import ConfigurationError
 from tests import snapshots
 from tests.databases import Database
@@ -472,6 +475,18 @@ def test_output_that_is_not_unicode(monkeypatch: pytest.MonkeyPatch) -> None:
     text = show(monkeypatch, charset="ascii")
 
     assert b"SELECT '?' xxx" in text
+
+
+@pytest.mark.parametrize("arguments", [[], ["--json"]])
+def test_output_that_is_closed(monkeypatch: pytest.MonkeyPatch, arguments: list[str]) -> None:
+    """Whoever wants the status alone gets it."""
+    script = ScriptInfo(create_app=lambda: make_app("sqlite://"))
+    monkeypatch.setattr(sys, "stdout", None)
+
+    status = db_session_stats.main(arguments, obj=script, standalone_mode=False)
+
+    assert status == 0
+    assert watched_screen() is None
 
 
 def test_threads_of_the_reader_end() -> None:

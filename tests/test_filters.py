@@ -62,6 +62,17 @@ def test_stack(criteria: dict[str, object], is_kept: bool) -> None:
     assert Filter(**criteria).keeps_stack(told_of_outer) == is_kept  # type: ignore[arg-type]
 
 
+def test_stack_that_is_held_up() -> None:
+    """It is listed where its session is."""
+    waiting = unit(server_state="active", waits_for=("GET /report",))
+    inner = unit("record", depth=2)
+
+    assert Filter(states=("blocked",)).keeps_stack((waiting,))
+    assert Filter(states=("blocked",)).keeps_stack((waiting, inner))
+    assert Filter(states=("active",)).keeps_stack((waiting,))
+    assert not Filter(states=("blocked",)).keeps_stack((inner,))
+
+
 def test_session_of_another_worker_or_label() -> None:
     """A session belongs to its client's process and to what holds it."""
     held = session(unit="POST /transfers", state_age_seconds=5.0)
@@ -70,6 +81,7 @@ def test_session_of_another_worker_or_label() -> None:
     assert not Filter(workers=(4712,)).keeps_session(held)
     assert not Filter(label="deposits").keeps_session(held)
     assert not Filter(label="transfers").keeps_session(session())
+    assert Filter(label="transfers").keeps_session(session(unit="record", view="POST /transfers"))
     assert not Filter(workers=(4711,)).keeps_session(session(worker_pid=None))
 
 

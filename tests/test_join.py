@@ -58,6 +58,7 @@ def test_a_session_is_shown_with_the_innermost_unit_that_holds_it() -> None:
     (seen,) = with_servers((own,), (shown,))
 
     assert (shown.sessions[0].unit, shown.sessions[0].where) == ("inner", "bank/inner.py:3 in inner")
+    assert shown.sessions[0].view == "GET /outer"
     assert [live.server_state for live in seen.live] == ["active", "active"]
     assert not shown.sessions[0].is_orphan
 
@@ -83,6 +84,17 @@ def test_a_unit_works_if_one_of_its_servers_does() -> None:
     (seen,) = with_servers((own,), databases)
 
     assert (seen.live[0].state, seen.live[0].server_state) == (State.RUNNING, "active")
+
+
+def test_of_several_servers_the_word_of_trouble_is_shown() -> None:
+    """Whichever of the databases of a unit is asked first."""
+    idle = unit("import", backend_pids=(1, 2), state=State.IDLE)
+    own = worker(4711, idle, backend_pids=(1, 2))
+    databases = (database(session(1, state="idle in transaction")), database(session(2, state=stats.ABORTED)))
+
+    for order in (databases, databases[::-1]):
+        (seen,) = with_servers((own,), order)
+        assert seen.live[0].server_state == stats.ABORTED
 
 
 def test_a_chain_of_waiting_units_is_named_link_by_link() -> None:
@@ -230,6 +242,17 @@ def test_sessions_of_other_hosts_are_counted() -> None:
     assert not shown.sessions[0].is_orphan
 
 
+def test_a_session_of_another_bind_may_have_another_address() -> None:
+    """The server sees this host under each of the ways that lead to it."""
+    gone = session(1, NOBODY, client_address="10.0.0.2")
+    shown = database(gone, client_address="10.0.0.1", other_addresses=("10.0.0.2",))
+
+    (seen,) = joined(shown).sessions
+
+    assert seen.is_orphan
+    assert not joined(replace(shown, other_addresses=())).sessions[0].is_orphan
+
+
 def test_hosts_behind_one_address_are_told_apart() -> None:
     """By their marks; a container of whose board this one can read is not taken for one that cannot be seen."""
     names = [application_name("bank", pid, ELSEWHERE) for pid in (4711, 4712)]
@@ -243,7 +266,9 @@ def test_hosts_behind_one_address_are_told_apart() -> None:
         own,
     )
 
-    assert shown.notes == ("1 of the sessions come from other hosts, whose workers are not to be seen from here.",)
+    hidden, *others = shown.notes
+    assert hidden.startswith("What 1 of the sessions do is hidden")
+    assert others == ["1 of the sessions come from other hosts, whose workers are not to be seen from here."]
     assert [each.unit for each in shown.sessions] == ["POST /transfers", None]
 
 

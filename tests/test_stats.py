@@ -26,6 +26,7 @@ from flask_uow._application_name import application_name
 from flask_uow.exceptions import ConfigurationError
 from flask_uow.stats import _postgresql
 from flask_uow.stats._query_line import query_line
+from tests import snapshots
 from tests.databases import Database
 
 DEADLINE_S = 15.0
@@ -263,6 +264,107 @@ def test_other_apps_and_readers_are_not_listed(database: Database, bank: tuple[F
     others_engine.dispose()
 
     assert [session.pid for session in seen.sessions] == [pid]
+
+
+@on_postgresql
+def test_what_the_role_may_not_see_of_whoever_is_in_the_way_is_said(database: Database) -> None:
+    """All sessions of the app are its own, and the one that they wait for is another's."""
+    role = f"clerk_{os.getpid()}_{threading.get_ident()}"
+    database.execute(f"CREATE ROLE {role} LOGIN PASSWORD 'hush'")
+    url = sa.make_url(database.url).set(username=role, password="hush").render_as_string(hide_password=False)
+    clerk, clerks_engine = make_app(url, name=f"clerk{os.getpid()}")
+    other = sa.create_engine(database.url)
+    try:
+        with other.connect() as holder:
+            holder.execute(sa.text("SELECT pg_advisory_xact_lock(8)"))
+            with in_background(clerks_engine, "SELECT pg_advisory_xact_lock(8)"):
+                seen = snapshot_until(clerk, lambda seen: seen.blockers)
+    finally:
+        clerks_engine.dispose()
+        other.dispose()
+        database.execute(f"DROP ROLE {role}")
+
+    assert [session.state for session in seen.blockers] == ["hidden"]
+    assert any("1 of the sessions" in note and "pg_read_all_stats" in note for note in seen.notes)
+
+
+@on_postgresql
+def test_a_database_under_two_addresses_is_one(database: Database, bank: tuple[Flask, sa.Engine]) -> None:
+    """Nothing of it is listed or judged twice."""
+    bank_app, engine = bank
+    url = sa.make_url(database.url)
+    other = url.set(host=None, port=None, query={"host": url.host or "", "port": str(url.port or 5432)})
+    app = Flask(bank_app.name)
+    app.config["SQLALCHEMY_DATABASE_URI"] = database.url
+    app.config["SQLALCHEMY_BINDS"] = {"other": other.render_as_string(hide_password=False)}
+    extension = UnitOfWork(app)
+    with engine.connect() as connection:
+        connection.execute(sa.text("SELECT 1"))
+        seen = stats.snapshot(app)
+        with app.app_context():
+            for each in extension.engines.values():
+                each.dispose()
+
+    (only,) = seen.databases
+    assert (only.binds, len(only.sessions), only.summary.total) == (("default", "other"), 1, 1)
+    assert only.other_addresses == (only.client_address,)
+    assert [pool.bind for pool in only.pools] == ["default", "other"]
+
+
+@on_postgresql
+@pytest.mark.parametrize("is_named", [True, False], ids=["ours", "adopted"])
+def test_what_each_role_of_the_app_may_see_is_seen(database: Database, *, is_named: bool) -> None:
+    """Of its own sessions it sees everything; and of those that are not named by us it is asked for its own alone."""
+    role, name = f"reader_{os.getpid()}_{threading.get_ident()}", f"roles{os.getpid()}_{is_named}"
+    database.execute(f"CREATE ROLE {role} LOGIN PASSWORD 'hush'")
+    urls = [sa.make_url(database.url).set(username=role, password="hush"), sa.make_url(database.url)]
+    if not is_named:
+        urls = [url.update_query_dict({"application_name": name}) for url in urls]
+    first, second = (url.render_as_string(hide_password=False) for url in urls)
+    app = Flask(name)
+    app.config.update(SQLALCHEMY_DATABASE_URI=first, SQLALCHEMY_BINDS={"second": second})
+    extension = UnitOfWork(app)
+    try:
+        with app.app_context(), extension.engine.connect() as one, extension.get_engine("second").connect() as other:
+            one.execute(sa.text("SELECT 1"))
+            other.execute(sa.text("SELECT 1"))
+            (seen,) = stats.snapshot(app).databases
+    finally:
+        with app.app_context():
+            for each in extension.engines.values():
+                each.dispose()
+        database.execute(f"DROP ROLE {role}")
+
+    assert states(seen) == ["idle in transaction"] * 2
+    assert not any("pg_read_all_stats" in note for note in seen.notes)
+
+
+def test_what_two_addresses_tell_of_one_database() -> None:
+    """What either may see, once; behind a pooler it is if one of the two is."""
+    first = replace(
+        snapshots.database(session(pid=1, state="hidden"), session(pid=2)),
+        blockers=(session(pid=3), session(pid=4)),
+        client_address="10.0.0.1",
+        notes=("one",),
+    )
+    second = replace(
+        snapshots.database(session(pid=1, state="idle"), session(pid=3)),
+        binds=("reader",),
+        blockers=(session(pid=4),),
+        is_pooled=True,
+        notes=("one", "two"),
+    )
+
+    both = first.with_other(second)
+
+    assert [(each.pid, each.state) for each in both.sessions] == [
+        (1, "idle"),
+        (2, "idle in transaction"),
+        (3, "idle in transaction"),
+    ]
+    assert [each.pid for each in both.blockers] == [4]
+    assert (both.binds, both.summary.total, both.is_pooled) == (("default", "reader"), 3, True)
+    assert (both.client_address, both.other_addresses, both.notes) == ("10.0.0.1", (None,), ("one", "two"))
 
 
 @on_postgresql

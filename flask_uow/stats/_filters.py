@@ -26,26 +26,27 @@ class Filter:
 
     def keeps_session(self, session: ServerSession) -> bool:
         """Whether a session of a server is listed; one that nothing holds has no label."""
-        is_chosen = self.keeps_label(session.unit) and self.keeps_worker(session.worker_pid)
+        is_chosen = self._keeps_either(session.unit, session.view) and self.keeps_worker(session.worker_pid)
         return is_chosen and session.is_within(self.min_age_seconds, self.states)
 
     def keeps_stack(self, stack: Sequence[LiveUnit]) -> bool:
         """Whether a live unit is listed, with all that is inside it."""
         is_old = not self.min_age_seconds or stack[0].seconds >= self.min_age_seconds
         # The connection may be one of the units around it.
-        server_state = next((unit.server_state for unit in reversed(stack) if unit.server_state is not None), None)
-        is_in_state = not self.states or stack[-1].state in self.states or server_state in self.states
+        told = next((unit for unit in reversed(stack) if unit.server_group is not None), stack[-1])
+        is_in_state = not self.states or bool({stack[-1].state, told.server_state, told.server_group} & {*self.states})
         return is_old and is_in_state and any(self.keeps_label(unit.label) for unit in stack)
 
     def keeps_trouble(self, trouble: Trouble) -> bool:
         """Whether a trouble is listed; age and state are not asked, for trouble comes in all of them."""
-        return self.keeps_worker(trouble.worker_pid) and (
-            self.keeps_label(trouble.label) or (trouble.view is not None and self.keeps_label(trouble.view))
-        )
+        return self.keeps_worker(trouble.worker_pid) and self._keeps_either(trouble.label, trouble.view)
 
     def keeps_worker(self, pid: int | None) -> bool:
         """Whether what belongs to a process is listed."""
         return not self.workers or pid in self.workers
+
+    def _keeps_either(self, label: str | None, view: str | None) -> bool:
+        return self.keeps_label(label) or (view is not None and self.keeps_label(view))
 
     def keeps_label(self, label: str | None) -> bool:
         """Whether what has a label is listed.

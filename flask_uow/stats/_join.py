@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from .._application_name import is_of_another_host
-from ._values import DatabaseSnapshot, LiveUnit, ServerSession, State, Worker
+from ._values import DatabaseSnapshot, LiveUnit, ServerSession, State, Worker, group_rank
 from ._wording import counted
 
 
@@ -41,13 +41,14 @@ class Known:
             for worker in (*self.workers, *self.later)
         )
 
-    def find(self, session: ServerSession) -> LiveUnit | None:
-        """The innermost unit, or whatever else, that holds a session."""
+    def find(self, session: ServerSession) -> tuple[LiveUnit, LiveUnit] | None:
+        """The outermost and the innermost unit, or whatever else, that hold a session."""
         holders = (
-            live
+            (stack[0], live)
             for worker in self.workers
             if session.worker_pid in (None, worker.pid)
-            for live in worker.live
+            for stack in worker.stacks
+            for live in stack
             if session.pid in live.backend_pids
         )
         return next(reversed(list(holders)), None)
@@ -101,10 +102,13 @@ def with_units(database: DatabaseSnapshot, known: Known) -> DatabaseSnapshot:
 
 def _held(session: ServerSession, known: Known) -> ServerSession:
     """Say what holds a session: a worker's word is better than what its server was told."""
-    holder = known.find(session)
-    if holder is None:
+    found = known.find(session)
+    if found is None:
         return session
-    return dataclasses.replace(session, unit=holder.label, where=holder.where, is_told_by_server=False)
+    outermost, holder = found
+    return dataclasses.replace(
+        session, unit=holder.label, view=outermost.label, where=holder.where, is_told_by_server=False
+    )
 
 
 def _placed(session: ServerSession, known: Known, labels: dict[int, str], database: DatabaseSnapshot) -> ServerSession:
@@ -124,6 +128,9 @@ def _name(pid: int, labels: dict[int, str]) -> str:
 
 
 def _notes(database: DatabaseSnapshot, known: Known) -> Iterator[str]:
+    hidden = sum(session.is_hidden for session in (*database.sessions, *database.blockers))
+    if hidden:
+        yield f"What {hidden} of the sessions do is hidden from the role that asked: grant it pg_read_all_stats."
     workers = {session.worker_pid for session in database.sessions if session.worker_pid is not None}
     pooled = sorted(pid for pid in workers if known.is_behind_pooler(pid, database.sessions))
     if pooled or database.is_pooled:
@@ -154,7 +161,7 @@ def _is_elsewhere(session: ServerSession, database: DatabaseSnapshot) -> bool:
     """Whether a session came from another host, or a container; several may be behind one address."""
     if is_of_another_host(session.application_name):
         return True
-    return not session.is_hidden and session.client_address != database.client_address
+    return not session.is_hidden and session.client_address not in (database.client_address, *database.other_addresses)
 
 
 def with_servers(workers: Iterable[Worker], databases: Iterable[DatabaseSnapshot]) -> tuple[Worker, ...]:
@@ -173,7 +180,8 @@ def _seen(live: LiveUnit, worker: Worker, sessions: Iterable[ServerSession]) -> 
     if not own:
         return live
     waits_for = tuple(dict.fromkeys(name for session in own for name in session.waits_for))
-    seen = dataclasses.replace(live, waits_for=waits_for, server_state=own[0].state)
+    server_state = min((session.state for session in own), key=group_rank)
+    seen = dataclasses.replace(live, waits_for=waits_for, server_state=server_state)
     running = [session for session in own if session.is_running]
     if live.state != State.IDLE or not running:
         return seen

@@ -6,6 +6,7 @@ import os
 
 from sqlalchemy import Pool, QueuePool
 
+from .._pool import class_name
 from ._values import PoolSnapshot
 
 
@@ -16,10 +17,10 @@ def pool_snapshot(bind: str, pool: Pool) -> PoolSnapshot:
     :param pool: the pool.
     """
     if not isinstance(pool, QueuePool):
-        return PoolSnapshot(bind=bind, class_name=type(pool).__name__, process_pid=os.getpid())
+        return PoolSnapshot(bind=bind, class_name=class_name(pool), process_pid=os.getpid())
     return PoolSnapshot(
         bind=bind,
-        class_name=type(pool).__name__,
+        class_name=class_name(pool),
         process_pid=os.getpid(),
         size=pool.size(),
         checked_out=pool.checkedout(),

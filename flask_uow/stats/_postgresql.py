@@ -13,7 +13,7 @@ import contextvars
 import dataclasses
 import threading
 import typing as t
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 
@@ -74,6 +74,7 @@ def _ask(database: DatabaseSnapshot, engine: Engine, app_name: str) -> DatabaseS
     return dataclasses.replace(
         database,
         server_version=server.server_version,
+        identity=f"{server.database}@{server.started_at}",
         found_by=_found_by(app_name, server),
         client_address=server.client_address,
         is_pooled=bool(told_pid) and told_pid != server.backend_pid,
@@ -81,7 +82,7 @@ def _ask(database: DatabaseSnapshot, engine: Engine, app_name: str) -> DatabaseS
         blockers=tuple(_server_session(row) for row in rows if not row.is_own),
         prepared=tuple(_prepared(prepared)),
         summary=Summary.of(sessions),
-        notes=(*database.notes, *_notes(sessions, server)),
+        notes=(*database.notes, *_notes(server)),
     )
 
 
@@ -125,6 +126,7 @@ def _server_session(row: Row[t.Any]) -> ServerSession:
         wait_seconds=_age(row.wait_seconds),
         connected_seconds=_age(row.connected_seconds),
         unit=label,
+        view=label,
         is_told_by_server=label is not None,
     )
 
@@ -171,10 +173,7 @@ def _found_by(app_name: str, server: Row[t.Any]) -> str:
     return f"application_name {server.application_name!r} of role {server.role!r}"
 
 
-def _notes(sessions: Collection[ServerSession], server: Row[t.Any]) -> Iterator[str]:
-    hidden = sum(session.is_hidden for session in sessions)
-    if hidden:
-        yield f"What {hidden} of the sessions do is hidden from role {server.role!r}: grant it pg_read_all_stats."
+def _notes(server: Row[t.Any]) -> Iterator[str]:
     if not is_own_name(server.application_name):
         yield (
             "This app's connections are not named by flask_uow: other programs that connect "

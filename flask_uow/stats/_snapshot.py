@@ -52,7 +52,7 @@ def snapshot(app: Flask | None = None) -> Snapshot:
     with nullcontext() if is_current else app.app_context():
         engines = _engines(app)
         boards = read_boards(app)
-        databases = [_database(group, app.name) for group in _by_database(engines)]
+        databases = _each_once(_database(group, app.name) for group in _by_database(engines))
         databases = [_with_outcomes(database, engines) for database in databases]
         return _joined(app, boards, databases)
 
@@ -107,7 +107,7 @@ def _engines(app: Flask) -> Mapping[str, Engine]:
 
 
 def _by_database(engines: Mapping[str, Engine]) -> Iterable[Mapping[str, Engine]]:
-    """Put the binds together that lead to one database, so that no session is listed twice."""
+    """Put the binds together that lead to one database with one role, which sees the same by each."""
     databases: dict[tuple[object, ...], dict[str, Engine]] = {}
     for bind, engine in engines.items():
         databases.setdefault(_place(bind, engine.url), {})[bind] = engine
@@ -117,7 +117,8 @@ def _by_database(engines: Mapping[str, Engine]) -> Iterable[Mapping[str, Engine]
 def _place(bind: str, url: URL) -> tuple[object, ...]:
     if not url.host and url.database in (None, "", ":memory:"):
         return (bind,)
-    return (url.get_backend_name(), url.host, url.port, url.database, url.query.get("host"), url.query.get("port"))
+    address = (url.host, url.port, url.query.get("host"), url.query.get("port"))
+    return (url.get_backend_name(), url.username, url.database, *address)
 
 
 def _database(engines: Mapping[str, Engine], app_name: str) -> DatabaseSnapshot:
@@ -135,6 +136,15 @@ def _database(engines: Mapping[str, Engine], app_name: str) -> DatabaseSnapshot:
         return _read(database, engine, app_name)
     except Exception as error:  # noqa: BLE001 (of a driver, a creator or an event of the app's own: reported)
         return dataclasses.replace(database, error=error_line(error, engine.url))
+
+
+def _each_once(databases: Iterable[DatabaseSnapshot]) -> list[DatabaseSnapshot]:
+    """Put together what has turned out to be one database: a server has several roles, addresses and poolers."""
+    found: dict[object, DatabaseSnapshot] = {}
+    for number, database in enumerate(databases):
+        key = database.identity or number
+        found[key] = found[key].with_other(database) if key in found else database
+    return list(found.values())
 
 
 def _with_outcomes(database: DatabaseSnapshot, engines: Mapping[str, Engine]) -> DatabaseSnapshot:

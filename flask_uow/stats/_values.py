@@ -105,8 +105,10 @@ class ServerSession:
     is_told_by_server: bool = False
     """Whether :attr:`unit` is no worker's word, but what the server was told: the label of the outermost unit, maybe
     cut, whose line nobody here knows."""
+    view: str | None = None
+    """The label of the outermost unit around that, or :attr:`unit` again."""
     where: str | None = None
-    """The line of that: ``file:line in function``."""
+    """The line of :attr:`unit`: ``file:line in function``."""
     waits_for: tuple[str, ...] = ()
     """For each of :attr:`blocked_by`, the label of what holds it, or the pid if nobody knows."""
     is_orphan: bool = False
@@ -412,7 +414,12 @@ class LiveUnit:
     waits_for: tuple[str, ...] = ()
     """The labels of what holds the locks that it waits for, as its server says; a pid where nobody knows."""
     server_state: str | None = None
-    """The server's own word on its session, where the two can be matched."""
+    """The server's own word on its session, where the two can be matched; of several, that which says most."""
+
+    @property
+    def server_group(self) -> str | None:
+        """The server's word, or ``blocked`` while another holds it up, as its session's group is."""
+        return BLOCKED if self.waits_for else self.server_state
 
 
 @dataclasses.dataclass(frozen=True)
@@ -534,8 +541,12 @@ class DatabaseSnapshot:
     server_version: str | None = None
     found_by: str | None = None
     """How the app's sessions were told from those of others."""
+    identity: str | None = None
+    """What tells it from other databases, under whichever address: its name, and when its server was started."""
     client_address: str | None = None
     """The address under which the server sees this host; None over a Unix socket, or if nobody was asked."""
+    other_addresses: tuple[str | None, ...] = ()
+    """The same, of other binds that lead to it another way."""
     is_pooled: bool = False
     """Whether the server was asked through a pooler: nobody knows then to whom its sessions belong now."""
     sessions: tuple[ServerSession, ...] = ()
@@ -551,6 +562,27 @@ class DatabaseSnapshot:
     notes: tuple[str, ...] = ()
     """What is not shown here, and why."""
 
+    def with_other(self, other: DatabaseSnapshot) -> DatabaseSnapshot:
+        """Put together what was seen of one database under two addresses, or by two roles.
+
+        :param other: the same database as other binds lead to it.
+        """
+        sessions = _by_pid(*self.sessions, *other.sessions)
+        own = {session.pid for session in sessions}
+        prepared = {each.name: each for each in (*other.prepared, *self.prepared)}
+        return dataclasses.replace(
+            self,
+            binds=(*self.binds, *other.binds),
+            pools=(*self.pools, *other.pools),
+            other_addresses=(*self.other_addresses, other.client_address),
+            is_pooled=self.is_pooled or other.is_pooled,
+            sessions=sessions,
+            blockers=tuple(each for each in _by_pid(*self.blockers, *other.blockers) if each.pid not in own),
+            prepared=tuple(prepared.values()),
+            summary=Summary.of(sessions),
+            notes=tuple(dict.fromkeys((*self.notes, *other.notes))),
+        )
+
     def only(self, wanted: Filter) -> DatabaseSnapshot:
         """Keep some of the sessions; the summary and the blockers stay as they are.
 
@@ -558,6 +590,15 @@ class DatabaseSnapshot:
         """
         kept = tuple(session for session in self.sessions if wanted.keeps_session(session))
         return dataclasses.replace(self, sessions=kept)
+
+
+def _by_pid(*sessions: ServerSession) -> tuple[ServerSession, ...]:
+    """Each session once, as it is seen by the role that may see most of it."""
+    found: dict[int, ServerSession] = {}
+    for session in sessions:
+        if session.pid not in found or found[session.pid].is_hidden:
+            found[session.pid] = session
+    return tuple(found.values())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -622,6 +663,8 @@ def _plain(value: t.Any) -> t.Any:
         return {str(key): _plain(each) for key, each in value.items()}
     if isinstance(value, tuple | list):
         return [_plain(each) for each in value]
+    if isinstance(value, float):
+        return round(value, 6)
     return value.isoformat() if isinstance(value, datetime) else value
 
 

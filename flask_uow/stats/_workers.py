@@ -93,7 +93,8 @@ def counts_of(image: Image) -> Counts:
         long = [total + record[name] for total, name in zip(long, _LONG, strict=True)]
         without += record["without_connection"]
         statements += label.statements
-        took_s, idle_s, held_s = took_s + record["took_s"], idle_s + record["idle_s"], held_s + record["held_s"]
+        took_s += label.total_seconds
+        idle_s, held_s = idle_s + _addable(record["idle_s"]), held_s + _addable(record["held_s"])
     units = sum(outcomes)
     return Counts(
         units=UnitCounts(
@@ -111,13 +112,15 @@ def counts_of(image: Image) -> Counts:
             image,
             board.HELD_SECONDS,
             units - without - long[2] + words[board.FAST_CHECKOUTS],
-            held_s + image.reals[board.HELD_S],
+            held_s + _addable(image.reals[board.HELD_S]),
         ),
         idle_seconds=_histogram(image, board.IDLE_SECONDS, units - without - long[1], idle_s),
         labels=tuple(labels),
     )
 
 
+_FRACTIONS = 1 << 20
+"""Of a second, about a microsecond each."""
 _LONG = ("long_units", "long_idle", "long_held")
 
 
@@ -128,7 +131,7 @@ def _label_counts(image: Image, at: int, record: dict[str, Any]) -> LabelCounts:
         is_inner=bool(image.words[at + board.LABEL_INNER]),
         count=record["count"],
         errors=record["errors"],
-        total_seconds=_rounded(record["took_s"]),
+        total_seconds=_addable(record["took_s"]),
         worst_seconds=_rounded(record["worst_s"]),
         statements=round(record["statements"]),
     )
@@ -140,7 +143,7 @@ def _rules(image: Image) -> dict[str, int]:
 
 
 def _histogram(image: Image, at: int, first: int, total_s: float) -> Histogram:
-    return Histogram((_counted(first), *image.words[at + 1 : at + board.BUCKETS]), _rounded(total_s))
+    return Histogram((_counted(first), *image.words[at + 1 : at + board.BUCKETS]), total_s)
 
 
 def _counted(number: int) -> int:
@@ -158,9 +161,24 @@ def _rounded(seconds: float) -> float:
 
     :raises ValueError: if it is no time.
     """
+    return round(_timed(seconds), 6)
+
+
+def _addable(seconds: float) -> float:
+    """Seconds, down to a fraction of which sums are exact.
+
+    In whichever order they are added up, and whether before or after a worker was added to those that have ended: what
+    workers have counted together is never less than it was.
+
+    :raises ValueError: if it is no time.
+    """
+    return math.floor(_timed(seconds) * _FRACTIONS) / _FRACTIONS
+
+
+def _timed(seconds: float) -> float:
     if not 0.0 <= seconds < math.inf:
         raise ValueError(f"{seconds} is no time.")
-    return round(seconds, 6)
+    return seconds
 
 
 # ---- live units and connections
