@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from functools import wraps
 from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, TypeVar, Unpack, cast, overload
@@ -62,6 +63,7 @@ class Options(TypedDict, total=False):
 
 
 _BEGIN = Relation.BEGIN
+_ENTER_CONTEXT = ExitStack.enter_context.__code__
 
 OPTIONS = "_uow_options"
 """Where a decorated function has its options."""
@@ -153,7 +155,10 @@ class Transactional:
         """
         self._check_block()
         frame = sys._getframe(1)
-        boundary = Boundary(self._options, self._bound_to, CallSite(frame.f_code, frame.f_lineno))
+        site = CallSite(frame.f_code, frame.f_lineno)
+        if frame.f_code is _ENTER_CONTEXT:
+            site = application_site() or site
+        boundary = Boundary(self._options, self._bound_to, site)
         boundary.enter()
         self._entered.append((_owner_of_block(frame), boundary))
         return boundary.unit or current_unit
