@@ -83,7 +83,7 @@ class Transactional:
     def __init__(self, options: dict[str, Any], sessions: Sessions | None = None) -> None:
         self._options = UnitOptions.checked(options)
         self._bound_to = sessions
-        self._entered: list[tuple[tuple[str, int], Boundary]] = []
+        self._entered: dict[tuple[str, int], list[Boundary]] = {}
 
     def __call__(self, function: F) -> F:
         """Make each call of ``function`` one unit of work.
@@ -160,7 +160,7 @@ class Transactional:
             site = application_site() or site
         boundary = Boundary(self._options, self._bound_to, site)
         boundary.enter()
-        self._entered.append((_owner_of_block(frame), boundary))
+        self._entered.setdefault(_owner_of_block(frame), []).append(boundary)
         return boundary.unit or current_unit
 
     def __exit__(
@@ -180,10 +180,15 @@ class Transactional:
                 )
 
     def _leave_last(self, frame: FrameType) -> Boundary:
-        """The block that was entered last by this generator or thread: one object may serve several."""
+        """The block that was entered last by this generator or thread: one object may serve several, at once."""
         owner = _owner_of_block(frame)
-        mine = [position for position, (entered_by, _) in enumerate(self._entered) if entered_by == owner]
-        return self._entered.pop(mine[-1] if mine else -1)[1]
+        if owner not in self._entered:
+            owner = list(self._entered)[-1]  # entered elsewhere, and handed over in an ExitStack
+        blocks = self._entered[owner]
+        boundary = blocks.pop()
+        if not blocks:
+            del self._entered[owner]
+        return boundary
 
 
 def _owner_of_block(frame: FrameType) -> tuple[str, int]:
