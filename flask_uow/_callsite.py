@@ -59,6 +59,11 @@ def defined_at(function: Callable[..., object]) -> CallSite | None:
     return CallSite(code, code.co_firstlineno) if code else None
 
 
+def is_of_application(site: CallSite) -> bool:
+    """Whether a line is the application's, and no library's."""
+    return not site.code.co_filename.startswith(_LIBRARIES)
+
+
 def application_site() -> CallSite | None:
     """The innermost frame of the application, or None when there is none (code typed at a prompt, say)."""
     frame: FrameType | None = sys._getframe(1)

@@ -653,5 +653,8 @@ def _failed(context: ExceptionContext) -> None:
     if is_lost:
         link.state.tell_rest(link)
     unit = link.state.unit
-    if unit is not None and unit.deadline is not None and sqlstate(context.original_exception) in _TIMED_OUT:
+    if unit is None or unit.deadline is None:
+        return
+    was_ended = context.is_disconnect and not link.state.sent_commit  # what a lost COMMIT did is another question
+    if was_ended or sqlstate(context.original_exception) in _TIMED_OUT:
         unit.check_deadline()  # the server has kept it

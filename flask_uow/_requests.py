@@ -20,7 +20,7 @@ from flask.globals import app_ctx
 from ._options import Propagation
 from ._retry import is_retryable
 from ._state import AppState
-from ._transactional import OPTIONS, Transactional, current_unit
+from ._transactional import OPTIONS, SITE, Transactional, current_unit
 from ._units import Unit
 from ._views import find_request, parts_of_view
 
@@ -61,6 +61,8 @@ class AtomicRequests:
         self._in_unit = Transactional({}, app_state.sessions)(self._request)
         self._failed_in_unit = Transactional({"retries": 0}, app_state.sessions)(self._failed_request)
         app_state.dispatches = (self._in_unit, self._failed_in_unit)
+        for each in (self._in_unit, self._failed_in_unit):
+            setattr(each, SITE, None)  # the line of a request is its view's
 
     def full_dispatch_request(self, *args: Any) -> Response:
         if not _is_atomic(self._app_state):

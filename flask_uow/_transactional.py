@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from functools import wraps
 from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, TypeVar, Unpack, cast, overload
@@ -62,6 +63,7 @@ class Options(TypedDict, total=False):
 
 
 _BEGIN = Relation.BEGIN
+_ENTER_CONTEXT = ExitStack.enter_context.__code__
 
 OPTIONS = "_uow_options"
 """Where a decorated function has its options."""
@@ -81,7 +83,7 @@ class Transactional:
     def __init__(self, options: dict[str, Any], sessions: Sessions | None = None) -> None:
         self._options = UnitOptions.checked(options)
         self._bound_to = sessions
-        self._entered: list[tuple[tuple[str, int], Boundary]] = []
+        self._entered: dict[tuple[str, int], list[Boundary]] = {}
 
     def __call__(self, function: F) -> F:
         """Make each call of ``function`` one unit of work.
@@ -153,9 +155,12 @@ class Transactional:
         """
         self._check_block()
         frame = sys._getframe(1)
-        boundary = Boundary(self._options, self._bound_to, CallSite(frame.f_code, frame.f_lineno))
+        site = CallSite(frame.f_code, frame.f_lineno)
+        if frame.f_code is _ENTER_CONTEXT:
+            site = application_site() or site
+        boundary = Boundary(self._options, self._bound_to, site)
         boundary.enter()
-        self._entered.append((_owner_of_block(frame), boundary))
+        self._entered.setdefault(_owner_of_block(frame), []).append(boundary)
         return boundary.unit or current_unit
 
     def __exit__(
@@ -175,10 +180,15 @@ class Transactional:
                 )
 
     def _leave_last(self, frame: FrameType) -> Boundary:
-        """The block that was entered last by this generator or thread: one object may serve several."""
+        """The block that was entered last by this generator or thread: one object may serve several, at once."""
         owner = _owner_of_block(frame)
-        mine = [position for position, (entered_by, _) in enumerate(self._entered) if entered_by == owner]
-        return self._entered.pop(mine[-1] if mine else -1)[1]
+        if owner not in self._entered:
+            owner = list(self._entered)[-1]  # entered elsewhere, and handed over in an ExitStack
+        blocks = self._entered[owner]
+        boundary = blocks.pop()
+        if not blocks:
+            del self._entered[owner]
+        return boundary
 
 
 def _owner_of_block(frame: FrameType) -> tuple[str, int]:

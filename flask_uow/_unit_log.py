@@ -26,7 +26,7 @@ _PLAIN = re.compile(r"[\w.<>:-]+", re.ASCII)
 def log_unit(
     *,
     label: str,
-    where: str,
+    where: str | None,
     attempt: int,
     seconds: float,
     statements: int,

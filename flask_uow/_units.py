@@ -32,7 +32,7 @@ from blinker import NamedSignal
 from . import _fork, signals
 from ._board import BEGUN, IDLE, ROLLING_BACK, STATEMENT, Board, Kind, Live, Row, pack_live
 from ._board import Outcome as End
-from ._callsite import CallSite
+from ._callsite import CallSite, is_of_application
 from ._checkouts import hold, let_go
 from ._drivers import TransactionStatus
 from ._hooks import Hook, Hooks, When
@@ -52,6 +52,7 @@ from ._state import (
     set_innermost,
 )
 from ._unit_log import UnitOutcome, log_unit
+from ._views import site_of_view
 from .exceptions import (
     CommitOutcomeUnknownError,
     NoActiveUnitError,
@@ -62,6 +63,7 @@ from .exceptions import (
 )
 
 if TYPE_CHECKING:
+    from flask import Request
     from sqlalchemy.orm import Session, SessionTransaction
 
 
@@ -153,7 +155,7 @@ class Unit:
     depth = 1
     is_active = is_known_aborted = is_undone = is_view = was_on_reader = False
     is_repeatable = True
-    request: object = None
+    request: Request | None = None
     took_s = 0.0
     _asked_before = 0.0
     _has_failed = _has_savepoint = _is_in_doubt = _is_length_noticed = False
@@ -511,14 +513,20 @@ class Unit:
         return self.read_only and _isolation_of(self.session, self) != "SERIALIZABLE"
 
     @property
-    def where(self) -> str:
-        """The function that is the unit, or the line of its ``with``."""
-        return str(self._site)
+    def where(self) -> str | None:
+        """The function that is the unit, or the line of its ``with``; None if nobody has written it in Python."""
+        site = self._site
+        return str(site) if site is not None else None
 
     @property
     def _site(self) -> CallSite | None:
         place = self._place
-        return place if isinstance(place, CallSite) else place._uow_site  # type: ignore[attr-defined]
+        if isinstance(place, CallSite):
+            return place
+        site: CallSite | None = place._uow_site  # type: ignore[attr-defined]
+        if self.is_view and (site is None or not is_of_application(site)):
+            return site_of_view(self._state.app_state, self.request) or site
+        return site
 
     @property
     def ended_around(self) -> Unit | None:

@@ -10,6 +10,7 @@ from typing import Any
 from flask import Request, request
 from werkzeug.exceptions import HTTPException
 
+from ._callsite import CallSite, defined_at, is_of_application
 from ._state import AppState
 
 _METHODS = frozenset(HTTPMethod)
@@ -53,6 +54,12 @@ def parts_of_view(app_state: AppState, now: Request) -> Iterator[Any]:
     """A request's view function, what it decorates, and its class's methods."""
     if now.url_rule is not None:
         yield from _parts(app_state.app.view_functions.get(now.url_rule.endpoint), now.method)
+
+
+def site_of_view(app_state: AppState, now: Request | None) -> CallSite | None:
+    """Where the application has written the view of a request: Flask writes those of classes. None without a view."""
+    sites = map(defined_at, parts_of_view(app_state, now) if now is not None else ())
+    return next((site for site in sites if site is not None and is_of_application(site)), None)
 
 
 def _parts(view: Any, method: str) -> Iterator[Any]:

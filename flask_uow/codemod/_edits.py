@@ -101,27 +101,33 @@ class _Editor(cst.CSTTransformer):
         self, original_node: cst.SimpleStatementLine, updated_node: cst.SimpleStatementLine
     ) -> cst.SimpleStatementLine | cst.FlattenSentinel[cst.BaseStatement]:
         """Mark a line whose statements go: the block around it knows what to do with its comments."""
-        if self._place(original_node) in self._edits.after:
+        if len(original_node.body) == 1 and self._place(original_node) in self._edits.after:
             added = cst.parse_statement(self._edits.after[self._place(original_node)])
             return cst.FlattenSentinel([updated_node, added])
         kept = self._kept(original_node.body, updated_node.body)
-        return updated_node.with_changes(body=kept or [_gone()]) if len(kept) < len(updated_node.body) else updated_node
+        return updated_node if kept is None else updated_node.with_changes(body=kept or [_gone()])
 
     def leave_SimpleStatementSuite(
         self, original_node: cst.SimpleStatementSuite, updated_node: cst.SimpleStatementSuite
     ) -> cst.SimpleStatementSuite:
         """Leave ``pass`` where nothing is left."""
         kept = self._kept(original_node.body, updated_node.body)
-        if len(kept) == len(updated_node.body):
-            return updated_node
-        return updated_node.with_changes(body=kept or [cst.Pass()])
+        return updated_node if kept is None else updated_node.with_changes(body=kept or [cst.Pass()])
 
     def _kept(
         self, original: Sequence[cst.BaseSmallStatement], updated: Sequence[cst.BaseSmallStatement]
-    ) -> list[cst.BaseSmallStatement]:
-        pairs = zip(original, updated, strict=True)
-        kept = [new for old, new in pairs if self._place(old) not in self._edits.dropped]
-        if kept and len(kept) < len(updated):
+    ) -> list[cst.BaseSmallStatement] | None:
+        """What stands in a line afterwards; None if nothing changes there."""
+        places = [self._place(each) for each in original]
+        if not any(place in self._edits.dropped or place in self._edits.after for place in places):
+            return None
+        kept: list[cst.BaseSmallStatement] = []
+        for place, statement in zip(places, updated, strict=True):
+            if place not in self._edits.dropped:
+                kept.append(statement)
+            if place in self._edits.after:
+                kept += _in_line(self._edits.after[place])
+        if kept:
             kept[-1] = kept[-1].with_changes(semicolon=cst.MaybeSentinel.DEFAULT)
         return kept
 
@@ -180,6 +186,12 @@ def _with_units(statements: Sequence[cst.BaseStatement], counts: Sequence[int]) 
         )
         body[-count:] = [unit]
     return body
+
+
+def _in_line(code: str) -> Sequence[cst.BaseSmallStatement]:
+    """Code as it stands beside other statements."""
+    line = cst.parse_statement(code)
+    return line.body if isinstance(line, cst.SimpleStatementLine) else ()
 
 
 def _gone() -> cst.Expr:

@@ -90,6 +90,31 @@ def test_below_init_app_in_a_factory(tmp_path: Path, imports: str, db: str, expe
     assert "\ndb = Database()\nuow = UnitOfWork(session=db.session)\n" in _after(report, "database.py")
 
 
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("db.init_app(app); app.x = 1", "db.init_app(app); uow.init_app(app); app.x = 1"),
+        ("app.x = 1; db.init_app(app)  # last", "app.x = 1; db.init_app(app); uow.init_app(app)  # last"),
+        ("if app: db.init_app(app)", "if app: db.init_app(app); uow.init_app(app)"),
+    ],
+)
+def test_beside_init_app_in_a_line_with_others(tmp_path: Path, before: str, after: str) -> None:
+    """Where the line holds other statements it stands among them; left out, no request would find its extension."""
+    source = f"""
+from flask import Flask
+from flask_sqlalchemy import SQLAlchemy
+db = SQLAlchemy(); other = 1
+app = Flask(__name__)
+{before}
+"""
+    report = change(tmp_path, bank=source)
+
+    changed = _after(report, "bank.py")
+    assert "db = SQLAlchemy(); uow = UnitOfWork(session=db.session); other = 1\n" in changed
+    assert f"{after}\n" in changed
+    assert not change(tmp_path, bank=changed).changes
+
+
 def test_apps_of_a_factory_work_side_by_side(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In one module with everything; each app has rows of its own."""
     source = """

@@ -2,6 +2,7 @@
 
 import contextlib
 import contextvars
+import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -325,3 +326,26 @@ def test_contexts_end_while_threads_come_and_go_under_them(database: Database, u
         pass
 
     assert checked_out(app) == 0
+
+
+def test_a_block_that_threads_share_ends_for_each_its_own(app: Flask) -> None:
+    """One object may be entered by several threads at once, wherever the interpreter changes from one to another."""
+    shared = transactional(propagation="supports")
+    before = sys.getswitchinterval()
+    start = threading.Barrier(8)
+
+    def enter() -> None:
+        start.wait(DEADLINE_S)
+        with app.app_context():
+            for _ in range(200):
+                with contextlib.ExitStack() as stack:
+                    for _ in range(20):
+                        stack.enter_context(shared)
+
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(8) as pool:
+            for each in [pool.submit(enter) for _ in range(8)]:
+                each.result(DEADLINE_S)
+    finally:
+        sys.setswitchinterval(before)

@@ -3,6 +3,7 @@
 import asyncio
 import inspect
 from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import ExitStack
 from typing import Any
 
 import flask.views
@@ -222,6 +223,10 @@ def test_the_labels_of_functions_and_blocks(bench: Bench) -> None:
             assert unit.label == "test_the_labels_of_functions_and_blocks"
         with transactional(label="night job") as unit:
             assert unit.label == "night job"
+        with ExitStack() as stack:
+            unit = stack.enter_context(transactional())
+            assert unit.label == "test_the_labels_of_functions_and_blocks"
+            assert "test_decorator.py" in str(unit.where)
 
 
 def test_a_function_called_by_a_view_has_its_own_label(bench: Bench) -> None:

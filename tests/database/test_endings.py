@@ -788,8 +788,9 @@ def test_a_deadline_loosens_no_limit_that_is_there(bench: Bench) -> None:
 
 
 @on_postgresql
-def test_a_deadline_frees_the_locks_of_a_unit_that_does_nothing(bench: Bench) -> None:
-    """The server ends its session, so that others can go on while the unit still hangs."""
+@pytest.mark.parametrize("late", [(), ("late",)], ids=["returns", "writes on"])
+def test_a_deadline_frees_the_locks_of_a_unit_that_does_nothing(bench: Bench, late: tuple[str, ...]) -> None:
+    """The server ends its session, so that others can go on while the unit still hangs; what it does next is late."""
     with bench.app.app_context(), pytest.raises(UnitTimeoutError), transactional(timeout=0.2):
         bench.add("locked")
         pid = bench.session.scalar(sa.text("SELECT pg_backend_pid()"))
@@ -797,6 +798,7 @@ def test_a_deadline_frees_the_locks_of_a_unit_that_does_nothing(bench: Bench) ->
         while bench.database.rows(f"SELECT FROM pg_stat_activity WHERE pid = {pid}"):
             assert time.monotonic() < end
             time.sleep(0.02)
+        bench.add(*late)
 
     assert bench.committed() == []
 

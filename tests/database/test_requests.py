@@ -1,7 +1,7 @@
 """Whole requests as units: what is in, what an error undoes, who stays out."""
 
 import gc
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -641,3 +641,35 @@ def test_a_method_that_its_client_has_made_up_is_no_label(make_bench: MakeBench)
 
     assert set(labels) == {"? without a view", "? /every", "PUT /every"}
     assert sum(map(len, bench.app.extensions[STATE_KEY].view_labels.values())) < 10
+
+
+@pytest.mark.parametrize("is_atomic", [False, True], ids=["decorated", "atomic"])
+@pytest.mark.parametrize("is_class", [False, True], ids=["function", "class"])
+def test_the_line_of_a_view_is_the_applications(make_bench: MakeBench, is_atomic: bool, is_class: bool) -> None:
+    """Not one of Flask, which makes a function of a class, nor of the extension, whose unit lies around a request."""
+    bench = make_bench(UOW_ATOMIC_REQUESTS=is_atomic)
+    decorate: Callable[[Any], Any] = (lambda view: view) if is_atomic else transactional
+
+    class Page(views.MethodView):
+        decorators = [decorate]  # noqa: RUF012
+
+        def get(self) -> str:
+            return str(current_unit.where)
+
+    def page() -> str:
+        return str(current_unit.where)
+
+    bench.app.add_url_rule("/", view_func=Page.as_view("page") if is_class else decorate(page))
+
+    answer = bench.app.test_client().get("/").text
+    assert answer.startswith("tests/database/test_requests.py:")
+    assert answer.endswith("in Page.get" if is_class else "in page")
+
+
+def test_a_request_without_a_view_has_no_line(atomic: Bench) -> None:
+    """Nobody has written what answers for an address that leads nowhere."""
+    lines: list[str | None] = []
+    atomic.app.before_request(lambda: lines.append(current_unit.where))
+
+    assert atomic.app.test_client().get("/nowhere").status_code == 404
+    assert lines == [None]
