@@ -85,6 +85,17 @@ def queue_query(pgconn: Any, command: bytes) -> None:
         raise _not_taken(pgconn)
 
 
+def sync(pgconn: PGconn) -> None:
+    """End what is sent together in a pipeline.
+
+    :raises psycopg.OperationalError: if libpq does not take it; psycopg's own names a reason of its own.
+    """
+    try:
+        pgconn.pipeline_sync()
+    except errors.OperationalError as error:
+        raise _not_taken(pgconn) from error
+
+
 def _not_taken(pgconn: Any) -> errors.OperationalError:
     return errors.OperationalError(f"sending a command failed: {pgconn.get_error_message()}")
 
@@ -98,29 +109,25 @@ def execute(pgconn: PGconn) -> PQGen[list[PGresult]]:
 
 
 def send(pgconn: PGconn) -> PQGen[None]:
-    """Send what libpq has taken, and wait until something comes back."""
+    """Send what libpq has taken, and wait until something comes back, unless that was read before."""
     if pgconn.flush():
-        # It may read an answer while it waits to send: to wait for that again might be for ever.
         yield from generators.send(pgconn)
-        return
-    while not (yield READABLE):
-        pass
-    pgconn.consume_input()
+    elif _is_busy(pgconn):
+        while not (yield READABLE):
+            pass
+        pgconn.consume_input()
 
 
 def fetch_many(pgconn: PGconn) -> PQGen[list[PGresult]]:
     """Return the next results, those of one command.
 
-    :raises psycopg.OperationalError: if the connection is lost, and none of the results says why.
+    :raises psycopg.OperationalError: if the connection is lost or closed, and none of the results says why.
     """
     results: list[PGresult] = []
     try:
         while True:
-            while _is_busy(pgconn):
-                while not (yield READABLE):
-                    pass
-                pgconn.consume_input()
-            result = pgconn.get_result()
+            # What one read has not brought may be large: psycopg lets other threads run while it reads that.
+            result = (yield from generators.fetch(pgconn)) if _is_busy(pgconn) else pgconn.get_result()
             if result is None:
                 break
             results.append(result)
@@ -130,6 +137,8 @@ def fetch_many(pgconn: PGconn) -> PQGen[list[PGresult]]:
     except errors.DatabaseError:
         if all(result.status != FATAL_ERROR for result in results):
             raise
+    if not results:
+        raise errors.OperationalError("got no result: the connection is closed")
     return results
 
 

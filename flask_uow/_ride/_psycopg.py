@@ -20,7 +20,7 @@ from psycopg._pipeline import Pipeline
 from psycopg._preparing import PrepareManager
 
 from ._characteristics import OPTION_OFF, QUESTION, QUESTION_AGAIN, QUESTION_WITHOUT_WISH
-from ._libpq import FATAL_ERROR, execute, fetch_many, hand_on_notifications, queue_query, send, send_query
+from ._libpq import FATAL_ERROR, execute, fetch_many, hand_on_notifications, queue_query, send, send_query, sync
 from ._psycopg_cursors import CURSOR_METHODS, RidingCursor, RidingServerCursor, riding_cursor_class
 from ._riders import FAILING, IDLE, IN_ERROR, Riders
 
@@ -526,7 +526,7 @@ class RidingConnection(psycopg.Connection[Any]):
                     count += 1
             except Exception as error:  # noqa: BLE001  # it is raised when the riders' results are read
                 refusal = error
-            pgconn.pipeline_sync()
+            sync(pgconn)
             self.trips += 2 if leading else 1
             answers = yield from self._read_gen(count)
             if riders:

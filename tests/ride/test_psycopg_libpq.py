@@ -4,7 +4,8 @@ from collections.abc import Iterator
 
 import psycopg
 import pytest
-from psycopg import pq
+from psycopg import generators, pq
+from psycopg.abc import PQGen
 
 from flask_uow._ride import _libpq
 from tests.databases import PostgreSQLDatabase
@@ -58,11 +59,51 @@ def test_more_than_sockets_hold(told: Told) -> None:
         assert len(answer) == 2 * LARGE
 
 
+def test_large_answers_are_left_to_psycopg(told: Told, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It lets other threads run while it reads them."""
+    left: list[pq.abc.PGconn] = []
+
+    def fetch(pgconn: pq.abc.PGconn) -> PQGen[pq.abc.PGresult | None]:
+        left.append(pgconn)
+        result: pq.abc.PGresult | None = yield from psycopg_fetch(pgconn)
+        return result
+
+    psycopg_fetch = generators.fetch
+    monkeypatch.setattr(generators, "fetch", fetch)
+    for _ in range(2):  # the first one rides
+        told.cursor.execute("SELECT repeat('x', %s)", (LARGE,))
+        assert left
+        left.clear()
+
+
+@pytest.mark.parametrize("first", [(), ("SELECT 1",)], ids=["rides", "alone"])
+def test_what_was_read_before_a_statement_is_sent(
+    told: Told, postgres: PostgreSQLDatabase, first: tuple[str, ...]
+) -> None:
+    """A server that has ended the connection says why, though libpq has read all of it before."""
+    told.tell(*first)
+    postgres.kill(told.connection.info.backend_pid)
+    told.connection.pgconn.consume_input()
+    with pytest.raises(psycopg.errors.AdminShutdown):
+        told.cursor.execute("SELECT 1")
+
+
+def test_a_connection_that_another_thread_closes(told: Told) -> None:
+    """What it was about to answer is missing: that is psycopg's error."""
+    pgconn = told.connection.pgconn
+    _libpq.send_query(pgconn, b"SELECT 1")
+    pgconn.finish()
+    with pytest.raises(psycopg.OperationalError, match="closed"):
+        next(_libpq.fetch_many(pgconn))
+
+
 def test_what_libpq_does_not_take(told: Told) -> None:
     """It is psycopg's error, and says why."""
     pgconn = told.connection.pgconn
     with pytest.raises(psycopg.OperationalError, match="pipeline mode"):
         in_pipeline(pgconn)
+    with pytest.raises(psycopg.OperationalError, match="sending a command failed"):
+        _libpq.sync(pgconn)
     told.connection.close()
     with pytest.raises(psycopg.OperationalError, match="connection"):
         _libpq.queue_query(pgconn, b"SELECT 1")
