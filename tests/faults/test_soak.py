@@ -22,11 +22,13 @@ def test_requests_of_every_kind_leave_nothing(postgresql_server: Server, driver:
     """Nothing is held that was not held before, and rows, hooks and the board's counts are those of the requests."""
     program = [sys.executable, "-m", "tests.faults.soak", "--requests=1000", f"--drivers={driver}"]
     server = postgresql_server.url.render_as_string(hide_password=False)
+    # Whoever notes which lines were run has more objects with each new one.
+    unwatched = {name: value for name, value in os.environ.items() if not name.startswith("COVERAGE_")}
 
     done = subprocess.run(
         program,
         cwd=ROOT,
-        env={**os.environ, SERVER_VARIABLE: server},
+        env={**unwatched, SERVER_VARIABLE: server},
         capture_output=True,
         text=True,
         timeout=DEADLINE_S,
