@@ -788,6 +788,21 @@ def test_seconds_never_fall_when_a_worker_ends(folder: Path) -> None:
         assert all(earlier <= later for earlier, later in zip(before, after, strict=True))
 
 
+def test_the_worst_of_one_unit_is_its_total(folder: Path) -> None:
+    """Neither is rounded past the other."""
+    app, _ = make_app(folder)
+    begin(app)
+    board = _board_files.open_board(app, str(folder))
+    for number in range(100):
+        row = board.row(f"label {number}", None, is_inner=False)
+        board.count_unit(row, Outcome.COMMITTED, False, 1.0, number / 7e5, 0.0, 0.0)
+
+    labels = [each for each in stats.read_boards(app).totals.labels if each.label.startswith("label ")]
+
+    assert len(labels) == 100
+    assert all(each.worst_seconds == each.total_seconds for each in labels)
+
+
 def _all_seconds(counts: stats.Counts) -> list[float]:
     labels = [each.total_seconds for each in sorted(counts.labels, key=lambda each: each.label)]
     return labels + [each.total_seconds for each in (counts.unit_seconds, counts.held_seconds, counts.idle_seconds)]

@@ -132,7 +132,7 @@ def _label_counts(image: Image, at: int, record: dict[str, Any]) -> LabelCounts:
         count=record["count"],
         errors=record["errors"],
         total_seconds=_addable(record["took_s"]),
-        worst_seconds=_rounded(record["worst_s"]),
+        worst_seconds=_addable(record["worst_s"]),
         statements=round(record["statements"]),
     )
 
