@@ -192,6 +192,8 @@ def _read_waiting(dbapi_connection: Any) -> bool:
 
 
 def _read_waiting_psycopg(dbapi_connection: Any) -> bool:
+    from ._libpq import hand_on_notifications
+
     notices: list[Any] = []
     dbapi_connection.add_notice_handler(notices.append)
     pgconn = dbapi_connection.pgconn
@@ -200,9 +202,7 @@ def _read_waiting_psycopg(dbapi_connection: Any) -> bool:
         pgconn.is_busy()  # which looks at what was read
     finally:
         dbapi_connection.remove_notice_handler(notices.append)
-    while notification := pgconn.notifies():  # as psycopg does after each statement
-        if pgconn.notify_handler:
-            pgconn.notify_handler(notification)
+    hand_on_notifications(pgconn)
     return bool(notices)
 
 

@@ -19,8 +19,17 @@ from psycopg import errors, pq, waiting
 from psycopg._pipeline import Pipeline
 from psycopg._preparing import PrepareManager
 
+from .._drivers._libpq import (
+    FATAL_ERROR,
+    execute,
+    fetch_many,
+    hand_on_notifications,
+    queue_query,
+    send,
+    send_query,
+    sync,
+)
 from ._characteristics import OPTION_OFF, QUESTION, QUESTION_AGAIN, QUESTION_WITHOUT_WISH
-from ._libpq import FATAL_ERROR, execute, fetch_many, hand_on_notifications, queue_query, send, send_query, sync
 from ._psycopg_cursors import CURSOR_METHODS, RidingCursor, RidingServerCursor, riding_cursor_class
 from ._riders import FAILING, IDLE, IN_ERROR, Riders
 

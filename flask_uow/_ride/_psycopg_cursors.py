@@ -11,7 +11,7 @@ from psycopg import errors
 from psycopg._preparing import Prepare
 from psycopg.adapt import Transformer
 
-from ._libpq import execute
+from .._drivers._libpq import execute
 from ._psycopg_texts import read_text
 from ._riders import IN_ERROR, is_rider
 

@@ -7,7 +7,7 @@ import pytest
 from psycopg import generators, pq
 from psycopg.abc import PQGen
 
-from flask_uow._ride import _libpq
+from flask_uow._drivers import _libpq
 from tests.databases import PostgreSQLDatabase
 from tests.ride.psycopg_bench import Told, riding
 

@@ -1,4 +1,4 @@
-"""libpq as riding drives it on psycopg 3: without giving up the interpreter's lock where nothing is waited for.
+"""libpq past psycopg 3, for riding above all: without giving up the interpreter's lock where nothing is waited for.
 
 psycopg gives it up for each command that it hands to libpq, three times for each result that it takes, and again for
 the end of a command's results. Each time another thread may be woken, which costs both of them more than what is done
