@@ -11,9 +11,11 @@ import gc
 import threading
 import weakref
 from asyncio import _get_running_loop
+from collections.abc import Callable
 from contextvars import ContextVar
+from functools import partial
 from types import MethodType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from flask import Flask
 from flask.ctx import AppContext
@@ -125,6 +127,13 @@ def _noting_class(base: type[AppContext]) -> type[AppContext]:
     return noting
 
 
+def _noted(make_context: Callable[..., AppContext], *args: Any) -> AppContext:
+    """A context as the app makes it, of whatever kind."""
+    context = make_context(*args)
+    context.__class__ = _noting_class(type(context))
+    return context
+
+
 class Scopes:
     """The scope of every app context that is alive; each hangs on its context, and goes with it."""
 
@@ -138,19 +147,14 @@ class Scopes:
         A listener to Flask's ``appcontext_pushed`` would see the same, for five times the price; a class that is put
         in front of an object that exists makes every look at it dearer.
         """
-        make_context = app.app_context
-        noting_class = _noting_class(AppContext)
-
-        def noted_context() -> AppContext:
-            return noting_class(app)
-
-        def noted_context_of_its_own_kind() -> AppContext:
-            context = make_context()
-            context.__class__ = _noting_class(type(context))
-            return context
-
-        is_flasks = make_context == MethodType(Flask.app_context, app)
-        app.app_context = noted_context if is_flasks else noted_context_of_its_own_kind  # type: ignore[method-assign]
+        noting_class: Any = _noting_class(AppContext)
+        makers = {"app_context": partial(noting_class, app)}
+        if hasattr(AppContext, "from_environ"):  # from Flask 3.2 on, the context of a request is an app context too
+            makers["request_context"] = partial(noting_class.from_environ, app)
+        for name, make_context in makers.items():
+            known = getattr(app, name)
+            is_flasks = known == MethodType(getattr(Flask, name), app)
+            setattr(app, name, make_context if is_flasks else partial(_noted, known))
 
     def of(self, context: AppContext) -> Scope:
         """The scope of a context."""

@@ -3,8 +3,10 @@
 import os
 from typing import Any
 
+import pytest
 import sqlalchemy as sa
 from flask import Flask
+from flask.ctx import AppContext
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from sqlalchemy.schema import CreateTable
 
@@ -13,6 +15,10 @@ from tests.databases import Database
 
 RIDES = os.environ.get("UOW_TEST_RIDE") != "off"
 """Whether statements ride in the apps of this run; ``make test-plain`` runs what speaks to PostgreSQL without."""
+
+reuses_contexts = pytest.mark.skipif(
+    hasattr(AppContext, "from_environ"), reason="From Flask 3.2 on, a request has a context of its own."
+)
 
 
 class Base(DeclarativeBase):

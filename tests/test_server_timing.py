@@ -3,6 +3,7 @@
 import re
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
@@ -225,9 +226,9 @@ def test_who_has_wrapped_flasks_methods_since_stays(database: Database, uow: Uni
     add_view(app, uow)
     ours, calls = app.full_dispatch_request, []
 
-    def dispatch() -> Response:
+    def dispatch(*args: Any) -> Response:
         calls.append(1)
-        return ours()
+        return ours(*args)
 
     app.full_dispatch_request = dispatch  # type: ignore[method-assign]
 

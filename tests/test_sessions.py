@@ -16,7 +16,7 @@ from flask_uow import UnitOfWork, transactional
 from flask_uow._guard import guarded_class
 from flask_uow.exceptions import RuleViolationError
 from tests.databases import Database
-from tests.models import Item, checked_out, make_app, names
+from tests.models import Item, checked_out, make_app, names, reuses_contexts
 
 OUTSIDE = r"\[UOW201\] uow\.session was used outside an app context\."
 
@@ -127,6 +127,7 @@ def test_contexts_of_two_apps_have_sessions_apart(
     assert names(second_database) == ["second app"]
 
 
+@reuses_contexts
 def test_a_request_in_a_pushed_context_uses_the_session_of_that_context(app: Flask, uow: UnitOfWork) -> None:
     """Flask reuses the app context that a test has pushed, and so its session; nothing is taken back before it ends."""
     seen: list[Session] = []

@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
@@ -62,6 +63,12 @@ def test_a_context_of_the_apps_own_kind_is_known_by_its_thread_too(database: Dat
     class OwnFlask(Flask):
         def app_context(self) -> AppContext:
             return OwnContext(self)
+
+        def request_context(self, environ: Any) -> Any:
+            context: Any = super().request_context(environ)
+            if isinstance(context, AppContext):  # from Flask 3.2 on
+                context.__class__ = OwnContext
+            return context
 
     uow = UnitOfWork()
     app = OwnFlask(__name__)

@@ -319,7 +319,7 @@ ANSWERS: dict[str, tuple[Callable[[], object], int]] = {
     "headers only": (lambda: ("fine", {"X": "1"}), 200),
     "response in a pair": (lambda: (Response("bad", 500), {"X": "1"}), 500),
     "dict": (lambda: {"fine": 1}, 200),
-    "redirect": (lambda: flask.redirect("/"), 302),
+    "redirect": (lambda: flask.redirect("/", 302), 302),
     "exception that is returned": (NotFound, 404),
 }
 

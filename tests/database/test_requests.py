@@ -15,7 +15,7 @@ from flask_uow._state import STATE_KEY
 from flask_uow.exceptions import RuleViolationError, UnitActiveError
 from flask_uow.testing import record
 from tests.database.conftest import Bench, MakeBench
-from tests.models import Item, checked_out
+from tests.models import Item, checked_out, reuses_contexts
 
 
 class AppError(Exception):
@@ -153,6 +153,7 @@ def test_hooks_run_after_the_request_was_committed(atomic: Bench) -> None:
     assert seen == [(["kept"], 0)]
 
 
+@reuses_contexts
 def test_a_request_inside_a_tests_own_unit_is_a_savepoint_of_it(atomic: Bench) -> None:
     """So that a test can undo what its client has done, errors included."""
     add_view(atomic, "of the request")
@@ -499,8 +500,8 @@ def test_a_handler_that_an_extension_has_put_in_front_sees_what_is_undone(answer
     """An API library wraps ``handle_user_exception`` after the fact, and answers by itself."""
     handle = answering.app.handle_user_exception
 
-    def handle_by_itself(error: Exception) -> Any:
-        return ("sorry", 409) if isinstance(error, AppError) else handle(error)
+    def handle_by_itself(*args: Any) -> Any:
+        return ("sorry", 409) if isinstance(args[-1], AppError) else handle(*args)
 
     vars(answering.app)["handle_user_exception"] = handle_by_itself
     add_view(answering, "undone", ends=AppError("no"))
