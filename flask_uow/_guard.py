@@ -233,8 +233,9 @@ def put_under_guard(session: Session, state: SessionState) -> None:
 
 
 def _watch_sessions(cls: type[Session]) -> None:
-    event.listen(cls, "after_transaction_create", _transaction_created)
-    event.listen(cls, "after_begin", connection_begun)
+    # Before what the application listens with: that may send statements, on a connection which is to be known by then.
+    event.listen(cls, "after_transaction_create", _transaction_created, insert=True)
+    event.listen(cls, "after_begin", connection_begun, insert=True)
     event.listen(cls, "before_commit", _about_to_commit)
     event.listen(cls, "after_soft_rollback", _rolled_back)
 

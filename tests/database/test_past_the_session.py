@@ -17,7 +17,8 @@ from sqlalchemy.orm import Session
 from flask_uow import UnitOfWork, current_unit, signals, transactional
 from flask_uow.exceptions import RuleViolationError, UnitFailedError, UnitOfWorkError, UnitOptionsError
 from tests.database.conftest import Bench, MakeBench
-from tests.models import Item, checked_out
+from tests.databases import Database
+from tests.models import Item, checked_out, make_app
 
 
 def raw_cursor(bench: Bench) -> Any:
@@ -239,6 +240,24 @@ def test_what_listens_to_the_beginning_may_speak(bench: Bench) -> None:
             assert tuple(bench.session.execute(shown).one()) == ("serializable", "a")
         with transactional():
             assert tuple(bench.session.execute(shown).one()) == ("read committed", "a")
+
+
+@on_postgresql
+def test_what_listens_to_sessions_may_speak_first(database: Database) -> None:
+    """A listener that was there before the extension comes after it: the unit has its isolation."""
+
+    class Speaking(Session):
+        pass
+
+    @sa.event.listens_for(Speaking, "after_begin")
+    def speak(session: Session, transaction: object, connection: sa.Connection) -> None:
+        connection.execute(sa.text("SELECT set_config('app.tenant', 'a', true)"))
+
+    uow = UnitOfWork(session_options={"class_": Speaking})
+    app = make_app(database, uow)
+    shown = sa.text("SELECT current_setting('transaction_isolation'), current_setting('app.tenant')")
+    with app.app_context(), transactional(isolation="SERIALIZABLE"):
+        assert tuple(uow.session.execute(shown).one()) == ("serializable", "a")
 
 
 def test_a_lent_connection_stays_in_its_lenders_transaction(bench: Bench) -> None:
