@@ -32,7 +32,7 @@ from ._retry import delay_s, has_lost_connection, is_retryable
 from ._scopes import current_context, find_context
 from ._sessions import Sessions, report_lost_writes
 from ._state import STATE_KEY, AppState, SessionState, guarded_state, state_of, state_of_app
-from ._units import Unit, connections_held, is_used_up
+from ._units import LET_IT_WRITE_FIRST, SQLITE_HAS_ONE_WRITER, Unit, connections_held, is_used_up
 from ._views import find_request, status_of_response, view_label
 from .exceptions import NoActiveUnitError, UnitOfWorkError, UnitOptionsError
 
@@ -481,11 +481,7 @@ def _check_writer(outer: SessionState) -> None:
     :raises UnitOptionsError: at once, instead of a wait that only its end could end.
     """
     if any(link.connection.dialect.name == "sqlite" and link.status() is not None for link in outer.links):
-        raise UnitOptionsError(
-            "SQLite has one writer: a unit on a connection of its own cannot run after the unit around it has sent a "
-            "statement.",
-            fix="Run it first, before the outer unit's first statement; or use PostgreSQL.",
-        )
+        raise UnitOptionsError(SQLITE_HAS_ONE_WRITER, fix=LET_IT_WRITE_FIRST)
 
 
 def _check_pool(session: Session, state: SessionState, *, may_read_elsewhere: bool) -> None:

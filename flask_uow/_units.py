@@ -69,6 +69,11 @@ if TYPE_CHECKING:
 
 _get_ident, _monotonic = threading.get_ident, time.monotonic
 _unit_began, _unit_committed, _unit_rolled_back = signals.unit_began, signals.unit_committed, signals.unit_rolled_back
+SQLITE_HAS_ONE_WRITER = (
+    "SQLite has one writer: a unit on a connection of its own cannot run after the unit around it has sent a statement."
+)
+LET_IT_WRITE_FIRST = "Run it first, before the outer unit's first statement; or use PostgreSQL."
+
 _COMMITTED, _ROLLED_BACK, _FAILED = int(End.COMMITTED), int(End.ROLLED_BACK), int(End.FAILED)
 
 
@@ -97,6 +102,18 @@ def is_used_up(pool: sa.Pool) -> bool:
     if not isinstance(pool, sa.QueuePool) or pool._max_overflow < 0:
         return False
     return connections_held(pool) >= pool.size() + pool._max_overflow
+
+
+def is_inside_writer(link: Link) -> bool:
+    """Whether a unit around, in an app context of its own, has SQLite's write lock: it would be waited for in vain."""
+    url = link.connection.engine.url
+    for state in _states_around():
+        may_write = state.unit is not None and not outermost_of(state.unit).read_only
+        if may_write and state is not link.state:
+            held = [other.status() for other in state.links if other.connection.engine.url == url]
+            if TransactionStatus.IN_TRANSACTION in held:
+                return True
+    return False
 
 
 class Ending(Enum):
@@ -533,6 +550,11 @@ class Unit:
         """The unit around it, on whichever session, if that has ended before it."""
         around = self._around
         return around if around is not None and not around.is_active else None
+
+    @property
+    def has_unit_around(self) -> bool:
+        """Whether it has begun inside another one, on whichever session."""
+        return self._around is not None
 
     @property
     def is_seen_by_task(self) -> bool:
