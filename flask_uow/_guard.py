@@ -278,11 +278,18 @@ def connection_begun(session: Session, transaction: SessionTransaction, connecti
         _notice_begin(session, state)
     if not transaction._connections[connection][-1]:  # whether SQLAlchemy closes it when it is done
         link.is_lent = True
+    unit = state.unit if not state.is_own_call else _unit_of(state, transaction)
     if state.lock is None:
-        _begin(link, connection, state.unit)
+        _begin(link, connection, unit)
         return
     with state.lock:
-        _begin(link, connection, state.unit)
+        _begin(link, connection, unit)
+
+
+def _unit_of(state: SessionState, transaction: SessionTransaction) -> Unit | None:
+    """The unit that is active, but for a transaction that a listener to its end has begun."""
+    unit = state.unit
+    return unit if unit is None or outermost_of(unit).owns(transaction) else None
 
 
 def _name_leak(session: Session, state: SessionState) -> None:

@@ -600,7 +600,8 @@ class Unit:
         owner._is_rollback_only = owner.is_undone = True
         owner._undo(None)
         with self._state.own_call():
-            owner._transaction = self.session.begin(nested=owner.parent is not None)
+            begun = self.session.get_transaction() if owner.parent is None else None  # by a listener to the rollback
+            owner._transaction = begun or self.session.begin(nested=owner.parent is not None)
 
     @property
     def may_read_alone(self) -> bool:
@@ -700,6 +701,9 @@ class Unit:
         if self.live is not None:
             outcome = _COMMITTED if self.was_committed else _FAILED if has_failed else _ROLLED_BACK
             self.leave_board(outcome, is_error=leaving is not None)
+        if parent is None and state.links:
+            for link in state.links:  # of what a listener has begun
+                hold(link, state)
         if parent is None and not self.was_committed:
             self._notice_length(may_raise=False)
 
@@ -749,7 +753,8 @@ class Unit:
         if state.links:
             if self.was_committed and self.request is not None and (self.is_view or not is_before_view()):
                 state.last_commit = (self.label, self.request)
-            state.forget_connections()
+            if self.session._transaction in (None, self._transaction):  # else a listener to its end has begun another
+                state.forget_connections()
         if state.reader is not None:
             self._leave_reader()
 
@@ -996,6 +1001,9 @@ def _meet_open_transaction(session: Session, state: SessionState, options: UnitO
             )
         with state.own_call():
             session.rollback()
+            begun = session.get_transaction()  # by a listener to the rollback
+            if begun is not None:
+                begun.close()
     elif not has_written and not session.in_nested_transaction():
         for link in of_sqlite:
             link.begins = Begins.NOW  # what was read may have changed before the unit has the write lock

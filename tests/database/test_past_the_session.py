@@ -413,6 +413,69 @@ def test_what_a_listener_begins_on_a_connection_that_returns_is_rolled_back(benc
     assert sorted(bench.committed()) == ["a", "b"]
 
 
+def ask_after_each_rollback(uow: UnitOfWork) -> list[int]:
+    """SQLAlchemy's own example of ``after_soft_rollback``: what the session finds when it goes on."""
+    found: list[int] = []
+
+    @sa.event.listens_for(uow.session, "after_soft_rollback")
+    def ask(session: Session, transaction: object) -> None:
+        if session.is_active:
+            found.append(len(session.scalars(sa.select(Item.name)).all()))
+
+    return found
+
+
+def test_what_listens_to_a_rollback_may_read_on(bench: Bench) -> None:
+    """Its transaction is no part of the unit: the session goes on in it, and the next unit takes it over."""
+    found = ask_after_each_rollback(bench.uow)
+    with bench.app.app_context():
+        with pytest.raises(ValueError, match="no"), transactional(read_only=True):
+            assert bench.session.scalars(sa.select(Item.name)).all() == []
+            raise ValueError("no")
+        assert bench.session.scalars(sa.select(Item.name)).all() == []
+        with transactional():
+            bench.add("a")
+    assert checked_out(bench.app) == 0
+
+    assert bench.committed() == ["a"]
+    assert found == [0]
+
+
+def test_what_listens_to_a_rollback_does_not_keep_a_unit_from_its_options(bench: Bench) -> None:
+    """A read that came before is ended, and what a listener reads then as well."""
+    found = ask_after_each_rollback(bench.uow)
+    with bench.app.app_context():
+        bench.session.scalars(sa.select(Item.name)).all()
+        with pytest.raises(RuleViolationError, match="UOW111"), transactional(read_only=True):
+            bench.add("refused")
+        bench.session.scalars(sa.select(Item.name)).all()
+        with transactional(isolation="SERIALIZABLE"):
+            if bench.database.is_postgresql:
+                assert bench.session.scalar(sa.text("SHOW transaction_isolation")) == "serializable"
+
+    assert bench.committed() == []
+    assert len(found) > 1
+
+
+def test_what_listens_to_a_rollback_may_read_in_a_request(make_bench: MakeBench) -> None:
+    """A whole request that was undone goes on in what the listener has begun."""
+    bench = make_bench(UOW_ATOMIC_REQUESTS=True)
+    found = ask_after_each_rollback(bench.uow)
+
+    @bench.app.errorhandler(KeyError)
+    def answer(error: KeyError) -> str:
+        return str(bench.session.scalars(sa.select(Item.name)).all())
+
+    @bench.app.post("/")
+    def view() -> str:
+        bench.add("undone")
+        raise KeyError
+
+    assert bench.app.test_client().post("/").text == "[]"
+    assert bench.committed() == []
+    assert found
+
+
 @pytest.fixture
 def at_each_insert() -> Iterator[list[Callable[[], object]]]:
     """Hooks that a listener of the mapper adds, one for each row that is inserted, while there are any."""
