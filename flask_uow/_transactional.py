@@ -25,6 +25,7 @@ from . import signals
 from ._board import RETRIED
 from ._body import Body
 from ._callsite import CallSite, application_site, defined_at
+from ._drivers import TransactionStatus
 from ._hiding import shown_value
 from ._notices import has_written_unseen
 from ._options import Propagation, Relation, UnitOptions, is_vetoed, relation
@@ -480,7 +481,8 @@ def _check_writer(outer: SessionState) -> None:
 
     :raises UnitOptionsError: at once, instead of a wait that only its end could end.
     """
-    if any(link.connection.dialect.name == "sqlite" and link.status() is not None for link in outer.links):
+    begun = TransactionStatus.IN_TRANSACTION  # unlike a read that came before the outer unit, or what it has committed
+    if any(link.connection.dialect.name == "sqlite" and link.status() is begun for link in outer.links):
         raise UnitOptionsError(SQLITE_HAS_ONE_WRITER, fix=LET_IT_WRITE_FIRST)
 
 
