@@ -276,8 +276,9 @@ def connection_begun(session: Session, transaction: SessionTransaction, connecti
     link = know_connection(state, connection)
     if state.unit is None:
         _notice_begin(session, state)
-    if not transaction._connections[connection][-1]:  # whether SQLAlchemy closes it when it is done
-        link.is_lent = True
+    ends_transaction, closes_connection = transaction._connections[connection][2:]  # whether SQLAlchemy does so
+    if not closes_connection:
+        link.is_lent, link.is_guest = True, not ends_transaction
     unit = state.unit if not state.is_own_call else _unit_of(state, transaction)
     if state.lock is None:
         _begin(link, connection, unit)
@@ -369,7 +370,7 @@ def _begin_on_sqlite(link: Link, unit: Unit | None) -> None:
 
 def _set_options(link: Link, unit: Unit) -> None:
     """Tell the server what the unit asks of its transaction, and the driver had no way to say: behind BEGIN, or now."""
-    late_options = unit.late_options(link.connection)
+    late_options = unit.late_options(link)
     if link.riders is None:
         if late_options is not None:
             link.connection.exec_driver_sql(late_options)

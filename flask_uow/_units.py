@@ -609,15 +609,18 @@ class Unit:
         options = outermost_of(self)._options
         return options.read_only and options.timeout is None and _isolation_of(self.session, self) == "READ COMMITTED"
 
-    def late_options(self, connection: sa.Connection) -> str | None:
-        """What gives the unit's options to a PostgreSQL connection taken without them: they ride, or it is late."""
+    def late_options(self, link: Link) -> str | None:
+        """What gives the unit's options to a PostgreSQL connection taken without them: they ride, or it is late.
+
+        A lender's transaction is not made read-only, for it could not be made to write again.
+        """
         options = outermost_of(self)._options
         if not options.needs_connection:
             return None
-        modes, given = [], connection.get_execution_options()
+        modes, given = [], link.connection.get_execution_options()
         if options.isolation and given.get("isolation_level") != options.isolation:
             modes.append(f"ISOLATION LEVEL {options.isolation}")
-        if options.read_only and not given.get("postgresql_readonly"):
+        if options.read_only and not link.is_guest and not given.get("postgresql_readonly"):
             modes.append("READ ONLY")
         if options.deferrable and not given.get("postgresql_deferrable"):
             modes.append("DEFERRABLE")
@@ -1019,6 +1022,8 @@ def _connect(session: Session, options: UnitOptions) -> None:
     dialect = bind.dialect
     if dialect.name == "sqlite":
         return  # its transactions are serializable, and read-only is switched on where one begins
+    if isinstance(bind, sa.Connection) and bind.in_transaction():
+        return  # SQLAlchemy gives options to no transaction that has begun
     # What listens to the beginning may send a statement, behind which the isolation would come too late.
     if hasattr(dialect, RIDES) and not (options.isolation and bind.dispatch.begin):
         if guarded_state(session).reader is not None:

@@ -14,7 +14,7 @@ from flask import Flask
 from sqlalchemy import orm
 from sqlalchemy.orm import Session
 
-from flask_uow import UnitOfWork, current_unit, signals, transactional
+from flask_uow import UnitOfWork, current_unit, ride, signals, transactional
 from flask_uow.exceptions import RuleViolationError, UnitFailedError, UnitOfWorkError, UnitOptionsError
 from tests.database.conftest import Bench, MakeBench
 from tests.databases import Database
@@ -272,6 +272,33 @@ def test_a_lent_connection_stays_in_its_lenders_transaction(bench: Bench) -> Non
         uow = UnitOfWork(app, sessionmaker=factory)
         with app.app_context(), transactional():
             uow.session.add(Item(name="unit"))
+        seen = sorted(connection.scalars(sa.select(Item.name)))
+        connection.rollback()
+    engine.dispose()
+
+    assert seen == ["fixture", "unit"]
+    assert bench.committed() == []
+
+
+@pytest.mark.parametrize("mode", ["conditional_savepoint", "create_savepoint"])
+@pytest.mark.parametrize("rides", [True, False], ids=["riding", "plain"])
+def test_a_read_only_unit_leaves_its_lenders_transaction_as_it_was(bench: Bench, mode: Any, rides: bool) -> None:
+    """It refuses writes itself: a transaction that PostgreSQL was told is read-only cannot write any more."""
+    engine = sa.create_engine(bench.database.url)
+    if rides:
+        ride(engine)
+    app = Flask("lent")
+    with engine.connect() as connection:
+        connection.begin()
+        connection.execute(sa.insert(Item).values(name="fixture"))
+        uow = UnitOfWork(app, sessionmaker=orm.sessionmaker(connection, join_transaction_mode=mode))
+        with app.app_context():
+            with transactional(read_only=True):
+                assert uow.session.scalars(sa.select(Item.name)).all() == ["fixture"]
+                with pytest.raises(RuleViolationError, match="UOW111"):
+                    uow.session.execute(sa.insert(Item).values(name="refused"))
+            with transactional():
+                uow.session.add(Item(name="unit"))
         seen = sorted(connection.scalars(sa.select(Item.name)))
         connection.rollback()
     engine.dispose()
