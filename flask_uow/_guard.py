@@ -273,12 +273,12 @@ def connection_begun(session: Session, transaction: SessionTransaction, connecti
         return
     if state.is_stale:
         state.expire_unmodified(session)
-    link = know_connection(state, connection)
+    ends_transaction, closes_connection = transaction._connections[connection][2:]  # whether SQLAlchemy does so
+    link = know_connection(state, connection, is_lent=not closes_connection)
     if state.unit is None:
         _notice_begin(session, state)
-    ends_transaction, closes_connection = transaction._connections[connection][2:]  # whether SQLAlchemy does so
     if not closes_connection:
-        link.is_lent, link.is_guest = True, not ends_transaction
+        link.is_guest = not ends_transaction
     unit = state.unit if not state.is_own_call else _unit_of(state, transaction)
     if state.lock is None:
         _begin(link, connection, unit)
@@ -339,12 +339,13 @@ def _begin(link: Link, connection: sa.Connection, unit: Unit | None) -> None:
                 link.riders.add((rename(own_name, outermost.label),))
 
 
-def know_connection(state: SessionState, connection: sa.Connection) -> Link:
+def know_connection(state: SessionState, connection: sa.Connection, *, is_lent: bool = False) -> Link:
     """Tie a connection of a session's transaction to the session's state, and watch its engine."""
     if not hasattr(connection.dialect, STATUS_PROBE):
         watch_engine(connection.engine)
         watch_pool(connection.engine, state.app)
     link = Link(state, connection)
+    link.is_lent = is_lent
     state.links.append(link)
     if state.board is not None:
         hold(link, state)

@@ -16,6 +16,7 @@ from sqlalchemy.orm import Session
 
 from flask_uow import UnitOfWork, current_unit, ride, signals, transactional
 from flask_uow.exceptions import RuleViolationError, UnitFailedError, UnitOfWorkError, UnitOptionsError
+from flask_uow.testing import record
 from tests.database.conftest import Bench, MakeBench
 from tests.databases import Database
 from tests.models import Item, checked_out, make_app
@@ -305,6 +306,20 @@ def test_a_read_only_unit_leaves_its_lenders_transaction_as_it_was(bench: Bench,
 
     assert seen == ["fixture", "unit"]
     assert bench.committed() == []
+
+
+def test_a_lent_connection_is_no_leak_of_its_guests(bench: Bench) -> None:
+    """Its lender speaks on it under a context that has not taken it, and takes it back later."""
+    with bench.app.app_context(), bench.uow.engine.connect() as connection, record(bench.app) as seen:
+        connection.begin()
+        connection.execute(sa.insert(Item).values(name="fixture"))
+        bench.uow.session.configure(bind=connection, join_transaction_mode="create_savepoint")
+        with bench.app.app_context():
+            with transactional():
+                bench.add("unit")
+            assert len(connection.scalars(sa.select(Item.name)).all()) == 2
+
+    assert seen.codes == []
 
 
 # ---- by the session's older ways
