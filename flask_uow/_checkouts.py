@@ -382,6 +382,8 @@ def hold(link: Link, state: SessionState) -> None:
         state.live = checkout.own
         return
     if checkout.own is not None:
+        if link.is_lent:
+            return  # it stays with whoever took it
         checkout.end()
     if live.held_since_s:
         checkout.tell(live)

@@ -48,7 +48,7 @@ from ._rules import report_now, violation
 from ._state import STATUS_PROBE, Begins, Link, SessionState, link_of, outermost_of
 from ._statements import Kind, is_select, kind_of
 from ._two_phase import commit_by_two_phases
-from ._units import state_that_holds
+from ._units import LET_IT_WRITE_FIRST, SQLITE_HAS_ONE_WRITER, is_inside_writer, state_that_holds
 from .exceptions import RuleViolationError, UnitFailedError, UnitOptionsError
 
 if TYPE_CHECKING:
@@ -233,8 +233,9 @@ def put_under_guard(session: Session, state: SessionState) -> None:
 
 
 def _watch_sessions(cls: type[Session]) -> None:
-    event.listen(cls, "after_transaction_create", _transaction_created)
-    event.listen(cls, "after_begin", connection_begun)
+    # Before what the application listens with: that may send statements, on a connection which is to be known by then.
+    event.listen(cls, "after_transaction_create", _transaction_created, insert=True)
+    event.listen(cls, "after_begin", connection_begun, insert=True)
     event.listen(cls, "before_commit", _about_to_commit)
     event.listen(cls, "after_soft_rollback", _rolled_back)
 
@@ -272,16 +273,24 @@ def connection_begun(session: Session, transaction: SessionTransaction, connecti
         return
     if state.is_stale:
         state.expire_unmodified(session)
-    link = know_connection(state, connection)
+    ends_transaction, closes_connection = transaction._connections[connection][2:]  # whether SQLAlchemy does so
+    link = know_connection(state, connection, is_lent=not closes_connection)
     if state.unit is None:
         _notice_begin(session, state)
-    if not transaction._connections[connection][-1]:  # whether SQLAlchemy closes it when it is done
-        link.is_lent = True
+    if not closes_connection:
+        link.is_guest = not ends_transaction
+    unit = state.unit if not state.is_own_call else _unit_of(state, transaction)
     if state.lock is None:
-        _begin(link, connection, state.unit)
+        _begin(link, connection, unit)
         return
     with state.lock:
-        _begin(link, connection, state.unit)
+        _begin(link, connection, unit)
+
+
+def _unit_of(state: SessionState, transaction: SessionTransaction) -> Unit | None:
+    """The unit that is active, but for a transaction that a listener to its end has begun."""
+    unit = state.unit
+    return unit if unit is None or outermost_of(unit).owns(transaction) else None
 
 
 def _name_leak(session: Session, state: SessionState) -> None:
@@ -330,12 +339,13 @@ def _begin(link: Link, connection: sa.Connection, unit: Unit | None) -> None:
                 link.riders.add((rename(own_name, outermost.label),))
 
 
-def know_connection(state: SessionState, connection: sa.Connection) -> Link:
+def know_connection(state: SessionState, connection: sa.Connection, *, is_lent: bool = False) -> Link:
     """Tie a connection of a session's transaction to the session's state, and watch its engine."""
     if not hasattr(connection.dialect, STATUS_PROBE):
         watch_engine(connection.engine)
         watch_pool(connection.engine, state.app)
     link = Link(state, connection)
+    link.is_lent = is_lent
     state.links.append(link)
     if state.board is not None:
         hold(link, state)
@@ -348,6 +358,9 @@ def _begin_on_sqlite(link: Link, unit: Unit | None) -> None:
     if driver.in_transaction and (link.is_lent or driver.isolation_level is not None):
         link.is_lent = True  # a transaction of its lender's; an engine's own recipe for BEGIN leaves no isolation level
     elif unit is not None:
+        if unit.has_unit_around and not unit.read_only and is_inside_writer(link):
+            begin_sqlite(driver, for_writing=False)
+            raise UnitOptionsError(SQLITE_HAS_ONE_WRITER, unit.where, LET_IT_WRITE_FIRST)
         begin_sqlite(driver, for_writing=not unit.read_only)
         link.is_to_refuse_writes = unit.read_only  # to be told so costs SQLite its prepared statements
     elif driver.isolation_level is not None:  # else the session's owner wants no transaction
@@ -358,7 +371,7 @@ def _begin_on_sqlite(link: Link, unit: Unit | None) -> None:
 
 def _set_options(link: Link, unit: Unit) -> None:
     """Tell the server what the unit asks of its transaction, and the driver had no way to say: behind BEGIN, or now."""
-    late_options = unit.late_options(link.connection)
+    late_options = unit.late_options(link)
     if link.riders is None:
         if late_options is not None:
             link.connection.exec_driver_sql(late_options)

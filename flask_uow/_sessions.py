@@ -271,7 +271,7 @@ class AdoptedSessions:
     def __init__(self, scoped: scoped_session[Session]) -> None:
         self.scopes = Scopes()
         self._scoped = scoped
-        event.listen(scoped, "after_begin", self._begun)
+        event.listen(scoped, "after_begin", self._begun, insert=True)
 
     def current(self, context: AppContext) -> Session:
         return _adopt(self.scopes.of(context), state_of_app(context.app, self), self._scoped())

@@ -361,6 +361,7 @@ class Link:
 
     :ivar was_committed: whether its server has committed.
     :ivar is_lent: whether the session was given the connection, which is not its own to close.
+    :ivar is_guest: whether the transaction is its lender's as well, and goes on when the session has ended its own.
     :ivar refuses_writes: whether SQLite was told to refuse writes on it.
     :ivar is_to_refuse_writes: whether it is to be told so before the first statement that may write.
     :ivar begins: when SQLite's transaction is still to be begun.
@@ -374,7 +375,7 @@ class Link:
     :ivar has_past: whether the transaction was open already when it was met, so that it may have written unseen.
     """
 
-    has_past = refuses_writes = False
+    has_past = is_guest = refuses_writes = False
     changes_before = 0
     limit_s: float | None = None
 

@@ -25,6 +25,7 @@ from . import signals
 from ._board import RETRIED
 from ._body import Body
 from ._callsite import CallSite, application_site, defined_at
+from ._drivers import TransactionStatus
 from ._hiding import shown_value
 from ._notices import has_written_unseen
 from ._options import Propagation, Relation, UnitOptions, is_vetoed, relation
@@ -32,7 +33,7 @@ from ._retry import delay_s, has_lost_connection, is_retryable
 from ._scopes import current_context, find_context
 from ._sessions import Sessions, report_lost_writes
 from ._state import STATE_KEY, AppState, SessionState, guarded_state, state_of, state_of_app
-from ._units import Unit, connections_held, is_used_up
+from ._units import LET_IT_WRITE_FIRST, SQLITE_HAS_ONE_WRITER, Unit, connections_held, is_used_up
 from ._views import find_request, status_of_response, view_label
 from .exceptions import NoActiveUnitError, UnitOfWorkError, UnitOptionsError
 
@@ -480,12 +481,9 @@ def _check_writer(outer: SessionState) -> None:
 
     :raises UnitOptionsError: at once, instead of a wait that only its end could end.
     """
-    if any(link.connection.dialect.name == "sqlite" and link.status() is not None for link in outer.links):
-        raise UnitOptionsError(
-            "SQLite has one writer: a unit on a connection of its own cannot run after the unit around it has sent a "
-            "statement.",
-            fix="Run it first, before the outer unit's first statement; or use PostgreSQL.",
-        )
+    begun = TransactionStatus.IN_TRANSACTION  # unlike a read that came before the outer unit, or what it has committed
+    if any(link.connection.dialect.name == "sqlite" and link.status() is begun for link in outer.links):
+        raise UnitOptionsError(SQLITE_HAS_ONE_WRITER, fix=LET_IT_WRITE_FIRST)
 
 
 def _check_pool(session: Session, state: SessionState, *, may_read_elsewhere: bool) -> None:

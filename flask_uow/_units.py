@@ -69,6 +69,11 @@ if TYPE_CHECKING:
 
 _get_ident, _monotonic = threading.get_ident, time.monotonic
 _unit_began, _unit_committed, _unit_rolled_back = signals.unit_began, signals.unit_committed, signals.unit_rolled_back
+SQLITE_HAS_ONE_WRITER = (
+    "SQLite has one writer: a unit on a connection of its own cannot run after the unit around it has sent a statement."
+)
+LET_IT_WRITE_FIRST = "Run it first, before the outer unit's first statement; or use PostgreSQL."
+
 _COMMITTED, _ROLLED_BACK, _FAILED = int(End.COMMITTED), int(End.ROLLED_BACK), int(End.FAILED)
 
 
@@ -97,6 +102,18 @@ def is_used_up(pool: sa.Pool) -> bool:
     if not isinstance(pool, sa.QueuePool) or pool._max_overflow < 0:
         return False
     return connections_held(pool) >= pool.size() + pool._max_overflow
+
+
+def is_inside_writer(link: Link) -> bool:
+    """Whether a unit around, in an app context of its own, has SQLite's write lock: it would be waited for in vain."""
+    url = link.connection.engine.url
+    for state in _states_around():
+        may_write = state.unit is not None and not outermost_of(state.unit).read_only
+        if may_write and state is not link.state:
+            held = [other.status() for other in state.links if other.connection.engine.url == url]
+            if TransactionStatus.IN_TRANSACTION in held:
+                return True
+    return False
 
 
 class Ending(Enum):
@@ -535,6 +552,11 @@ class Unit:
         return around if around is not None and not around.is_active else None
 
     @property
+    def has_unit_around(self) -> bool:
+        """Whether it has begun inside another one, on whichever session."""
+        return self._around is not None
+
+    @property
     def is_seen_by_task(self) -> bool:
         """Whether the code that runs now is inside this unit, and not another task beside the one that is."""
         unit = get_innermost(None)
@@ -578,7 +600,8 @@ class Unit:
         owner._is_rollback_only = owner.is_undone = True
         owner._undo(None)
         with self._state.own_call():
-            owner._transaction = self.session.begin(nested=owner.parent is not None)
+            begun = self.session.get_transaction() if owner.parent is None else None  # by a listener to the rollback
+            owner._transaction = begun or self.session.begin(nested=owner.parent is not None)
 
     @property
     def may_read_alone(self) -> bool:
@@ -586,15 +609,18 @@ class Unit:
         options = outermost_of(self)._options
         return options.read_only and options.timeout is None and _isolation_of(self.session, self) == "READ COMMITTED"
 
-    def late_options(self, connection: sa.Connection) -> str | None:
-        """What gives the unit's options to a PostgreSQL connection taken without them: they ride, or it is late."""
+    def late_options(self, link: Link) -> str | None:
+        """What gives the unit's options to a PostgreSQL connection taken without them: they ride, or it is late.
+
+        A lender's transaction is not made read-only, for it could not be made to write again.
+        """
         options = outermost_of(self)._options
         if not options.needs_connection:
             return None
-        modes, given = [], connection.get_execution_options()
+        modes, given = [], link.connection.get_execution_options()
         if options.isolation and given.get("isolation_level") != options.isolation:
             modes.append(f"ISOLATION LEVEL {options.isolation}")
-        if options.read_only and not given.get("postgresql_readonly"):
+        if options.read_only and not link.is_guest and not given.get("postgresql_readonly"):
             modes.append("READ ONLY")
         if options.deferrable and not given.get("postgresql_deferrable"):
             modes.append("DEFERRABLE")
@@ -678,6 +704,9 @@ class Unit:
         if self.live is not None:
             outcome = _COMMITTED if self.was_committed else _FAILED if has_failed else _ROLLED_BACK
             self.leave_board(outcome, is_error=leaving is not None)
+        if parent is None and state.links:
+            for link in state.links:  # of what a listener has begun
+                hold(link, state)
         if parent is None and not self.was_committed:
             self._notice_length(may_raise=False)
 
@@ -727,7 +756,8 @@ class Unit:
         if state.links:
             if self.was_committed and self.request is not None and (self.is_view or not is_before_view()):
                 state.last_commit = (self.label, self.request)
-            state.forget_connections()
+            if self.session._transaction in (None, self._transaction):  # else a listener to its end has begun another
+                state.forget_connections()
         if state.reader is not None:
             self._leave_reader()
 
@@ -974,6 +1004,9 @@ def _meet_open_transaction(session: Session, state: SessionState, options: UnitO
             )
         with state.own_call():
             session.rollback()
+            begun = session.get_transaction()  # by a listener to the rollback
+            if begun is not None:
+                begun.close()
     elif not has_written and not session.in_nested_transaction():
         for link in of_sqlite:
             link.begins = Begins.NOW  # what was read may have changed before the unit has the write lock
@@ -989,6 +1022,8 @@ def _connect(session: Session, options: UnitOptions) -> None:
     dialect = bind.dialect
     if dialect.name == "sqlite":
         return  # its transactions are serializable, and read-only is switched on where one begins
+    if isinstance(bind, sa.Connection) and bind.in_transaction():
+        return  # SQLAlchemy gives options to no transaction that has begun
     # What listens to the beginning may send a statement, behind which the isolation would come too late.
     if hasattr(dialect, RIDES) and not (options.isolation and bind.dispatch.begin):
         if guarded_state(session).reader is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from http import HTTPMethod
@@ -39,7 +40,9 @@ def view_label(app_state: AppState, function: Callable[..., Any], now: Request |
     key = (now.url_rule.endpoint, now.url_rule.rule, method)
     if key not in labels:
         parts = (*app_state.dispatches, *parts_of_view(app_state, now))
-        is_part = any(part is function for part in parts)
+        innermost = inspect.unwrap(function)  # as a class may have decorated its own method, when that was called
+        innermost = getattr(innermost, "__func__", innermost)
+        is_part = any(part is function or part is innermost for part in parts)
         labels[key] = f"{method} {now.url_rule.rule}" if is_part else None
     return labels[key]
 

@@ -266,6 +266,37 @@ def test_a_transaction_in_which_nothing_was_sent_is_no_failure(owned: Owned) -> 
     assert unit.was_committed
 
 
+def test_what_the_owner_listens_with_may_speak_in_a_unit(owned: Owned, database: Database) -> None:
+    """A tenant's id for each transaction say: savepoints hold, and a read-only unit refuses what it writes."""
+    heard: list[str] = []
+
+    def speak(session: Session, transaction: object, connection: sa.Connection) -> None:
+        heard.append("begin")
+        if current_unit.read_only:
+            connection.execute(sa.insert(Item).values(name="refused"))
+        connection.execute(sa.text("SELECT 1"))
+
+    with owned.app.app_context():
+        session_class = type(owned.session())
+    event.listen(session_class, "after_begin", speak)
+    try:
+        with owned.app.app_context():
+            with transactional():
+                owned.session().add(Item(name="outer"))
+                with pytest.raises(ValueError, match="no"), transactional():
+                    owned.session().add(Item(name="undone"))
+                    raise ValueError("no")
+                with transactional():
+                    owned.session().add(Item(name="inner"))
+            with pytest.raises(RuleViolationError, match="UOW111"), transactional(read_only=True):
+                owned.session().scalars(sa.select(Item.name)).all()
+    finally:
+        event.remove(session_class, "after_begin", speak)
+
+    assert names(database) == ["inner", "outer"]
+    assert len(heard) > 2
+
+
 def test_threads_have_sessions_apart(owned: Owned, database: Database) -> None:
     """Units in threads, each under a context of its own, do not meet."""
     barrier = threading.Barrier(2)

@@ -3,6 +3,7 @@
 import itertools
 import time
 from collections.abc import Callable, Iterator
+from functools import wraps
 from typing import Any
 
 import flask
@@ -402,6 +403,36 @@ def test_a_view_class_is_vetoed_too(make_bench: MakeBench) -> None:
     client.post("/decorators?status=201")
 
     assert bench.committed() == ["POST /decorators"]
+
+
+def test_a_method_that_its_class_decorates_at_each_call_is_vetoed_too(make_bench: MakeBench) -> None:
+    """As Flask-RESTful and Flask-RESTX do with ``method_decorators``."""
+    bench = make_bench(UOW_ROLLBACK_ON_STATUS=400)
+
+    class Resource(flask.views.MethodView):
+        def dispatch_request(self, **values: Any) -> Any:
+            return transactional(getattr(self, flask.request.method.lower()))(**values)
+
+    def marshal(method: Callable[..., Any]) -> Callable[..., Any]:
+        return wraps(method)(lambda self: method(self, 400))
+
+    class Items(Resource):
+        def post(self) -> tuple[str, int]:
+            bench.add(current_unit.label)
+            return "", int(flask.request.args["status"])
+
+        @marshal
+        def put(self, status: int) -> tuple[str, int]:
+            bench.add(current_unit.label)
+            return "", status
+
+    bench.app.add_url_rule("/items", view_func=Items.as_view("items"))
+    client = bench.app.test_client()
+    client.post("/items?status=400")
+    client.post("/items?status=201")
+    client.put("/items")
+
+    assert bench.committed() == ["POST /items"]
 
 
 # ---- swallowed errors: the commit never pretends

@@ -309,6 +309,40 @@ def test_an_independent_unit_beside_an_open_transaction(bench: Bench) -> None:
     assert bench.committed() == (["inner", "outer"] if bench.database.is_postgresql else ["outer"])
 
 
+def test_an_independent_unit_after_a_read_that_came_before_the_unit(bench: Bench) -> None:
+    """A user loaded before the request say: the unit has sent nothing yet, and SQLite's lock is nobody's."""
+    with bench.app.app_context():
+        bench.session.scalars(sa.select(Item)).all()
+        with transactional():
+            with transactional(propagation="requires_new"):
+                bench.add("inner")
+            with transactional(propagation="not_supported"):
+                assert bench.session.scalars(sa.select(Item.name)).all() == ["inner"]
+            assert bench.session.scalars(sa.select(Item.name)).all() == ["inner"]
+            bench.add("outer")
+
+    assert bench.committed() == ["inner", "outer"]
+
+
+@pytest.mark.parametrize("database", ["sqlite"], indirect=True)
+def test_a_unit_in_a_context_of_its_own_does_not_wait_for_the_one_around_it(bench: Bench) -> None:
+    """A task that is run at once say: SQLite's lock is the outer unit's, which goes on and may read there."""
+
+    def add_later() -> None:
+        with bench.app.app_context(), transactional():
+            bench.add("later")
+
+    with bench.app.app_context(), transactional():
+        bench.add("outer")
+        with pytest.raises(UnitOptionsError, match="SQLite has one writer"), bench.app.app_context(), transactional():
+            bench.add("inner")
+        with bench.app.app_context(), transactional(read_only=True):
+            assert bench.session.scalars(sa.select(Item.name)).all() == []
+        current_unit.after_commit(add_later)
+
+    assert bench.committed() == ["later", "outer"]
+
+
 # ---- the other propagations, and durable
 
 

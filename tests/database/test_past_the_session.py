@@ -14,10 +14,12 @@ from flask import Flask
 from sqlalchemy import orm
 from sqlalchemy.orm import Session
 
-from flask_uow import UnitOfWork, current_unit, signals, transactional
+from flask_uow import UnitOfWork, current_unit, ride, signals, transactional
 from flask_uow.exceptions import RuleViolationError, UnitFailedError, UnitOfWorkError, UnitOptionsError
+from flask_uow.testing import record
 from tests.database.conftest import Bench, MakeBench
-from tests.models import Item, checked_out
+from tests.databases import Database
+from tests.models import Item, checked_out, make_app
 
 
 def raw_cursor(bench: Bench) -> Any:
@@ -241,6 +243,24 @@ def test_what_listens_to_the_beginning_may_speak(bench: Bench) -> None:
             assert tuple(bench.session.execute(shown).one()) == ("read committed", "a")
 
 
+@on_postgresql
+def test_what_listens_to_sessions_may_speak_first(database: Database) -> None:
+    """A listener that was there before the extension comes after it: the unit has its isolation."""
+
+    class Speaking(Session):
+        pass
+
+    @sa.event.listens_for(Speaking, "after_begin")
+    def speak(session: Session, transaction: object, connection: sa.Connection) -> None:
+        connection.execute(sa.text("SELECT set_config('app.tenant', 'a', true)"))
+
+    uow = UnitOfWork(session_options={"class_": Speaking})
+    app = make_app(database, uow)
+    shown = sa.text("SELECT current_setting('transaction_isolation'), current_setting('app.tenant')")
+    with app.app_context(), transactional(isolation="SERIALIZABLE"):
+        assert tuple(uow.session.execute(shown).one()) == ("serializable", "a")
+
+
 def test_a_lent_connection_stays_in_its_lenders_transaction(bench: Bench) -> None:
     """A test's fixture has begun on it: the unit is a part of that, and the lender's rollback undoes both."""
     engine = sa.create_engine(bench.database.url)
@@ -259,6 +279,47 @@ def test_a_lent_connection_stays_in_its_lenders_transaction(bench: Bench) -> Non
 
     assert seen == ["fixture", "unit"]
     assert bench.committed() == []
+
+
+@pytest.mark.parametrize("mode", ["conditional_savepoint", "create_savepoint"])
+@pytest.mark.parametrize("rides", [True, False], ids=["riding", "plain"])
+def test_a_read_only_unit_leaves_its_lenders_transaction_as_it_was(bench: Bench, mode: Any, rides: bool) -> None:
+    """It refuses writes itself: a transaction that PostgreSQL was told is read-only cannot write any more."""
+    engine = sa.create_engine(bench.database.url)
+    if rides:
+        ride(engine)
+    app = Flask("lent")
+    with engine.connect() as connection:
+        connection.begin()
+        connection.execute(sa.insert(Item).values(name="fixture"))
+        uow = UnitOfWork(app, sessionmaker=orm.sessionmaker(connection, join_transaction_mode=mode))
+        with app.app_context():
+            with transactional(read_only=True):
+                assert uow.session.scalars(sa.select(Item.name)).all() == ["fixture"]
+                with pytest.raises(RuleViolationError, match="UOW111"):
+                    uow.session.execute(sa.insert(Item).values(name="refused"))
+            with transactional():
+                uow.session.add(Item(name="unit"))
+        seen = sorted(connection.scalars(sa.select(Item.name)))
+        connection.rollback()
+    engine.dispose()
+
+    assert seen == ["fixture", "unit"]
+    assert bench.committed() == []
+
+
+def test_a_lent_connection_is_no_leak_of_its_guests(bench: Bench) -> None:
+    """Its lender speaks on it under a context that has not taken it, and takes it back later."""
+    with bench.app.app_context(), bench.uow.engine.connect() as connection, record(bench.app) as seen:
+        connection.begin()
+        connection.execute(sa.insert(Item).values(name="fixture"))
+        bench.uow.session.configure(bind=connection, join_transaction_mode="create_savepoint")
+        with bench.app.app_context():
+            with transactional():
+                bench.add("unit")
+            assert len(connection.scalars(sa.select(Item.name)).all()) == 2
+
+    assert seen.codes == []
 
 
 # ---- by the session's older ways
@@ -392,6 +453,69 @@ def test_what_a_listener_begins_on_a_connection_that_returns_is_rolled_back(benc
 
     assert len(heard) == 2
     assert sorted(bench.committed()) == ["a", "b"]
+
+
+def ask_after_each_rollback(uow: UnitOfWork) -> list[int]:
+    """SQLAlchemy's own example of ``after_soft_rollback``: what the session finds when it goes on."""
+    found: list[int] = []
+
+    @sa.event.listens_for(uow.session, "after_soft_rollback")
+    def ask(session: Session, transaction: object) -> None:
+        if session.is_active:
+            found.append(len(session.scalars(sa.select(Item.name)).all()))
+
+    return found
+
+
+def test_what_listens_to_a_rollback_may_read_on(bench: Bench) -> None:
+    """Its transaction is no part of the unit: the session goes on in it, and the next unit takes it over."""
+    found = ask_after_each_rollback(bench.uow)
+    with bench.app.app_context():
+        with pytest.raises(ValueError, match="no"), transactional(read_only=True):
+            assert bench.session.scalars(sa.select(Item.name)).all() == []
+            raise ValueError("no")
+        assert bench.session.scalars(sa.select(Item.name)).all() == []
+        with transactional():
+            bench.add("a")
+    assert checked_out(bench.app) == 0
+
+    assert bench.committed() == ["a"]
+    assert found == [0]
+
+
+def test_what_listens_to_a_rollback_does_not_keep_a_unit_from_its_options(bench: Bench) -> None:
+    """A read that came before is ended, and what a listener reads then as well."""
+    found = ask_after_each_rollback(bench.uow)
+    with bench.app.app_context():
+        bench.session.scalars(sa.select(Item.name)).all()
+        with pytest.raises(RuleViolationError, match="UOW111"), transactional(read_only=True):
+            bench.add("refused")
+        bench.session.scalars(sa.select(Item.name)).all()
+        with transactional(isolation="SERIALIZABLE"):
+            if bench.database.is_postgresql:
+                assert bench.session.scalar(sa.text("SHOW transaction_isolation")) == "serializable"
+
+    assert bench.committed() == []
+    assert len(found) > 1
+
+
+def test_what_listens_to_a_rollback_may_read_in_a_request(make_bench: MakeBench) -> None:
+    """A whole request that was undone goes on in what the listener has begun."""
+    bench = make_bench(UOW_ATOMIC_REQUESTS=True)
+    found = ask_after_each_rollback(bench.uow)
+
+    @bench.app.errorhandler(KeyError)
+    def answer(error: KeyError) -> str:
+        return str(bench.session.scalars(sa.select(Item.name)).all())
+
+    @bench.app.post("/")
+    def view() -> str:
+        bench.add("undone")
+        raise KeyError
+
+    assert bench.app.test_client().post("/").text == "[]"
+    assert bench.committed() == []
+    assert found
 
 
 @pytest.fixture
