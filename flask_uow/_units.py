@@ -438,8 +438,11 @@ class Unit:
         if live is None:
             return
         held_since_s, took_s = live.held_since_s, self.took_s or _monotonic() - self._began_s
+        told = state.told - self._told_before
         self.live = state.live = None
-        if self.parent is not None:
+        if self.parent is None:
+            state.told_in_units += told
+        else:
             state.live = around = self.parent.live
             if around is not None:
                 around.tell_as(live)
@@ -453,7 +456,7 @@ class Unit:
             self._row,
             outcome,
             is_error,
-            (state.told - self._told_before) / STATEMENT,
+            told / STATEMENT,
             took_s,
             idle_s,
             # What is no pool's any more has no beginning, but a transaction that was idle was on some connection.
@@ -722,7 +725,6 @@ class Unit:
 
     def _leave_session(self, state: SessionState) -> None:
         """Leave the session to what comes after an outermost unit."""
-        state.told_in_units += state.told - self._told_before
         state.last_commit = None
         if state.links:
             if self.was_committed and self.request is not None and (self.is_view or not is_before_view()):

@@ -631,10 +631,12 @@ def test_a_unit_that_is_left_open_ends_with_its_context(app: Flask, uow: UnitOfW
 
     assert live(app) == ()
     assert totals(app).units == stats.UnitCounts(begun=1, rolled_back=1)
+    assert totals(app).statements == totals(app).labels[0].statements == 1
     assert pool(app).checked_out == 0
     with suppress(UnitFailedError):
         generator.close()
     assert totals(app).units == stats.UnitCounts(begun=1, rolled_back=1), "once"
+    assert totals(app).statements == 1
 
 
 # ---- outside of units
