@@ -470,6 +470,23 @@ def test_connections_beyond_the_pool_are_its_overflow(make: Callable[..., Flask]
     assert (empty.checked_out, empty.checked_in, empty.overflow) == (0, 1, 0)
 
 
+@on_postgresql
+@pytest.mark.filterwarnings("ignore:.UOW110")
+def test_a_connection_that_the_pool_has_no_room_for_is_gone_at_once(
+    make: Callable[..., Flask], uow: UnitOfWork, without_collector: None
+) -> None:
+    """Also where an error that it has met keeps it in memory."""
+    app = make(SQLALCHEMY_ENGINE_OPTIONS={"pool_size": 1, "max_overflow": 1})
+    with app.app_context(), suppress(sa.exc.DBAPIError), transactional():
+        uow.session.execute(ONE)
+        uow.engine.connect().close()
+        uow.session.execute(sa.text("SELECT 1 / 0"))
+
+    open_ones = pool(app)
+    assert (open_ones.checked_out, open_ones.checked_in, open_ones.overflow) == (0, 1, 0)
+    assert len(stats.read_boards(app).workers[0].backend_pids) == 1
+
+
 @pytest.mark.parametrize("pool_class", [NullPool, StaticPool])
 def test_pools_of_other_kinds_are_shown(make: Callable[..., Flask], uow: UnitOfWork, pool_class: Any) -> None:
     """They have no size; what is in use is known all the same, and so is who has it."""
