@@ -31,6 +31,7 @@ from ._board import (
     LEAKED,
     LEAKING,
     LIVE_CONNECTION,
+    LIVE_TOLD_BEFORE,
     POOL_LONGEST_S,
     POOL_MAX_OVERFLOW,
     POOL_SIZE,
@@ -382,6 +383,8 @@ def hold(link: Link, state: SessionState) -> None:
             _place(pooled, checkout, _OF_SESSION)
         checkout.is_of_session = True
         state.live = checkout.own
+        if state.live is not None:
+            state.live.reals[state.live.at + LIVE_TOLD_BEFORE] = state.told
         return
     if checkout.own is not None:
         checkout.end()

@@ -174,6 +174,22 @@ def test_statements_are_counted_in_units_and_outside(app: Flask, uow: UnitOfWork
     assert totals(app).statements == 4 + of_savepoint + 2
 
 
+def test_what_a_session_has_sent_before_is_none_of_its_statements_now(app: Flask, uow: UnitOfWork) -> None:
+    """Outside of units, it is shown since it has taken its connection."""
+    with app.app_context():
+        with transactional(label="before"):
+            uow.session.execute(ONE)
+            uow.session.execute(ONE)
+        uow.session.execute(ONE)
+        first = [unit.statements for unit in live(app)]
+        uow.session.rollback()
+        uow.session.execute(ONE)
+        second = [unit.statements for unit in live(app)]
+
+    assert first == second == [1]
+    assert totals(app).statements == 4
+
+
 def test_a_unit_without_statements_counts_as_a_unit_alone(app: Flask, uow: UnitOfWork) -> None:
     """It held no connection, and was never idle in a transaction."""
     with app.app_context(), transactional(label="empty"):
