@@ -69,6 +69,8 @@ if TYPE_CHECKING:
 
 _get_ident, _monotonic = threading.get_ident, time.monotonic
 _unit_began, _unit_committed, _unit_rolled_back = signals.unit_began, signals.unit_committed, signals.unit_rolled_back
+_MANY_TOLD = STATEMENT * (1 << 16)
+"""So many statements leave a time of which the last digit is a thirtieth of a second."""
 _COMMITTED, _ROLLED_BACK, _FAILED = int(End.COMMITTED), int(End.ROLLED_BACK), int(End.FAILED)
 
 
@@ -157,7 +159,7 @@ class Unit:
     is_repeatable = True
     request: Request | None = None
     took_s = 0.0
-    _asked_before = 0.0
+    _asked_before = _told = 0.0
     _has_failed = _has_savepoint = _is_in_doubt = _is_length_noticed = False
     _transaction: SessionTransaction | None = None
     _unprotected: frozenset[sa.Connection] = frozenset()
@@ -383,6 +385,9 @@ class Unit:
 
     def _enter_board(self, state: SessionState, board: Board) -> None:
         """Take a place on the board; every outermost unit pays for each line here."""
+        if state.told > _MANY_TOLD:
+            state.start_count_anew(board)
+            self._told_before = 0.0
         told, place = state.told, self._place
         self._idle_before_s = state.idle_s
         row = board.rows.get(self.label)
@@ -488,7 +493,7 @@ class Unit:
             where=self.where,
             attempt=self.attempt,
             seconds=self.took_s,
-            statements=round((self._state.told - self._told_before) / STATEMENT),
+            statements=round(self._told / STATEMENT),
             outcome=self.outcome,
             error=error,
             is_slow=is_slow,
@@ -676,6 +681,7 @@ class Unit:
         if parent is None:
             self._leave_session(state)
         self.took_s = _monotonic() - self._began_s
+        self._told = state.told - self._told_before
         if has_failed:
             self._has_failed = True
         if self.live is not None:

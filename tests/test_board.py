@@ -19,6 +19,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, sessionmaker
 from sqlalchemy.pool import NullPool, StaticPool
 
 from flask_uow import Propagation, UnitOfWork, _board, current_unit, stats, transactional
+from flask_uow._state import guarded_state
 from flask_uow.exceptions import RuleViolationError, UnitFailedError
 from flask_uow.stats import State
 from tests import boards
@@ -188,6 +189,22 @@ def test_what_a_session_has_sent_before_is_none_of_its_statements_now(app: Flask
 
     assert first == second == [1]
     assert totals(app).statements == 4
+
+
+def test_a_session_that_has_sent_millions_of_statements_tells_times_all_the_same(app: Flask, uow: UnitOfWork) -> None:
+    """A job that works through a queue in one context, unit by unit; and its statements are all counted."""
+    millions = 60_000_000
+    with app.app_context():
+        guarded_state(uow.session()).told += millions * _board.STATEMENT
+        with transactional(label="job"):
+            uow.session.add(Item(name="job"))
+            uow.session.flush()
+            (shown,) = live(app)
+
+    assert shown.state == State.IDLE
+    assert 0.0 < shown.state_seconds <= shown.seconds
+    assert totals(app).statements == millions + 1
+    assert label_counts(app, "job").statements == 1
 
 
 def test_a_unit_without_statements_counts_as_a_unit_alone(app: Flask, uow: UnitOfWork) -> None:
