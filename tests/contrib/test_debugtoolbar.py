@@ -210,6 +210,21 @@ def test_markup_in_labels_and_statements_is_text(make_debugged: MakeApp, uow: Un
     }
 
 
+@pytest.mark.parametrize("database", ["sqlite"], indirect=True)
+@pytest.mark.parametrize("odd", ["\udce9", "\x1b[31m", "\0", "\ufffe"], ids=ascii)
+def test_what_no_page_can_hold_is_left_out_of_a_label(make_debugged: MakeApp, uow: UnitOfWork, odd: str) -> None:
+    """A label may have the name of a file in it, which may be anything."""
+
+    @transactional(label=f"import of caf{odd}.csv")
+    def view() -> None:
+        uow.session.execute(sa.text("SELECT 1"))
+
+    svg = drawn(page_of(make_debugged(), view))
+
+    shown = f"import of caf?{'[31m' * (odd[0] == chr(27))}.csv"
+    assert any(title.startswith(f"{shown}: committed") for title in words(svg))
+
+
 def test_values_are_not_shown(make_debugged: MakeApp, uow: UnitOfWork) -> None:
     """Neither parameters nor literals, nor those of a statement that was refused."""
 
