@@ -453,6 +453,8 @@ def test_a_unit_that_waits_for_a_connection_says_so(make: Callable[..., Flask], 
     assert (shown.label, shown.backend_pids, shown.statements) == ("second", (), 0)
     assert (busy.size, busy.checked_out, busy.checked_in, busy.overflow, busy.max_overflow) == (1, 1, 0, 0, 0)
     assert (busy.waiting, busy.timeouts, busy.timeout_seconds) == (1, 0, DEADLINE_S)
+    assert busy.longest_wait_seconds is not None
+    assert busy.longest_wait_seconds > 0.02, "it goes on"
     idle = pool(app)
     assert (idle.checked_out, idle.checked_in, idle.waiting) == (0, 1, 0)
     assert idle.longest_wait_seconds is not None
