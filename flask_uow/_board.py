@@ -90,8 +90,10 @@ pack_live = LIVE.pack
 _pack_label, _pack_rare = struct.Struct("=q24sq24s5dq").pack, struct.Struct("=3q").pack
 """Of a label's record, what is so of few units is packed when it changes: how they ended, and how long they took."""
 LIVE_KIND, LIVE_PARENT, LIVE_DEPTH, LIVE_ATTEMPT, LIVE_THREAD, LIVE_THREAD_NAME = range(7, 13)
-LIVE_CONNECTION = LIVE_FIELDS.index("connection") - LIVE_FIELDS.index("told")
-"""Where a slot's connection is, from where it tells what it does."""
+LIVE_CONNECTION, LIVE_TOLD_BEFORE = (
+    LIVE_FIELDS.index(field) - LIVE_FIELDS.index("told") for field in ("connection", "told_before")
+)
+"""Where a slot has its connection, and the statements before it, from where it tells what it does."""
 THREAD_NAME_BYTES = 4 * WORD
 _THREAD = struct.Struct(f"=q{THREAD_NAME_BYTES}s")
 

@@ -31,6 +31,7 @@ from ._board import (
     LEAKED,
     LEAKING,
     LIVE_CONNECTION,
+    LIVE_TOLD_BEFORE,
     POOL_LONGEST_S,
     POOL_MAX_OVERFLOW,
     POOL_SIZE,
@@ -121,9 +122,8 @@ def watch_pool(engine: sa.Engine, app: Flask) -> None:
         _watched_classes[base] = _watched_class(base)
     engine.pool.__class__ = _watched_classes[base]
     setattr(engine.pool, _WATCH, Watch(app_state, engine))
-    event.listen(engine, "connect", _forget_checkout)
-    event.listen(engine, "invalidate", _forget_checkout)
-    event.listen(engine, "detach", _forget_checkout)
+    for what in ("connect", "invalidate", "detach", "close"):
+        event.listen(engine, what, _forget_checkout)
 
 
 def unwatched(pool: sa.Pool) -> sa.Pool:
@@ -148,7 +148,10 @@ def unseen(pool: sa.Pool) -> Iterator[None]:
 
 
 def _forget_checkout(dbapi_connection: Any, record: Any, *exception: Any) -> None:
-    """Another connection is another process of the server, and one that is lost is nobody's."""
+    """Another connection is another process of the server, and one that is lost or closed is nobody's.
+
+    What an error has met stays referenced by its traceback until the collector comes.
+    """
     checkout = record.info.pop(CHECKOUT, None)
     if checkout is not None:
         checkout.end()
@@ -380,6 +383,8 @@ def hold(link: Link, state: SessionState) -> None:
             _place(pooled, checkout, _OF_SESSION)
         checkout.is_of_session = True
         state.live = checkout.own
+        if state.live is not None:
+            state.live.reals[state.live.at + LIVE_TOLD_BEFORE] = state.told
         return
     if checkout.own is not None:
         if link.is_lent:

@@ -232,15 +232,25 @@ class SessionState:
             self.unit.leave_board(End.ROLLED_BACK, is_error=True)
             self.unit = self.unit.parent
         self.inserted = []
-        board, told = self.board, self.told
+        board = self.board
         if board is None:
             return
-        if told > self.told_in_units:
-            board.count(STATEMENTS_OUTSIDE, round((told - self.told_in_units) / STATEMENT))
-            self.told_in_units = told
+        self._count_outside(board)
         if not self.is_closed:
             self.is_closed = True
             board.count(CLOSED)
+
+    def start_count_anew(self, board: Board) -> None:
+        """Forget the statements so far when they are counted: very many leave no room for a time beside them."""
+        self._count_outside(board)
+        self.told = self.told_in_units = 0.0
+
+    def _count_outside(self, board: Board) -> None:
+        """Count the statements that were in no unit."""
+        told = self.told
+        if told > self.told_in_units:
+            board.count(STATEMENTS_OUTSIDE, round((told - self.told_in_units) / STATEMENT))
+            self.told_in_units = told
 
     def forget_connections(self) -> None:
         """Untie the connections of a transaction that has ended, so that no cycle keeps them."""

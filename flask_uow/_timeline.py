@@ -9,6 +9,7 @@ A duration is time on the clock: what happens on two connections at once counts 
 from __future__ import annotations
 
 import time
+from bisect import bisect_left
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -105,11 +106,11 @@ class Lane:
 
     def idle(self, until: float) -> Iterator[Stretch]:
         """The stretches in which it was in a transaction, and the client did not talk to its server."""
-        spans = list(self.spans)
+        spans, ends = list(self.spans), self._ends_of_holds()
         for position, span in enumerate(spans):
             if span.is_in_transaction:
                 following = spans[position + 1].start if position + 1 < len(spans) else until
-                end = min(following, self._given_back_after(span.end, until))
+                end = min(following, _first_after(ends, span.end, until))
                 if end > span.end:
                     yield span.end, end
 
@@ -123,10 +124,11 @@ class Lane:
                 yield start, span.end
                 start = None
         if start is not None:
-            yield start, self._given_back_after(start, until)
+            yield start, _first_after(self._ends_of_holds(), start, until)
 
-    def _given_back_after(self, moment: float, until: float) -> float:
-        return min((end for _, end in self.holds if end >= moment), default=until) if self.holds else until
+    def _ends_of_holds(self) -> list[float]:
+        """When it was given back, in order: a lane is held once at a time."""
+        return [end for _, end in self.holds]
 
 
 @dataclass(slots=True)
@@ -252,6 +254,12 @@ class Timeline:
     def idle_s(self) -> float:
         """Seconds in which a connection sat idle in its transaction."""
         return covered(stretch for lane in self.lanes for stretch in lane.idle(self.end))
+
+
+def _first_after(moments: list[float], moment: float, until: float) -> float:
+    """The first of some moments, which are in order, that is not before another; ``until`` if there is none."""
+    place = bisect_left(moments, moment)
+    return moments[place] if place < len(moments) else until
 
 
 def covered(stretches: Iterable[Stretch]) -> float:

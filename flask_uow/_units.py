@@ -69,12 +69,13 @@ if TYPE_CHECKING:
 
 _get_ident, _monotonic = threading.get_ident, time.monotonic
 _unit_began, _unit_committed, _unit_rolled_back = signals.unit_began, signals.unit_committed, signals.unit_rolled_back
+_COMMITTED, _ROLLED_BACK, _FAILED = int(End.COMMITTED), int(End.ROLLED_BACK), int(End.FAILED)
+_MANY_TOLD = STATEMENT * (1 << 16)
+"""So many statements leave a time of which the last digit is a thirtieth of a second."""
 SQLITE_HAS_ONE_WRITER = (
     "SQLite has one writer: a unit on a connection of its own cannot run after the unit around it has sent a statement."
 )
 LET_IT_WRITE_FIRST = "Run it first, before the outer unit's first statement; or use PostgreSQL."
-
-_COMMITTED, _ROLLED_BACK, _FAILED = int(End.COMMITTED), int(End.ROLLED_BACK), int(End.FAILED)
 
 
 def _states_around() -> Iterator[SessionState]:
@@ -174,7 +175,7 @@ class Unit:
     is_repeatable = True
     request: Request | None = None
     took_s = 0.0
-    _asked_before = 0.0
+    _asked_before = _told = 0.0
     _has_failed = _has_savepoint = _is_in_doubt = _is_length_noticed = False
     _transaction: SessionTransaction | None = None
     _unprotected: frozenset[sa.Connection] = frozenset()
@@ -400,6 +401,9 @@ class Unit:
 
     def _enter_board(self, state: SessionState, board: Board) -> None:
         """Take a place on the board; every outermost unit pays for each line here."""
+        if state.told > _MANY_TOLD:
+            state.start_count_anew(board)
+            self._told_before = 0.0
         told, place = state.told, self._place
         self._idle_before_s = state.idle_s
         row = board.rows.get(self.label)
@@ -455,8 +459,11 @@ class Unit:
         if live is None:
             return
         held_since_s, took_s = live.held_since_s, self.took_s or _monotonic() - self._began_s
+        told = state.told - self._told_before
         self.live = state.live = None
-        if self.parent is not None:
+        if self.parent is None:
+            state.told_in_units += told
+        else:
             state.live = around = self.parent.live
             if around is not None:
                 around.tell_as(live)
@@ -470,7 +477,7 @@ class Unit:
             self._row,
             outcome,
             is_error,
-            (state.told - self._told_before) / STATEMENT,
+            told / STATEMENT,
             took_s,
             idle_s,
             # What is no pool's any more has no beginning, but a transaction that was idle was on some connection.
@@ -502,7 +509,7 @@ class Unit:
             where=self.where,
             attempt=self.attempt,
             seconds=self.took_s,
-            statements=round((self._state.told - self._told_before) / STATEMENT),
+            statements=round(self._told / STATEMENT),
             outcome=self.outcome,
             error=error,
             is_slow=is_slow,
@@ -699,6 +706,7 @@ class Unit:
         if parent is None:
             self._leave_session(state)
         self.took_s = _monotonic() - self._began_s
+        self._told = state.told - self._told_before
         if has_failed:
             self._has_failed = True
         if self.live is not None:
@@ -751,7 +759,6 @@ class Unit:
 
     def _leave_session(self, state: SessionState) -> None:
         """Leave the session to what comes after an outermost unit."""
-        state.told_in_units += state.told - self._told_before
         state.last_commit = None
         if state.links:
             if self.was_committed and self.request is not None and (self.is_view or not is_before_view()):

@@ -19,6 +19,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, sessionmaker
 from sqlalchemy.pool import NullPool, StaticPool
 
 from flask_uow import Propagation, UnitOfWork, _board, current_unit, stats, transactional
+from flask_uow._state import guarded_state
 from flask_uow.exceptions import RuleViolationError, UnitFailedError
 from flask_uow.stats import State
 from tests import boards
@@ -172,6 +173,38 @@ def test_statements_are_counted_in_units_and_outside(app: Flask, uow: UnitOfWork
     assert label_counts(app, "outer").statements == 4 + of_savepoint
     assert label_counts(app, "inner").statements in (2, 3, 4)
     assert totals(app).statements == 4 + of_savepoint + 2
+
+
+def test_what_a_session_has_sent_before_is_none_of_its_statements_now(app: Flask, uow: UnitOfWork) -> None:
+    """Outside of units, it is shown since it has taken its connection."""
+    with app.app_context():
+        with transactional(label="before"):
+            uow.session.execute(ONE)
+            uow.session.execute(ONE)
+        uow.session.execute(ONE)
+        first = [unit.statements for unit in live(app)]
+        uow.session.rollback()
+        uow.session.execute(ONE)
+        second = [unit.statements for unit in live(app)]
+
+    assert first == second == [1]
+    assert totals(app).statements == 4
+
+
+def test_a_session_that_has_sent_millions_of_statements_tells_times_all_the_same(app: Flask, uow: UnitOfWork) -> None:
+    """A job that works through a queue in one context, unit by unit; and its statements are all counted."""
+    millions = 60_000_000
+    with app.app_context():
+        guarded_state(uow.session()).told += millions * _board.STATEMENT
+        with transactional(label="job"):
+            uow.session.add(Item(name="job"))
+            uow.session.flush()
+            (shown,) = live(app)
+
+    assert shown.state == State.IDLE
+    assert 0.0 < shown.state_seconds <= shown.seconds
+    assert totals(app).statements == millions + 1
+    assert label_counts(app, "job").statements == 1
 
 
 def test_a_unit_without_statements_counts_as_a_unit_alone(app: Flask, uow: UnitOfWork) -> None:
@@ -420,6 +453,8 @@ def test_a_unit_that_waits_for_a_connection_says_so(make: Callable[..., Flask], 
     assert (shown.label, shown.backend_pids, shown.statements) == ("second", (), 0)
     assert (busy.size, busy.checked_out, busy.checked_in, busy.overflow, busy.max_overflow) == (1, 1, 0, 0, 0)
     assert (busy.waiting, busy.timeouts, busy.timeout_seconds) == (1, 0, DEADLINE_S)
+    assert busy.longest_wait_seconds is not None
+    assert busy.longest_wait_seconds > 0.02, "it goes on"
     idle = pool(app)
     assert (idle.checked_out, idle.checked_in, idle.waiting) == (0, 1, 0)
     assert idle.longest_wait_seconds is not None
@@ -468,6 +503,23 @@ def test_connections_beyond_the_pool_are_its_overflow(make: Callable[..., Flask]
     empty = pool(app)
 
     assert (empty.checked_out, empty.checked_in, empty.overflow) == (0, 1, 0)
+
+
+@on_postgresql
+@pytest.mark.filterwarnings("ignore:.UOW110")
+def test_a_connection_that_the_pool_has_no_room_for_is_gone_at_once(
+    make: Callable[..., Flask], uow: UnitOfWork, without_collector: None
+) -> None:
+    """Also where an error that it has met keeps it in memory."""
+    app = make(SQLALCHEMY_ENGINE_OPTIONS={"pool_size": 1, "max_overflow": 1})
+    with app.app_context(), suppress(sa.exc.DBAPIError), transactional():
+        uow.session.execute(ONE)
+        uow.engine.connect().close()
+        uow.session.execute(sa.text("SELECT 1 / 0"))
+
+    open_ones = pool(app)
+    assert (open_ones.checked_out, open_ones.checked_in, open_ones.overflow) == (0, 1, 0)
+    assert len(stats.read_boards(app).workers[0].backend_pids) == 1
 
 
 @pytest.mark.parametrize("pool_class", [NullPool, StaticPool])
@@ -631,10 +683,12 @@ def test_a_unit_that_is_left_open_ends_with_its_context(app: Flask, uow: UnitOfW
 
     assert live(app) == ()
     assert totals(app).units == stats.UnitCounts(begun=1, rolled_back=1)
+    assert totals(app).statements == totals(app).labels[0].statements == 1
     assert pool(app).checked_out == 0
     with suppress(UnitFailedError):
         generator.close()
     assert totals(app).units == stats.UnitCounts(begun=1, rolled_back=1), "once"
+    assert totals(app).statements == 1
 
 
 # ---- outside of units

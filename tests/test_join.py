@@ -75,6 +75,28 @@ def test_a_unit_is_not_idle_while_its_server_works(state: str) -> None:
     assert (live.state, live.state_seconds, live.server_state) == (State.RUNNING, 2.5, state)
 
 
+@pytest.mark.parametrize(
+    ("server_state", "state", "seconds"),
+    [
+        ("active", State.RUNNING, 2.5),
+        ("idle in transaction", State.IDLE, 2.5),
+        (stats.ABORTED, State.IDLE, 2.5),
+        ("idle", State.NO_TRANSACTION, 9.0),
+    ],
+)
+def test_a_transaction_that_was_begun_past_sqlalchemy_is_its_servers_word(
+    server_state: str, state: str, seconds: float
+) -> None:
+    """The worker saw no statement yet; what the driver's own cursor has begun, the server tells."""
+    begun = unit("import", backend_pids=(5101,), state=State.NO_TRANSACTION, state_seconds=9.0, statements=0)
+    own = worker(4711, begun, backend_pids=(5101,))
+
+    (seen,) = with_servers((own,), (database(session(5101, state=server_state, state_age_seconds=2.5)),))
+
+    (live,) = seen.live
+    assert (live.state, live.state_seconds, live.server_state) == (state, seconds, server_state)
+
+
 def test_a_unit_works_if_one_of_its_servers_does() -> None:
     """It has a connection to another database besides, which waits for it."""
     idle = unit("import", backend_pids=(1, 2), state=State.IDLE, state_seconds=9.0)
@@ -387,10 +409,8 @@ def test_a_unit_of_a_container_behind_the_same_address_is_no_orphan(
 
 
 @on_postgresql
-@pytest.mark.parametrize("is_streamed", [False, True], ids=["driver's cursor", "FETCH"])
-def test_what_goes_past_sqlalchemy_is_no_idling(
-    database: Database, uow: UnitOfWork, tmp_path: Path, is_streamed: bool
-) -> None:
+@pytest.mark.parametrize("way", ["driver's cursor", "driver's cursor first", "FETCH"])
+def test_what_goes_past_sqlalchemy_is_no_idling(database: Database, uow: UnitOfWork, tmp_path: Path, way: str) -> None:
     """The unit runs SQL, as its server says, and nobody is told that it idles."""
     app = make_app(database, uow, UOW_STATS_DIR=str(tmp_path / "boards"), UOW_MAX_IDLE_SECONDS=0.2)
     # The first two rows come at once, and the next ones when the lock is free.
@@ -399,10 +419,11 @@ def test_what_goes_past_sqlalchemy_is_no_idling(
     def work() -> None:
         with app.app_context(), transactional(label="import"):
             options = {"stream_results": True, "yield_per": 2}
-            if is_streamed:
+            if way == "FETCH":
                 uow.session.execute(sa.text(rows).execution_options(**options)).all()
                 return
-            uow.session.execute(sa.text("SELECT 1"))
+            if way == "driver's cursor":
+                uow.session.execute(sa.text("SELECT 1"))
             with closing(uow.session.connection().connection.cursor()) as cursor:
                 cursor.execute(rows)
 

@@ -431,6 +431,10 @@ def test_explanations_follow_for_each_kind_once() -> None:
     assert not any(words(each.remedy) in end for kind, each in stats.EXPLANATIONS.items() if kind not in kinds)
     assert end.count("At the bank:") == len(kinds)
     assert "No trouble: there is nothing to explain." in drawn(snapshots.snapshot(), explains=True)
+    chosen = snapshots.bad_night().only(label="nobody's")
+    assert "No trouble is listed: there is nothing to explain." in drawn(
+        chosen, explains=True, choice="label 'nobody's'"
+    )
     assert "what it means" not in drawn(snapshots.bad_night())
 
 

@@ -242,6 +242,19 @@ def test_pool(changes: dict[str, Any], kinds: list[str]) -> None:
     assert [trouble.kind for trouble in troubles(alone)] == kinds
 
 
+def test_a_pool_is_exhausted_since_somebody_waits() -> None:
+    """Not for as long as the longest wait was, ever; where two pools are waited for, nobody knows for which."""
+    waits = [unit(state=State.WAITING, state_seconds=seconds, thread_id=int(seconds)) for seconds in (2.0, 3.0)]
+    full = pool(checked_out=15, waiting=2, longest_wait_seconds=60.0)
+    other = pool(bind="archive", waiting=1)
+
+    (alone,) = troubles(snapshot(worker(4711, *waits, counts=NOTHING, pools=(full,))))[:1]
+    (of_two,) = troubles(snapshot(worker(4711, *waits, counts=NOTHING, pools=(full, other))))[:1]
+
+    assert (alone.kind, alone.seconds) == ("pool-exhausted", 3.0)
+    assert (of_two.kind, of_two.seconds) == ("pool-exhausted", None)
+
+
 def test_what_is_counted() -> None:
     """Leaks that are over, parts that were left prepared, and what found no room."""
     leaked = stats.Counts(sessions=stats.SessionCounts(10, 7, 3))

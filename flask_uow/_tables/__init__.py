@@ -60,7 +60,7 @@ def picture(snapshot: stats.Snapshot, listing: Listing) -> Iterator[RenderableTy
     for number, note in enumerate(dict.fromkeys(notes)):
         yield text_of(f"{'' if number else chr(10)}Note: {note}", "dim")
     if listing.explains:
-        yield from explanations_of(snapshot.troubles)
+        yield from explanations_of(snapshot.troubles, listing)
 
 
 def _head(snapshot: stats.Snapshot, listing: Listing) -> Iterator[RenderableType]:

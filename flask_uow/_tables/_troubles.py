@@ -39,12 +39,13 @@ def _with_own_line(text: str, where: str | None) -> RenderableType:
     return Group(text_of(first), Parts(text_of(f"{where}"), *map(text_of, filter(None, rest.split(", ")))))
 
 
-def explanations_of(troubles: Sequence[stats.Trouble]) -> Iterator[RenderableType]:
+def explanations_of(troubles: Sequence[stats.Trouble], listing: Listing) -> Iterator[RenderableType]:
     """Say of each kind of trouble what it means and what to do."""
     from rich.padding import Padding
 
     kinds = dict.fromkeys(trouble.kind for trouble in troubles)
-    yield text_of("\nwhat it means, and what to do" if kinds else "\nNo trouble: there is nothing to explain.", "bold")
+    none = f"No trouble{' is listed' if listing.choice else ''}: there is nothing to explain."
+    yield text_of("\nwhat it means, and what to do" if kinds else f"\n{none}", "bold")
     for kind in kinds:
         explanation = stats.EXPLANATIONS[kind]
         yield text_of(kind, "bold")

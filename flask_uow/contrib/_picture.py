@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from typing import TypeVar
 
 from markupsafe import Markup
 
-from .._timeline import Lane, Sent, Span, Stretch, Timeline, UnitSpan
+from .._timeline import Lane, Rendering, Sent, Span, Stretch, Timeline, UnitSpan
 from ._words import milliseconds, short_statement, shown_breach, statement_line
 
 STANDALONE_WIDTH = 960
@@ -125,6 +126,9 @@ class Savepoint:
     is_undone: bool
 
 
+Drawn = TypeVar("Drawn", UnitSpan, Savepoint, Rendering)
+
+
 def picture(timeline: Timeline, *, is_standalone: bool = False) -> Markup:
     """Draw a timeline.
 
@@ -197,12 +201,10 @@ class _Drawing:
             return
         self._caption("Units of work")
         placed = in_rows(self._timeline.units)
-        for unit, row in placed:
-            following = [other.start for other, its in placed if its == row and other.start >= unit.end]
+        for (unit, row), free_until in with_room(placed, self._timeline.end):
             label = unit.label if unit.attempt == 1 else f"{unit.label}, attempt {unit.attempt}"
             title = f"{label}: {unit.outcome or 'not ended'}, {milliseconds(unit.end - unit.start)}"
             name = "unit undone" if unit.outcome == "rolled back" else "unit"
-            free_until = min([*following, self._timeline.end])
             yield self._bar((unit.start, unit.end), self._y + row * _ROW, name, label, title, free_until)
         self._y += (1 + max(row for _, row in placed)) * _ROW + 6
 
@@ -222,20 +224,18 @@ class _Drawing:
             yield self._span(span, top + (_TRACK - _BAR) / 2)
         self._y += _TRACK + 2
         brackets = list(savepoints(lane, end))
-        for bracket in brackets:
-            beside = [each.start for each in brackets if each.depth == bracket.depth and each.start >= bracket.end]
-            yield self._bracket(bracket, free_until=min([*beside, end]))
+        for (bracket, _), free_until in with_room([(each, each.depth) for each in brackets], end):
+            yield self._bracket(bracket, free_until)
         self._y += 22 * (1 + max((bracket.depth for bracket in brackets), default=-1)) + 6
 
     def _templates(self) -> Iterator[Markup]:
         if not self._timeline.renderings:
             return
         self._caption("Rendering")
-        for rendering in self._timeline.renderings:
+        placed = [(rendering, 0) for rendering in self._timeline.renderings]
+        for (rendering, _), free_until in with_room(placed, self._timeline.end):
             title = f"{rendering.template}: {milliseconds(rendering.end - rendering.start)}"
             stretch = (rendering.start, rendering.end)
-            starts = [each.start for each in self._timeline.renderings if each.start > rendering.start]
-            free_until = min([*starts, self._timeline.end])
             yield self._bar(stretch, self._y, "template", rendering.template, title, free_until)
         self._y += _ROW + 4
 
@@ -396,16 +396,25 @@ def ticks(length: float) -> list[float]:
 
 def in_rows(units: list[UnitSpan]) -> list[tuple[UnitSpan, int]]:
     """Give each unit the first row in which it meets no other; what lies inside another comes below it."""
-    ends: list[list[UnitSpan]] = []
+    ends: list[float] = []
     placed = []
     for unit in sorted(units, key=lambda each: each.start):
-        around = [row for row, others in enumerate(ends) if any(other.end > unit.start for other in others)]
-        row = max(around, default=-1) + 1
-        if row == len(ends):
-            ends.append([])
-        ends[row].append(unit)
+        row = max((row for row, end in enumerate(ends) if end > unit.start), default=-1) + 1
+        ends[row : row + 1] = [unit.end]
         placed.append((unit, row))
     return placed
+
+
+def with_room(placed: list[tuple[Drawn, int]], until: float) -> Iterator[tuple[tuple[Drawn, int], float]]:
+    """Give each thing in its row, and until when nothing stands to its right; the last one first.
+
+    :param placed: what lies in which row, in each row from left to right.
+    :param until: the end of the picture.
+    """
+    starts: dict[int, float] = {}
+    for each, row in reversed(placed):
+        yield (each, row), min(starts.get(row, until), until)
+        starts[row] = each.start
 
 
 def savepoints(lane: Lane, until: float) -> Iterator[Savepoint]:

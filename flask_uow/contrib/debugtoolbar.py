@@ -13,6 +13,7 @@ The toolbar is a light page in any scheme of colours, and so is the panel in it.
 from __future__ import annotations
 
 import gzip
+import re
 import secrets
 from collections import deque
 from typing import Any
@@ -34,6 +35,8 @@ __all__ = ["UnitOfWorkPanel"]
 _PANEL_KEY = "uow_panel"
 _MARKS_KEY = "flask_uow.marks"
 _MOST_KEPT = 20
+_UNFIT = re.compile("[^\t\n\r -\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+"""What neither UTF-8 nor XML has a place for: a file's name that is no Unicode, in a label, say."""
 
 _PAGE_STYLE = """
 #flDebug .uow{color:#1d2433;padding:4px 0 24px;max-width:1600px}
@@ -178,7 +181,7 @@ def page(timeline: Timeline, late: list[Breach]) -> Markup:
 
     :param late: violations that were found when an earlier response was on its way.
     """
-    return Markup('<div class="uow"><style>{}</style>{}{}<div class="uow-card">{}{}</div>{}{}{}</div>').format(
+    text = Markup('<div class="uow"><style>{}</style>{}{}<div class="uow-card">{}{}</div>{}{}{}</div>').format(
         Markup(STYLE + _PAGE_STYLE),
         figures(timeline),
         violations(timeline.breaches, "Rule violations"),
@@ -188,3 +191,4 @@ def page(timeline: Timeline, late: list[Breach]) -> Markup:
         Markup("<h4>Steps</h4>"),
         table(timeline),
     )
+    return Markup(_UNFIT.sub("?", text))  # a part of markup for a part of it

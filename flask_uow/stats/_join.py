@@ -182,12 +182,26 @@ def _seen(live: LiveUnit, worker: Worker, sessions: Iterable[ServerSession]) -> 
     waits_for = tuple(dict.fromkeys(name for session in own for name in session.waits_for))
     server_state = min((session.state for session in own), key=group_rank)
     seen = dataclasses.replace(live, waits_for=waits_for, server_state=server_state)
+    return _told_by_server(seen, own)
+
+
+def _told_by_server(live: LiveUnit, own: Iterable[ServerSession]) -> LiveUnit:
+    """Take the server's word for what passed SQLAlchemy by: COPY, a later FETCH and the driver's own cursor."""
+    if live.state not in (State.IDLE, State.NO_TRANSACTION):
+        return live
     running = [session for session in own if session.is_running]
-    if live.state != State.IDLE or not running:
-        return seen
-    # A worker tells of what SQLAlchemy executes. COPY, a later FETCH and the driver's own cursor, the server sees.
-    ages = (session.state_age_seconds or 0.0 for session in running)
-    return dataclasses.replace(seen, state=State.RUNNING, state_seconds=max(ages), server_state=running[0].state)
+    if running:
+        return dataclasses.replace(
+            live, state=State.RUNNING, state_seconds=_longest(running), server_state=running[0].state
+        )
+    idle = [session for session in own if session.is_idle_in_transaction]
+    if idle and live.state == State.NO_TRANSACTION:
+        return dataclasses.replace(live, state=State.IDLE, state_seconds=_longest(idle))
+    return live
+
+
+def _longest(sessions: Iterable[ServerSession]) -> float:
+    return max(session.state_age_seconds or 0.0 for session in sessions)
 
 
 def _has_process(pid: int, seconds: float | None) -> bool:

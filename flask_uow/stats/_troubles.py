@@ -34,7 +34,7 @@ def find_troubles(snapshot: Snapshot, *, max_idle_seconds: float, max_unit_secon
     limits = (max_idle_seconds, max_unit_seconds)
     found = [trouble for holder in holders(snapshot) if (trouble := _of_holder(holder, snapshot, *limits))]
     for pool in known_pools(snapshot):
-        found += _of_pool(pool)
+        found += _of_pool(pool, _longest_wait(pool, snapshot))
     for database in snapshot.databases:
         found += _of_prepared(database)
     found += _of_counts(snapshot)
@@ -117,14 +117,22 @@ def _blockers(holder: Holder, snapshot: Snapshot) -> str:
     return " and ".join(strangers.get(name, name) for name in holder.waits_for)
 
 
-def _of_pool(pool: PoolSnapshot) -> Iterator[Trouble]:
+def _longest_wait(pool: PoolSnapshot, snapshot: Snapshot) -> float | None:
+    """For how long somebody has waited for a pool's connection until now; None where it may be for another pool's."""
+    for worker in snapshot.workers:
+        if worker.pid == pool.process_pid and sum(bool(each.waiting) for each in worker.pools) == 1:
+            return max((unit.state_seconds for unit in worker.live if unit.state == State.WAITING), default=None)
+    return None
+
+
+def _of_pool(pool: PoolSnapshot, longest_wait_s: float | None) -> Iterator[Trouble]:
     usage, waiting, worker = pool.usage or 0.0, pool.waiting or 0, pool.process_pid
     name = f"pool {pool.bind} of worker {worker}"
     waiters = f", and {counted(waiting, 'thread waits', 'threads wait')} for one" if waiting else ""
     # A pool for one is full whenever it is used.
     if usage >= 1 and (waiting or pool.limit != 1):
         text = f"{name} has all of its {counted(pool.limit or 0, 'connection')} in use{waiters}"
-        yield Trouble("pool-exhausted", text, seconds=pool.longest_wait_seconds if waiting else None, worker_pid=worker)
+        yield Trouble("pool-exhausted", text, seconds=longest_wait_s if waiting else None, worker_pid=worker)
     elif NEARLY_FULL <= usage < 1:
         text = f"{name} has {pool.checked_out} of its {pool.limit} connections in use{waiters}"
         yield Trouble("pool-nearly-full", text, worker_pid=worker)

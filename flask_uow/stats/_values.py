@@ -402,7 +402,7 @@ class LiveUnit:
     """1 for an outermost unit, one more for each unit inside; 0 for what is none."""
     attempt: int
     state: str
-    """One of :class:`State`; not idle where its server runs something of which the worker saw nothing."""
+    """One of :class:`State`; its server's word where something of which the worker saw nothing passed SQLAlchemy by."""
     state_seconds: float
     """How long it has been in that state."""
     seconds: float

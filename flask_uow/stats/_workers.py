@@ -8,7 +8,6 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections import Counter
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any
@@ -340,11 +339,14 @@ def _pool_rows(image: Image) -> Iterator[int]:
 def _pools(image: Image, pid: int, live: list[_Slot], connections: list[_Connection]) -> Iterator[PoolSnapshot]:
     words = image.words
     held = {each.number for each in connections for slot in live if each.is_held_by(slot)}
-    waits = Counter(-slot.connection for slot in live if slot.shown.state == State.WAITING)
+    waiting = [slot for slot in live if slot.shown.state == State.WAITING]
     for index, at in enumerate(_pool_rows(image)):
         opened = [each.number for each in connections if each.pool == index + 1]
         busy = sum(number in held for number in opened)
         size, timeout_ms = words[at + board.POOL_SIZE], words[at + board.POOL_TIMEOUT_MS]
+        max_overflow = max(-1, words[at + board.POOL_MAX_OVERFLOW]) if size >= 0 else None
+        waits = [slot.shown.state_seconds for slot in waiting if -slot.connection == index + 1]
+        is_full = max_overflow is not None and -1 < max_overflow <= busy - size  # else they make one
         yield PoolSnapshot(
             bind=image.text(at, board.POOL_NAME_WORDS),
             class_name=image.text(at + board.POOL_NAME_WORDS, board.POOL_CLASS_WORDS),
@@ -353,9 +355,9 @@ def _pools(image: Image, pid: int, live: list[_Slot], connections: list[_Connect
             checked_out=busy,
             checked_in=len(opened) - busy,
             overflow=max(0, len(opened) - size) if size >= 0 else None,
-            max_overflow=max(-1, words[at + board.POOL_MAX_OVERFLOW]) if size >= 0 else None,
+            max_overflow=max_overflow,
             timeout_seconds=timeout_ms / 1000 if timeout_ms >= 0 else None,
-            waiting=waits[index + 1],
+            waiting=len(waits),
             timeouts=_counted(words[at + board.POOL_TIMEOUTS]),
-            longest_wait_seconds=_rounded(image.reals[at + board.POOL_LONGEST_S]),
+            longest_wait_seconds=max([_rounded(image.reals[at + board.POOL_LONGEST_S]), *(waits if is_full else ())]),
         )

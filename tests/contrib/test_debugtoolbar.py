@@ -11,7 +11,8 @@ from flask import Flask, Response, render_template_string
 from flask_debugtoolbar import DebugToolbarExtension
 
 from flask_uow import UnitOfWork, transactional
-from flask_uow._timeline import Breach, Lane, Sent, Span, Timeline, UnitSpan
+from flask_uow._timeline import Breach, Lane, Rendering, Sent, Span, Timeline, UnitSpan
+from flask_uow.contrib import debugtoolbar
 from flask_uow.contrib._listing import rows
 from flask_uow.contrib._picture import in_rows, picture, savepoints, ticks
 from flask_uow.contrib._words import milliseconds, short_statement, statement_line
@@ -209,6 +210,21 @@ def test_markup_in_labels_and_statements_is_text(make_debugged: MakeApp, uow: Un
     }
 
 
+@pytest.mark.parametrize("database", ["sqlite"], indirect=True)
+@pytest.mark.parametrize("odd", ["\udce9", "\x1b[31m", "\0", "\ufffe"], ids=ascii)
+def test_what_no_page_can_hold_is_left_out_of_a_label(make_debugged: MakeApp, uow: UnitOfWork, odd: str) -> None:
+    """A label may have the name of a file in it, which may be anything."""
+
+    @transactional(label=f"import of caf{odd}.csv")
+    def view() -> None:
+        uow.session.execute(sa.text("SELECT 1"))
+
+    svg = drawn(page_of(make_debugged(), view))
+
+    shown = f"import of caf?{'[31m' * (odd[0] == chr(27))}.csv"
+    assert any(title.startswith(f"{shown}: committed") for title in words(svg))
+
+
 def test_values_are_not_shown(make_debugged: MakeApp, uow: UnitOfWork) -> None:
     """Neither parameters nor literals, nor those of a statement that was refused."""
 
@@ -335,6 +351,53 @@ def test_units_lie_below_those_around_them() -> None:
     later = unit(11, 12)
 
     assert [row for _, row in in_rows([outer, first, second, later])] == [0, 1, 1, 0]
+
+
+class _Moment(float):
+    """A time that counts how often any of its kind is compared."""
+
+    compared = 0
+
+    def __lt__(self, other: float) -> bool:
+        _Moment.compared += 1
+        return float(self) < float(other)
+
+    def __gt__(self, other: float) -> bool:
+        _Moment.compared += 1
+        return float(self) > float(other)
+
+    def __ge__(self, other: float) -> bool:
+        _Moment.compared += 1
+        return float(self) >= float(other)
+
+
+def test_a_long_timeline_takes_as_long_as_it_has_steps() -> None:
+    """A view that works through a list, a unit, a savepoint and a template for each of its lines."""
+
+    def compared(units: int) -> int:
+        lane = Lane("default")
+        timeline = Timeline("POST /import", _Moment(0), _Moment(10 * units), lanes=[lane])
+        for number in range(units):
+            moments = [_Moment(10 * number + step) for step in range(10)]
+            texts = ["SAVEPOINT a", "RELEASE SAVEPOINT a", "COMMIT"]
+            lane.spans += [
+                Span(
+                    Sent.COMMIT if text == "COMMIT" else Sent.SAVEPOINT,
+                    moments[2 * place + 1],
+                    moments[2 * place + 2],
+                    text,
+                    is_in_transaction=text != "COMMIT",
+                )
+                for place, text in enumerate(texts)
+            ]
+            lane.holds.append((moments[0], moments[7]))
+            timeline.units.append(UnitSpan("a line", 1, 1, False, moments[0], moments[7]))
+            timeline.renderings.append(Rendering("line.html", moments[8], moments[9]))
+        _Moment.compared = 0
+        assert debugtoolbar.page(timeline, []).count("a line") > units
+        return _Moment.compared
+
+    assert compared(400) < 2.5 * compared(200)
 
 
 def test_savepoints_inside_each_other() -> None:
