@@ -441,6 +441,8 @@ class RidingConnection(psycopg.Connection[Any]):
             self._may_have_created = True
         if text.is_control:
             self.riders.forget_savepoints(query if isinstance(query, str) else "")
+        if text.unprepares:
+            self._forget_all_prepared()
         # A text that resets all leaves the start option as it is where that holds.
         if text.sets_defaults or (text.resets_all and not self.is_read_only_at_start):
             # A ROLLBACK may undo what it does.

@@ -20,6 +20,8 @@ CARRIER = re.compile(
 CREATING_READ = re.compile(rb"(?i)\bINTO\b")
 HARMLESS = re.compile(rb"(?i)\s*(?:SET|LISTEN|UNLISTEN|FETCH|MOVE|CLOSE)\b")
 CONTROL = re.compile(rb"(?i)\s*(?:BEGIN|START|COMMIT|END|ABORT|ROLLBACK|SAVEPOINT|RELEASE|PREPARE|CALL|DO)\b")
+# psycopg looks at what these have done the first time that they are sent, and no other.
+UNPREPARING = re.compile(rb"(?i)\b(?:DISCARD|DEALLOCATE(?:\s+PREPARE)?)\s+ALL\b")
 REMEMBERED_TEXTS = 1000
 LONGEST_REMEMBERED_TEXT = 4096
 
@@ -36,6 +38,7 @@ class Text(NamedTuple):
     is_control: bool
     sets_defaults: bool
     resets_all: bool
+    unprepares: bool
     is_special: bool
 
 
@@ -73,6 +76,7 @@ def _read_text(query: bytes) -> Text:
         is_control=is_control or has_several,
         sets_defaults=has_defaults,
         resets_all=is_reset,
+        unprepares=carrier is None and UNPREPARING.search(query) is not None,
         is_special=may_create or is_control or has_several or has_defaults or is_reset,
     )
 
