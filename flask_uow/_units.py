@@ -656,7 +656,10 @@ class Unit:
         finally:
             self._conclude(state, leaving, has_failed=leaving is not exception)
         if self._options.timeout is not None:
-            self._lift_limit()
+            try:
+                self._lift_limit()
+            except sa.exc.DBAPIError as error:
+                leaving = leaving or error
         if self._joined is None:
             self._announce(leaving)
         return leaving

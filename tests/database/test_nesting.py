@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
+from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
 from flask_uow import Propagation, Unit, current_unit, transactional
@@ -472,6 +473,36 @@ def test_a_deadline_inside_does_not_keep_its_part_from_being_undone(bench: Bench
         bench.add("outer again")
 
     assert bench.committed() == ["outer", "outer again"]
+
+
+@pytest.mark.parametrize("database", ["psycopg2", "psycopg"], indirect=True)
+@pytest.mark.parametrize("propagation", ["nested", "required"])
+def test_a_deadline_of_which_a_lost_server_is_told(make_bench: MakeBench, propagation: Any) -> None:
+    """Where nothing rides it is a statement like any other, and its error SQLAlchemy's."""
+    bench = make_bench(UOW_RIDE=False)
+    with bench.app.app_context():
+        with pytest.raises(OperationalError, match="terminat") as raised, transactional():
+            bench.add("lost")
+            bench.database.kill(bench.session.scalar(sa.text("SELECT pg_backend_pid()")) or 0)
+            with transactional(propagation=propagation, timeout=60):
+                pass
+
+        assert raised.value.connection_invalidated
+        assert bench.checked_out == 0
+
+
+@pytest.mark.parametrize("database", ["psycopg2", "psycopg"], indirect=True)
+def test_the_end_of_a_deadline_replaces_no_error(make_bench: MakeBench) -> None:
+    """What the body has raised goes on, though the server cannot be told that the time is the outer unit's again."""
+    bench = make_bench(UOW_RIDE=False)
+    with bench.app.app_context(), pytest.raises(KeyError, match="inside"), transactional():
+        bench.add("lost")
+        pid = bench.session.scalar(sa.text("SELECT pg_backend_pid()")) or 0
+        with transactional(timeout=60):
+            bench.database.kill(pid)
+            raise KeyError("inside")
+
+    assert bench.committed() == []
 
 
 @pytest.mark.parametrize("database", ["psycopg2", "psycopg"], indirect=True)
