@@ -45,6 +45,7 @@ from ._state import (
     Begins,
     Link,
     SessionState,
+    bind_of,
     get_innermost,
     guarded_state,
     has_pending,
@@ -985,9 +986,8 @@ def _meet_open_transaction(session: Session, state: SessionState, options: UnitO
 
 def _connect(session: Session, options: UnitOptions) -> None:
     """Take the connection with the unit's options; the driver sends them with BEGIN."""
-    try:
-        bind = session.get_bind()
-    except sa.exc.UnboundExecutionError:
+    bind = bind_of(session)
+    if bind is None:
         return  # each database hears of them when the unit first speaks to it
     dialect = bind.dialect
     if dialect.name == "sqlite":
@@ -1050,10 +1050,10 @@ def _isolation_of(session: Session, unit: Unit) -> str:
     asked_for = outermost_of(unit)._options.isolation
     if asked_for is not None:
         return asked_for
-    try:
-        engine = session.get_bind().engine
-    except sa.exc.UnboundExecutionError:
+    bind = bind_of(session)
+    if bind is None:
         return "READ COMMITTED"
+    engine = bind.engine
     if engine.dialect.name == "sqlite":
         return "SERIALIZABLE"
     by_server = getattr(engine.dialect, "default_isolation_level", None)

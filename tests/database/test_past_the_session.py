@@ -12,6 +12,7 @@ import pytest
 import sqlalchemy as sa
 from flask import Flask
 from sqlalchemy import orm
+from sqlalchemy.ext.horizontal_shard import ShardedSession
 from sqlalchemy.orm import Session
 
 from flask_uow import UnitOfWork, current_unit, signals, transactional
@@ -609,16 +610,33 @@ def test_a_database_error_of_a_listener_after_the_commit_cannot_undo_it(bench: B
     assert bench.committed() == ["row"]
 
 
-def test_sessions_that_choose_among_engines_may_be_read_only(bench: Bench) -> None:
+def by_class(engine: sa.Engine) -> orm.sessionmaker[Session]:
+    """Sessions that find their engine by the class."""
+    return orm.sessionmaker(binds={Item: engine})
+
+
+def by_shard(engine: sa.Engine) -> orm.sessionmaker[ShardedSession]:
+    """Sessions that find it by the object."""
+    return orm.sessionmaker(
+        class_=ShardedSession,
+        shards={"only": engine},
+        shard_chooser=lambda mapper, instance, clause=None: "only",
+        identity_chooser=lambda *key, **options: ["only"],
+        execute_chooser=lambda context: ["only"],
+    )
+
+
+@pytest.mark.parametrize("choosing", [by_class, by_shard])
+def test_sessions_that_choose_among_engines_may_be_read_only(bench: Bench, choosing: Callable[..., Any]) -> None:
     """Which database a unit speaks to is not known before it does."""
     engine = sa.create_engine(bench.database.url)
     app = Flask("unbound")
-    uow = UnitOfWork(app, sessionmaker=orm.sessionmaker(binds={Item: engine}))
+    uow = UnitOfWork(app, sessionmaker=choosing(engine))
     with app.app_context():
         with pytest.raises(RuleViolationError, match="UOW111"), transactional(read_only=True):
             uow.session.add(Item(name="refused"))
             uow.session.flush()
-        with transactional(), transactional(isolation="READ COMMITTED"):
+        with transactional(), transactional(isolation="READ COMMITTED"), transactional(propagation="requires_new"):
             uow.session.add(Item(name="row"))
     engine.dispose()
 
