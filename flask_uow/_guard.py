@@ -275,13 +275,14 @@ def connection_begun(session: Session, transaction: SessionTransaction, connecti
     link = know_connection(state, connection)
     if state.unit is None:
         _notice_begin(session, state)
-    if not transaction._connections[connection][-1]:  # whether SQLAlchemy closes it when it is done
-        link.is_lent = True
+    link.is_lent = not transaction._connections[connection][-1]  # whether SQLAlchemy closes it when it is done
     if state.lock is None:
         _begin(link, connection, state.unit)
-        return
-    with state.lock:
-        _begin(link, connection, state.unit)
+    else:
+        with state.lock:
+            _begin(link, connection, state.unit)
+    if state.unit is not None and state.unit.parent is not None and session.connection_callable is not None:
+        state.unit.expose(connection)
 
 
 def _name_leak(session: Session, state: SessionState) -> None:

@@ -608,6 +608,10 @@ class Unit:
             self._owner._has_savepoint = True
             self._owner._unprotected -= {connection}
 
+    def expose(self, connection: sa.Connection) -> None:
+        """Note that SQLAlchemy sends no savepoint on a connection: where it shards, it takes one for the whole."""
+        self._owner._unprotected |= {connection}
+
     def protect(self, connection: sa.Connection) -> None:
         """Send the unit's savepoint on a connection that was taken before it, and speaks past the session now."""
         owner = self._owner

@@ -18,7 +18,8 @@ from sqlalchemy.orm import Session
 from flask_uow import UnitOfWork, current_unit, signals, transactional
 from flask_uow.exceptions import RuleViolationError, UnitFailedError, UnitOfWorkError, UnitOptionsError
 from tests.database.conftest import Bench, MakeBench
-from tests.models import Item, checked_out
+from tests.databases import Database
+from tests.models import Item, checked_out, create_tables, names
 
 
 def raw_cursor(bench: Bench) -> Any:
@@ -641,3 +642,29 @@ def test_sessions_that_choose_among_engines_may_be_read_only(bench: Bench, choos
     engine.dispose()
 
     assert bench.committed() == ["row"]
+
+
+def test_a_shard_that_is_first_met_in_a_nested_unit_is_undone_with_it(bench: Bench, second_database: Database) -> None:
+    """SQLAlchemy's sharding makes no savepoint there."""
+    create_tables(second_database)
+    engines = {0: sa.create_engine(bench.database.url), 1: sa.create_engine(second_database.url)}
+    sessionmaker = orm.sessionmaker(
+        class_=ShardedSession,
+        shards=engines,
+        shard_chooser=lambda mapper, instance, clause=None: instance.id % 2,
+        identity_chooser=lambda *key, **options: [0, 1],
+        execute_chooser=lambda context: [0, 1],
+    )
+    app = Flask("sharded")
+    uow = UnitOfWork(app, sessionmaker=sessionmaker)
+    with app.app_context(), transactional():
+        uow.session.add(Item(id=2, name="kept"))
+        with suppress(KeyError), transactional(), transactional():
+            uow.session.add_all([Item(id=3, name="lost"), Item(id=4, name="lost as well")])
+            uow.session.flush()
+            raise KeyError
+        uow.session.add(Item(id=5, name="later"))
+    for engine in engines.values():
+        engine.dispose()
+
+    assert (bench.committed(), names(second_database)) == (["kept"], ["later"])
