@@ -403,9 +403,17 @@ class RidingConnection(psycopg.Connection[Any]):
             raise interrupt from None
 
     def _send_ahead(self) -> None:
-        if self._is_in_doubt or self._has_riders(is_free=False):
+        if self._is_in_doubt or self.riders.along or self._has_riders(is_free=False):
             with self.lock:
-                self.wait(self._send_ahead_gen())
+                self.wait(self._begin_ahead_gen())
+
+    def _begin_ahead_gen(self) -> PQGen[None]:
+        """Send what waits, also what goes along with a BEGIN: psycopg would say its own without that."""
+        if self._is_in_doubt:
+            yield from self._settle_defaults_gen()
+        if self.riders.along:
+            self._begin()
+        yield from self._send_ahead_gen()
 
     # Riding.
 

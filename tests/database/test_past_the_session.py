@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import closing, suppress
 from typing import Any
 
+import psycopg
 import psycopg2.errors
 import pytest
 import sqlalchemy as sa
@@ -608,6 +609,24 @@ def test_a_database_error_of_a_listener_after_the_commit_cannot_undo_it(bench: B
             write()
 
     assert ran == ["committed"]
+    assert bench.committed() == ["row"]
+
+
+@pytest.mark.parametrize("database", ["psycopg"], indirect=True)
+@pytest.mark.parametrize("block", ["pipeline", "transaction"])
+def test_a_block_of_psycopgs_that_comes_first_has_the_units_options(bench: Bench, block: str) -> None:
+    """Psycopg would begin without them."""
+    asked = "SELECT current_setting('transaction_isolation'), current_setting('statement_timeout') <> '0'"
+    with bench.app.app_context():
+        with pytest.raises(psycopg.errors.ReadOnlySqlTransaction, match="read-only"), transactional(read_only=True):
+            with getattr(driver(bench), block)():
+                driver(bench).execute("INSERT INTO item (name) VALUES ('refused')")
+        with transactional(isolation="SERIALIZABLE", timeout=60):
+            with getattr(driver(bench), block)():
+                found = driver(bench).execute(asked).fetchone()
+            bench.add("row")
+
+    assert found == ("serializable", True)
     assert bench.committed() == ["row"]
 
 
