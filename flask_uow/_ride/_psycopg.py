@@ -346,6 +346,7 @@ class RidingConnection(psycopg.Connection[Any]):
     def _tpc_begin_gen(self, xid: psycopg.Xid | str) -> PQGen[None]:
         yield from self._send_ahead_gen()
         yield from super()._tpc_begin_gen(xid)
+        self.riders.begun()
 
     # Whole blocks that psycopg drives.
 

@@ -16,7 +16,7 @@ from sqlalchemy import orm
 from sqlalchemy.ext.horizontal_shard import ShardedSession
 from sqlalchemy.orm import Session
 
-from flask_uow import UnitOfWork, current_unit, signals, transactional
+from flask_uow import UnitOfWork, current_unit, ride, signals, transactional
 from flask_uow.exceptions import RuleViolationError, UnitFailedError, UnitOfWorkError, UnitOptionsError
 from tests.database.conftest import Bench, MakeBench
 from tests.databases import Database
@@ -628,6 +628,31 @@ def test_a_block_of_psycopgs_that_comes_first_has_the_units_options(bench: Bench
 
     assert found == ("serializable", True)
     assert bench.committed() == ["row"]
+
+
+@on_postgresql
+@pytest.mark.parametrize("streams", [False, True])
+def test_two_phases_of_sqlalchemys_own_have_the_units_options(bench: Bench, streams: bool) -> None:
+    """The driver begins them itself, without what waits."""
+    engine = ride(sa.create_engine(bench.database.url), read_only_at_start=True)
+    app = Flask("two phases")
+    uow = UnitOfWork(app, sessionmaker=orm.sessionmaker(engine, twophase=True))
+    settings = [sa.func.current_setting(f"transaction_{name}") for name in ("isolation", "read_only")]
+    asked = sa.select(*settings, sa.func.current_setting("statement_timeout") != "0")
+    asked = asked.execution_options(stream_results=streams)
+    found: list[Any] = []
+    with app.app_context():
+        for options in ({"isolation": "SERIALIZABLE"}, {"read_only": True}, {"timeout": 60}, {}):
+            with transactional(**options):
+                found += uow.session.execute(asked).all()
+    engine.dispose()
+
+    assert found == [
+        ("serializable", "off", False),
+        ("read committed", "on", False),
+        ("read committed", "off", True),
+        ("read committed", "off", False),
+    ]
 
 
 def by_class(engine: sa.Engine) -> orm.sessionmaker[Session]:
