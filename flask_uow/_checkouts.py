@@ -379,12 +379,7 @@ def hold(link: Link, state: SessionState) -> None:
     unit = state.unit
     live = None if unit is None else (unit if unit.parent is None else outermost_of(unit)).live
     if live is None:
-        if checkout.own is None:  # another session than that of the unit for which it was taken
-            _place(pooled, checkout, _OF_SESSION)
-        checkout.is_of_session = True
-        state.live = checkout.own
-        if state.live is not None:
-            state.live.reals[state.live.at + LIVE_TOLD_BEFORE] = state.told
+        _hold_outside(pooled, checkout, state)
         return
     if checkout.own is not None:
         if link.is_lent:
@@ -395,6 +390,15 @@ def hold(link: Link, state: SessionState) -> None:
     else:
         live.held_since_s = time.monotonic()
         live.words[live.at + LIVE_CONNECTION] = checkout.number
+
+
+def _hold_outside(pooled: Any, checkout: Checkout, state: SessionState) -> None:
+    if checkout.own is None:  # another session than that of the unit for which it was taken
+        _place(pooled, checkout, _OF_SESSION)
+    checkout.is_of_session = True
+    state.live = live = checkout.own
+    if live is not None:
+        live.reals[live.at + LIVE_TOLD_BEFORE] = state.told
 
 
 def let_go(state: SessionState) -> None:

@@ -273,24 +273,18 @@ def connection_begun(session: Session, transaction: SessionTransaction, connecti
         return
     if state.is_stale:
         state.expire_unmodified(session)
-    ends_transaction, closes_connection = transaction._connections[connection][2:]  # whether SQLAlchemy does so
-    link = know_connection(state, connection, is_lent=not closes_connection)
-    if state.unit is None:
-        _notice_begin(session, state)
-    if not closes_connection:
-        link.is_guest = not ends_transaction
-    unit = state.unit if not state.is_own_call else _unit_of(state, transaction)
-    if state.lock is None:
-        _begin(link, connection, unit)
-        return
-    with state.lock:
-        _begin(link, connection, unit)
-
-
-def _unit_of(state: SessionState, transaction: SessionTransaction) -> Unit | None:
-    """The unit that is active, but for a transaction that a listener to its end has begun."""
+    *_, ends_transaction, closes_connection = transaction._connections[connection]  # whether SQLAlchemy does so
+    is_guest = not (ends_transaction or closes_connection)
+    link = know_connection(state, connection, is_lent=not closes_connection, is_guest=is_guest)
     unit = state.unit
-    return unit if unit is None or outermost_of(unit).owns(transaction) else None
+    if unit is None:
+        _notice_begin(session, state)
+    elif state.is_own_call and not outermost_of(unit).owns(transaction):
+        unit = None  # a listener to its end has begun another transaction
+    begin = _begin if state.lock is None else _begin_locked
+    begin(link, connection, unit)
+    if unit is not None and unit.parent is not None and session.connection_callable is not None:
+        unit.expose(connection)
 
 
 def _name_leak(session: Session, state: SessionState) -> None:
@@ -339,13 +333,21 @@ def _begin(link: Link, connection: sa.Connection, unit: Unit | None) -> None:
                 link.riders.add((rename(own_name, outermost.label),))
 
 
-def know_connection(state: SessionState, connection: sa.Connection, *, is_lent: bool = False) -> Link:
+def _begin_locked(link: Link, connection: sa.Connection, unit: Unit | None) -> None:
+    assert link.state.lock is not None
+    with link.state.lock:
+        _begin(link, connection, unit)
+
+
+def know_connection(
+    state: SessionState, connection: sa.Connection, *, is_lent: bool = False, is_guest: bool = False
+) -> Link:
     """Tie a connection of a session's transaction to the session's state, and watch its engine."""
     if not hasattr(connection.dialect, STATUS_PROBE):
         watch_engine(connection.engine)
         watch_pool(connection.engine, state.app)
     link = Link(state, connection)
-    link.is_lent = is_lent
+    link.is_lent, link.is_guest = is_lent, is_guest
     state.links.append(link)
     if state.board is not None:
         hold(link, state)
@@ -359,7 +361,7 @@ def _begin_on_sqlite(link: Link, unit: Unit | None) -> None:
         link.is_lent = True  # a transaction of its lender's; an engine's own recipe for BEGIN leaves no isolation level
     elif unit is not None:
         if unit.has_unit_around and not unit.read_only and is_inside_writer(link):
-            begin_sqlite(driver, for_writing=False)
+            begin_sqlite(driver, for_writing=False)  # for what the body sends if it swallows the error
             raise UnitOptionsError(SQLITE_HAS_ONE_WRITER, unit.where, LET_IT_WRITE_FIRST)
         begin_sqlite(driver, for_writing=not unit.read_only)
         link.is_to_refuse_writes = unit.read_only  # to be told so costs SQLite its prepared statements

@@ -359,7 +359,9 @@ def _check_type(type_: TypeEngine[Any], dialect: Dialect) -> None:
         rendered = rendered.impl_instance
     _require(type(rendered).__module__.startswith("sqlalchemy."))
     _require(not isinstance(rendered, UserDefinedType) and type(rendered).__name__ != "DOMAIN")
-    _check_names(getattr(rendered, "name", None), getattr(rendered, "schema", None))
+    _check_names(*(getattr(rendered, part, None) for part in ("name", "schema", "collation")))
+    for part in ("fields", "length", "precision", "scale"):  # rendered as they are
+        _require(type(getattr(rendered, part, None)) in (int, type(None)))
     for inner in (getattr(rendered, "item_type", None), *getattr(rendered, "types", ())):
         if inner is not None:
             _check_type(inner, dialect)

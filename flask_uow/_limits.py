@@ -10,6 +10,7 @@ import math
 import time
 from contextlib import closing
 
+from ._commit import as_sqlalchemys
 from ._state import Link
 
 _MOST_MS = 2**31 - 1
@@ -31,6 +32,7 @@ def limit_time(link: Link, remaining_s: float | None, *, is_outermost: bool) -> 
 
     :param remaining_s: seconds, None for as long as it likes.
     :param is_outermost: whether the transaction ends with the unit; else the session must outlive it.
+    :raises sqlalchemy.exc.DBAPIError: if it does not take that: the transaction has failed, or the connection is lost.
     """
     if link.connection.dialect.name != "postgresql" or link.dbapi_connection is None:
         return
@@ -47,16 +49,25 @@ def limit_time(link: Link, remaining_s: float | None, *, is_outermost: bool) -> 
     link.limit_s = remaining_s
     if link.riders is not None:
         link.riders.add(statements)
-        return
-    with closing(link.dbapi_connection.cursor()) as cursor:
-        for statement in statements:
-            cursor.execute(statement)
-    if statements and not link.was_begun:
-        link.was_begun, link.idle_since = True, time.monotonic()
-        link.state.tell_rest()
+    elif statements:
+        _send(link, statements)
 
 
 def limit_again(link: Link, remaining_s: float, *, is_outermost: bool) -> None:
     """The same before a statement, if the server would let it run for twice as long as the unit has left."""
     if link.limit_s is not None and link.limit_s > 2 * remaining_s:
         limit_time(link, remaining_s, is_outermost=is_outermost)
+
+
+def _send(link: Link, statements: list[str]) -> None:
+    try:
+        with closing(link.dbapi_connection.cursor()) as cursor:
+            for statement in statements:
+                cursor.execute(statement)
+    except link.connection.dialect.loaded_dbapi.Error as error:
+        raised = as_sqlalchemys(link, error)
+        link.state.note_error(raised)
+        raise raised from error
+    if not link.was_begun:
+        link.was_begun, link.idle_since = True, time.monotonic()
+        link.state.tell_rest()

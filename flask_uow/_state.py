@@ -496,6 +496,14 @@ def has_pending(session: Session) -> bool:
     return bool(session.new or session.deleted) or any(session.is_modified(changed) for changed in session.dirty)
 
 
+def bind_of(session: Session) -> sa.Engine | sa.Connection | None:
+    """What a session is bound to; None if nobody knows before a statement names a class, or SQLAlchemy's sharding."""
+    try:
+        return session.get_bind()
+    except (sa.exc.UnboundExecutionError, AssertionError):  # the latter is how ShardedSession asks for a class
+        return None
+
+
 def outermost_of(unit: Unit) -> Unit:
     """The unit that owns the transaction."""
     while unit.parent is not None:

@@ -18,7 +18,6 @@ from functools import wraps
 from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, TypeVar, Unpack, cast, overload
 
-from sqlalchemy.exc import UnboundExecutionError
 from werkzeug.local import LocalProxy
 
 from . import signals
@@ -32,7 +31,7 @@ from ._options import Propagation, Relation, UnitOptions, is_vetoed, relation
 from ._retry import delay_s, has_lost_connection, is_retryable
 from ._scopes import current_context, find_context
 from ._sessions import Sessions, report_lost_writes
-from ._state import STATE_KEY, AppState, SessionState, guarded_state, state_of, state_of_app
+from ._state import STATE_KEY, AppState, SessionState, bind_of, guarded_state, state_of, state_of_app
 from ._units import LET_IT_WRITE_FIRST, SQLITE_HAS_ONE_WRITER, Unit, connections_held, is_used_up
 from ._views import find_request, status_of_response, view_label
 from .exceptions import NoActiveUnitError, UnitOfWorkError, UnitOptionsError
@@ -495,10 +494,10 @@ def _check_pool(session: Session, state: SessionState, *, may_read_elsewhere: bo
     readers = state.readers
     if readers is not None and may_read_elsewhere and not all(is_used_up(engine.pool) for engine in readers.engines):
         return
-    try:
-        pool = (session.get_bind() if readers is None else readers.primary).engine.pool
-    except UnboundExecutionError:
+    bind = bind_of(session) if readers is None else readers.primary
+    if bind is None:
         return  # nobody knows which pool before a statement says it
+    pool = bind.engine.pool
     if is_used_up(pool):
         raise UnitOptionsError(
             f"The units of work around this one hold all {connections_held(pool)} connections that the pool may have, "

@@ -41,10 +41,12 @@ from ._notices import has_written_unseen, is_before_view, notice_idle, notice_le
 from ._options import ISOLATION_LEVELS, Relation, UnitOptions
 from ._outcome import Outcome
 from ._ride import RIDES
+from ._settings import is_in_memory
 from ._state import (
     Begins,
     Link,
     SessionState,
+    bind_of,
     get_innermost,
     guarded_state,
     has_pending,
@@ -107,14 +109,19 @@ def is_used_up(pool: sa.Pool) -> bool:
 
 def is_inside_writer(link: Link) -> bool:
     """Whether a unit around, in an app context of its own, has SQLite's write lock: it would be waited for in vain."""
-    url = link.connection.engine.url
     for state in _states_around():
         may_write = state.unit is not None and not outermost_of(state.unit).read_only
         if may_write and state is not link.state:
-            held = [other.status() for other in state.links if other.connection.engine.url == url]
+            held = [other.status() for other in state.links if _is_same_file(other, link)]
             if TransactionStatus.IN_TRANSACTION in held:
                 return True
     return False
+
+
+def _is_same_file(link: Link, other: Link) -> bool:
+    """Whether two connections to SQLite are to one database; each engine has one in memory for itself."""
+    engine, its = link.connection.engine, other.connection.engine
+    return engine is its or (engine.url == its.url and not is_in_memory(engine.url))
 
 
 class Ending(Enum):
@@ -640,6 +647,10 @@ class Unit:
             self._owner._has_savepoint = True
             self._owner._unprotected -= {connection}
 
+    def expose(self, connection: sa.Connection) -> None:
+        """Note that SQLAlchemy sends no savepoint on a connection: where it shards, it takes one for the whole."""
+        self._owner._unprotected |= {connection}
+
     def protect(self, connection: sa.Connection) -> None:
         """Send the unit's savepoint on a connection that was taken before it, and speaks past the session now."""
         owner = self._owner
@@ -689,7 +700,10 @@ class Unit:
         finally:
             self._conclude(state, leaving, has_failed=leaving is not exception)
         if self._options.timeout is not None:
-            self._lift_limit()
+            try:
+                self._lift_limit()
+            except sa.exc.DBAPIError as error:
+                leaving = leaving or error
         if self._joined is None:
             self._announce(leaving)
         return leaving
@@ -1022,9 +1036,8 @@ def _meet_open_transaction(session: Session, state: SessionState, options: UnitO
 
 def _connect(session: Session, options: UnitOptions) -> None:
     """Take the connection with the unit's options; the driver sends them with BEGIN."""
-    try:
-        bind = session.get_bind()
-    except sa.exc.UnboundExecutionError:
+    bind = bind_of(session)
+    if bind is None:
         return  # each database hears of them when the unit first speaks to it
     dialect = bind.dialect
     if dialect.name == "sqlite":
@@ -1089,10 +1102,10 @@ def _isolation_of(session: Session, unit: Unit) -> str:
     asked_for = outermost_of(unit)._options.isolation
     if asked_for is not None:
         return asked_for
-    try:
-        engine = session.get_bind().engine
-    except sa.exc.UnboundExecutionError:
+    bind = bind_of(session)
+    if bind is None:
         return "READ COMMITTED"
+    engine = bind.engine
     if engine.dialect.name == "sqlite":
         return "SERIALIZABLE"
     by_server = getattr(engine.dialect, "default_isolation_level", None)

@@ -370,6 +370,9 @@ POISONS: dict[str, Number] = {
     "user-defined-items": sa.func.cardinality(sa.cast("{}", postgresql.ARRAY(Vector))),
     "domain": sa.cast(sa.cast(ID, postgresql.DOMAIN("evil", sa.Integer)), sa.Integer),
     "subclass-of-a-type": sa.cast(sa.cast("a", Short), sa.Integer),
+    "unquoted-collation": sa.cast(sa.cast(ID, sa.String(collation=quoted_name("C, evil(1)", False))), sa.Integer),
+    "text-as-precision": sa.cast(sa.cast(ID, sa.Numeric("3), evil(1), CAST(1 AS INTEGER")), sa.Integer),  # type: ignore[call-overload]
+    "text-as-fields": sa.cast(sa.cast(ID, postgresql.INTERVAL(fields="YEAR), evil(1), (1")), sa.Integer),
     "unquoted-enum": sa.cast(sa.cast("a", sa.Enum("a", name=quoted_name("evil", False))), sa.Integer),
     "extract-of-a-text": sa.extract("year FROM now()), evil(1), extract(year", AUTHOR.c.born),
     "scalar-subquery-with-a-lock": sa.select(BOOK.c.id).limit(1).with_for_update().scalar_subquery(),

@@ -42,6 +42,9 @@ _SETTING_DEFAULTS = re.compile(
     """,
     re.VERBOSE,
 )
+_SETTING_READING = re.compile(
+    r"\b(?:client_encoding|standard_conforming_strings|backslash_quote|set\s+(?:session\s+|local\s+)?names)\b"
+)
 _RESETTING_ALL = re.compile(r"\b(?:reset|discard)\s+all\b")
 
 
@@ -76,6 +79,14 @@ def sets_defaults(text: str) -> bool:
     # Most texts hold none of these words, which is known faster than by a pattern.
     has_word = "default_transaction_" in beginning or "characteristics" in beginning
     return has_word and _SETTING_DEFAULTS.search(beginning) is not None
+
+
+def sets_reading(text: str) -> bool:
+    """Whether a text may set how texts are read, or in which encoding: the client has to know at once when it ends."""
+    beginning = text[:_MOST_READ].lower()
+    # As above.
+    has_word = "_encoding" in beginning or "names" in beginning or "backslash_" in beginning or "_strings" in beginning
+    return has_word and _SETTING_READING.search(beginning) is not None
 
 
 def resets_all(text: str) -> bool:

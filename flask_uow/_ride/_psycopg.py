@@ -346,6 +346,7 @@ class RidingConnection(psycopg.Connection[Any]):
     def _tpc_begin_gen(self, xid: psycopg.Xid | str) -> PQGen[None]:
         yield from self._send_ahead_gen()
         yield from super()._tpc_begin_gen(xid)
+        self.riders.begun()
 
     # Whole blocks that psycopg drives.
 
@@ -403,9 +404,17 @@ class RidingConnection(psycopg.Connection[Any]):
             raise interrupt from None
 
     def _send_ahead(self) -> None:
-        if self._is_in_doubt or self._has_riders(is_free=False):
+        if self._is_in_doubt or self.riders.along or self._has_riders(is_free=False):
             with self.lock:
-                self.wait(self._send_ahead_gen())
+                self.wait(self._begin_ahead_gen())
+
+    def _begin_ahead_gen(self) -> PQGen[None]:
+        """Send what waits, also what goes along with a BEGIN: psycopg would say its own without that."""
+        if self._is_in_doubt:
+            yield from self._settle_defaults_gen()
+        if self.riders.along:
+            self._begin()
+        yield from self._send_ahead_gen()
 
     # Riding.
 
@@ -441,6 +450,8 @@ class RidingConnection(psycopg.Connection[Any]):
             self._may_have_created = True
         if text.is_control:
             self.riders.forget_savepoints(query if isinstance(query, str) else "")
+        if text.unprepares:
+            self._forget_all_prepared()
         # A text that resets all leaves the start option as it is where that holds.
         if text.sets_defaults or (text.resets_all and not self.is_read_only_at_start):
             # A ROLLBACK may undo what it does.

@@ -577,8 +577,8 @@ class RidingConnection(plain_connection):
         """Before a statement in autocommit: let the session's defaults be what they should."""
         if self._is_in_doubt:
             self._settle_defaults()
-        if self._is_native and self.is_read_only_at_start and _server_status(self) == IDLE:
-            self._let_psycopg2_write()
+        if self._is_native:
+            self._prepare_native()
         if self._was_read_only_at_start and not (is_harmless or self.closed):
             self._look_at_defaults(query)
         if self._is_native or not self._autocommit or self.closed or self.async_:
@@ -606,6 +606,13 @@ class RidingConnection(plain_connection):
         """After a RESET or DISCARD in autocommit: the server may be read-only again, as by its start option."""
         if self._session[1] is False:
             self._session = (self._session[0], None, self._session[2])
+
+    def _prepare_native(self) -> None:
+        """Before a statement where psycopg2 drives the transaction: send what was told of it since it was begun."""
+        if self.riders.waiting:
+            self._send_waiting()
+        if self.is_read_only_at_start and _server_status(self) == IDLE:
+            self._let_psycopg2_write()
 
     def _let_psycopg2_write(self) -> None:
         """Where psycopg2 drives a transaction that has ended unknown to it, or is about to begin another one."""

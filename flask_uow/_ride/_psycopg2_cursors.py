@@ -385,6 +385,8 @@ class RidingNamedCursor(RidingCursor):
         connection.needs_no_transaction = False
         self._check()
         is_refused = self.closed or _last_query.__get__(self) is not None
+        if connection._is_native:
+            connection._prepare_native()
         if is_refused or connection._is_passive() or (connection.autocommit and not self.withhold):
             return self._declare(query, vars)
         with connection._lock:

@@ -10,7 +10,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from .._statements import statements
-from ._characteristics import resets_all, sets_defaults
+from ._characteristics import resets_all, sets_defaults, sets_reading
 
 # A statement that goes well with others in one pipeline. COPY does not, and what ends a transaction ends the riders'.
 CARRIER = re.compile(
@@ -19,11 +19,9 @@ CARRIER = re.compile(
 )
 CREATING_READ = re.compile(rb"(?i)\bINTO\b")
 HARMLESS = re.compile(rb"(?i)\s*(?:SET|LISTEN|UNLISTEN|FETCH|MOVE|CLOSE)\b")
-# What a ROLLBACK TO may undo that the client has to know at once is kept from riding as well: the encoding.
-CONTROL = re.compile(
-    rb"(?i)\s*(?:BEGIN|START|COMMIT|END|ABORT|ROLLBACK|SAVEPOINT|RELEASE|PREPARE|CALL|DO"
-    rb"|SET\s+(?:SESSION\s+|LOCAL\s+)?(?:NAMES|CLIENT_ENCODING))\b"
-)
+CONTROL = re.compile(rb"(?i)\s*(?:BEGIN|START|COMMIT|END|ABORT|ROLLBACK|SAVEPOINT|RELEASE|PREPARE|CALL|DO)\b")
+# psycopg looks at what these have done the first time that they are sent, and no other.
+UNPREPARING = re.compile(rb"(?i)\b(?:DISCARD|DEALLOCATE(?:\s+PREPARE)?)\s+ALL\b")
 REMEMBERED_TEXTS = 1000
 LONGEST_REMEMBERED_TEXT = 4096
 
@@ -40,6 +38,7 @@ class Text(NamedTuple):
     is_control: bool
     sets_defaults: bool
     resets_all: bool
+    unprepares: bool
     is_special: bool
 
 
@@ -69,6 +68,7 @@ def _read_text(query: bytes) -> Text:
         is_control = False
     text = query.decode("latin-1")
     has_defaults, is_reset = sets_defaults(text), resets_all(text)
+    is_control = is_control or is_reset or sets_reading(text)  # of which a ROLLBACK TO is not to wait
     return Text(
         is_carrier=carrier is not None,
         has_several=has_several,
@@ -76,6 +76,7 @@ def _read_text(query: bytes) -> Text:
         is_control=is_control or has_several,
         sets_defaults=has_defaults,
         resets_all=is_reset,
+        unprepares=carrier is None and UNPREPARING.search(query) is not None,
         is_special=may_create or is_control or has_several or has_defaults or is_reset,
     )
 

@@ -10,7 +10,7 @@ import re
 from enum import IntEnum
 
 from .._statements import statements
-from ._characteristics import resets_all, sets_defaults
+from ._characteristics import resets_all, sets_defaults, sets_reading
 from ._shapes import are_odd, shape_of
 
 MOST_REMEMBERED = 8192  # each text and each of its shapes
@@ -21,7 +21,7 @@ class Carrying(IntEnum):
     """What may ride in front of a text."""
 
     NOTHING = 1  # an empty one, whose error would not be seen; COPY
-    NOTHING_AND_ENDS = 2  # one that may begin or end transactions and savepoints, or set what they are by default
+    NOTHING_AND_ENDS = 2  # one that may begin or end transactions and savepoints, or set what a ROLLBACK TO sets back
     NO_SAVEPOINT = 3  # one that the server may find no sense in
     ALL = 4  # one that the server has run
 
@@ -49,7 +49,8 @@ def carrying_of(text: str) -> Carrying:
         return Carrying.NOTHING
     is_script = ";" in text.rstrip().removesuffix(";")
     texts = (" ".join(words[:2]) for words in statements(text)) if is_script else (text,)
-    if any(map(_ENDING_AT_FIRST.match, texts)) or sets_defaults(text) or resets_all(text):
+    is_ending = any(map(_ENDING_AT_FIRST.match, texts))
+    if is_ending or sets_defaults(text) or resets_all(text) or sets_reading(text):
         return Carrying.NOTHING_AND_ENDS
     return Carrying.NOTHING if first["word"].upper() == "COPY" else Carrying.NO_SAVEPOINT
 

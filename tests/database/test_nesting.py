@@ -8,9 +8,11 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
+from flask import Flask
+from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
-from flask_uow import Propagation, Unit, current_unit, transactional
+from flask_uow import Propagation, Unit, UnitOfWork, current_unit, transactional
 from flask_uow.exceptions import (
     NoActiveUnitError,
     RuleViolationError,
@@ -343,6 +345,22 @@ def test_a_unit_in_a_context_of_its_own_does_not_wait_for_the_one_around_it(benc
     assert bench.committed() == ["later", "outer"]
 
 
+def test_a_unit_of_another_app_has_another_database_in_memory() -> None:
+    """Two databases in memory have the same URL, and a lock each."""
+    apps, uow = [Flask(name) for name in ("outer", "inner")], UnitOfWork()
+    for app in apps:
+        app.config["SQLALCHEMY_DATABASE_URI"] = "sqlite://"
+        uow.init_app(app)
+
+    with apps[0].app_context(), transactional():
+        uow.session.execute(sa.text("CREATE TABLE outer_table (name TEXT)"))
+        with apps[1].app_context(), transactional():
+            uow.session.execute(sa.text("CREATE TABLE inner_table (name TEXT)"))
+
+    with apps[1].app_context():
+        assert sa.inspect(uow.engine).get_table_names() == ["inner_table"]
+
+
 # ---- the other propagations, and durable
 
 
@@ -506,6 +524,36 @@ def test_a_deadline_inside_does_not_keep_its_part_from_being_undone(bench: Bench
         bench.add("outer again")
 
     assert bench.committed() == ["outer", "outer again"]
+
+
+@pytest.mark.parametrize("database", ["psycopg2", "psycopg"], indirect=True)
+@pytest.mark.parametrize("propagation", ["nested", "required"])
+def test_a_deadline_of_which_a_lost_server_is_told(make_bench: MakeBench, propagation: Any) -> None:
+    """Where nothing rides it is a statement like any other, and its error SQLAlchemy's."""
+    bench = make_bench(UOW_RIDE=False)
+    with bench.app.app_context():
+        with pytest.raises(OperationalError, match="terminat") as raised, transactional():
+            bench.add("lost")
+            bench.database.kill(bench.session.scalar(sa.text("SELECT pg_backend_pid()")) or 0)
+            with transactional(propagation=propagation, timeout=60):
+                pass
+
+        assert raised.value.connection_invalidated
+        assert bench.checked_out == 0
+
+
+@pytest.mark.parametrize("database", ["psycopg2", "psycopg"], indirect=True)
+def test_the_end_of_a_deadline_replaces_no_error(make_bench: MakeBench) -> None:
+    """What the body has raised goes on, though the server cannot be told that the time is the outer unit's again."""
+    bench = make_bench(UOW_RIDE=False)
+    with bench.app.app_context(), pytest.raises(KeyError, match="inside"), transactional():
+        bench.add("lost")
+        pid = bench.session.scalar(sa.text("SELECT pg_backend_pid()")) or 0
+        with transactional(timeout=60):
+            bench.database.kill(pid)
+            raise KeyError("inside")
+
+    assert bench.committed() == []
 
 
 @pytest.mark.parametrize("database", ["psycopg2", "psycopg"], indirect=True)

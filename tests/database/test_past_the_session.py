@@ -7,11 +7,14 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import closing, suppress
 from typing import Any
 
+import psycopg
 import psycopg2.errors
 import pytest
 import sqlalchemy as sa
 from flask import Flask
 from sqlalchemy import orm
+from sqlalchemy.dialects.postgresql.base import PGDialect
+from sqlalchemy.ext.horizontal_shard import ShardedSession
 from sqlalchemy.orm import Session
 
 from flask_uow import UnitOfWork, current_unit, ride, signals, transactional
@@ -19,7 +22,7 @@ from flask_uow.exceptions import RuleViolationError, UnitFailedError, UnitOfWork
 from flask_uow.testing import record
 from tests.database.conftest import Bench, MakeBench
 from tests.databases import Database
-from tests.models import Item, checked_out, make_app
+from tests.models import Item, checked_out, create_tables, make_app, names
 
 
 def raw_cursor(bench: Bench) -> Any:
@@ -733,17 +736,105 @@ def test_a_database_error_of_a_listener_after_the_commit_cannot_undo_it(bench: B
     assert bench.committed() == ["row"]
 
 
-def test_sessions_that_choose_among_engines_may_be_read_only(bench: Bench) -> None:
+@pytest.mark.parametrize("database", ["psycopg"], indirect=True)
+@pytest.mark.parametrize("block", ["pipeline", "transaction"])
+def test_a_block_of_psycopgs_that_comes_first_has_the_units_options(bench: Bench, block: str) -> None:
+    """Psycopg would begin without them."""
+    asked = "SELECT current_setting('transaction_isolation'), current_setting('statement_timeout') <> '0'"
+    with bench.app.app_context():
+        with pytest.raises(psycopg.errors.ReadOnlySqlTransaction, match="read-only"), transactional(read_only=True):
+            with getattr(driver(bench), block)():
+                driver(bench).execute("INSERT INTO item (name) VALUES ('refused')")
+        with transactional(isolation="SERIALIZABLE", timeout=60):
+            with getattr(driver(bench), block)():
+                found = driver(bench).execute(asked).fetchone()
+            bench.add("row")
+
+    assert found == ("serializable", True)
+    assert bench.committed() == ["row"]
+
+
+@on_postgresql
+@pytest.mark.parametrize("streams", [False, True])
+def test_two_phases_of_sqlalchemys_own_have_the_units_options(bench: Bench, streams: bool) -> None:
+    """The driver begins them itself, without what waits."""
+    engine = ride(sa.create_engine(bench.database.url), read_only_at_start=True)
+    if type(engine.dialect).do_prepare_twophase is PGDialect.do_prepare_twophase:
+        pytest.skip("This SQLAlchemy has texts for that, which a unit refuses.")
+    app = Flask("two phases")
+    uow = UnitOfWork(app, sessionmaker=orm.sessionmaker(engine, twophase=True))
+    settings = [sa.func.current_setting(f"transaction_{name}") for name in ("isolation", "read_only")]
+    asked = sa.select(*settings, sa.func.current_setting("statement_timeout") != "0")
+    asked = asked.execution_options(stream_results=streams)
+    found: list[Any] = []
+    with app.app_context():
+        for options in ({"isolation": "SERIALIZABLE"}, {"read_only": True}, {"timeout": 60}, {}):
+            with transactional(**options):
+                found += uow.session.execute(asked).all()
+    engine.dispose()
+
+    assert found == [
+        ("serializable", "off", False),
+        ("read committed", "on", False),
+        ("read committed", "off", True),
+        ("read committed", "off", False),
+    ]
+
+
+def by_class(engine: sa.Engine) -> orm.sessionmaker[Session]:
+    """Sessions that find their engine by the class."""
+    return orm.sessionmaker(binds={Item: engine})
+
+
+def by_shard(engine: sa.Engine) -> orm.sessionmaker[ShardedSession]:
+    """Sessions that find it by the object."""
+    return orm.sessionmaker(
+        class_=ShardedSession,
+        shards={"only": engine},
+        shard_chooser=lambda mapper, instance, clause=None: "only",
+        identity_chooser=lambda *key, **options: ["only"],
+        execute_chooser=lambda context: ["only"],
+    )
+
+
+@pytest.mark.parametrize("choosing", [by_class, by_shard])
+def test_sessions_that_choose_among_engines_may_be_read_only(bench: Bench, choosing: Callable[..., Any]) -> None:
     """Which database a unit speaks to is not known before it does."""
     engine = sa.create_engine(bench.database.url)
     app = Flask("unbound")
-    uow = UnitOfWork(app, sessionmaker=orm.sessionmaker(binds={Item: engine}))
+    uow = UnitOfWork(app, sessionmaker=choosing(engine))
     with app.app_context():
         with pytest.raises(RuleViolationError, match="UOW111"), transactional(read_only=True):
             uow.session.add(Item(name="refused"))
             uow.session.flush()
-        with transactional(), transactional(isolation="READ COMMITTED"):
+        with transactional(), transactional(isolation="READ COMMITTED"), transactional(propagation="requires_new"):
             uow.session.add(Item(name="row"))
     engine.dispose()
 
     assert bench.committed() == ["row"]
+
+
+def test_a_shard_that_is_first_met_in_a_nested_unit_is_undone_with_it(bench: Bench, second_database: Database) -> None:
+    """SQLAlchemy's sharding makes no savepoint there."""
+    create_tables(second_database)
+    engines = {0: sa.create_engine(bench.database.url), 1: sa.create_engine(second_database.url)}
+    sessionmaker = orm.sessionmaker(
+        class_=ShardedSession,
+        shards=engines,
+        shard_chooser=lambda mapper, instance, clause=None: instance.id % 2,
+        identity_chooser=lambda *key, **options: [0, 1],
+        execute_chooser=lambda context: [0, 1],
+    )
+    app = Flask("sharded")
+    uow = UnitOfWork(app, sessionmaker=sessionmaker)
+    with app.app_context(), transactional():
+        uow.session.add(Item(id=2, name="kept"))
+        with suppress(KeyError), transactional(), transactional():
+            uow.session.add_all([Item(id=3, name="lost"), Item(id=4, name="lost as well")])
+            uow.session.flush()
+            raise KeyError
+        uow.session.add(Item(id=5, name="later"))
+    for engine in engines.values():
+        engine.dispose()
+
+    assert (bench.committed(), names(second_database)) == (["kept"], ["later"])

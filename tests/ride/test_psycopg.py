@@ -68,6 +68,10 @@ PROGRAMS: dict[str, list[Step]] = {
     "a table made of a read": [("SELECT %s::int AS x INTO other", (1,)), "SELECT * FROM other", ROLLBACK],
     "LISTEN": ["LISTEN x", COMMIT],
     "an encoding": [ONE, SAVEPOINT, "SET client_encoding TO latin1", BACK, ("SELECT %s", ("ä",)), COMMIT],
+    "an encoding behind a comment": [SAVEPOINT, "/**/ SET NAMES 'latin1'", BACK, ("SELECT %s", ("ä",)), COMMIT],
+    "an encoding by a function": [
+        *(ONE, SAVEPOINT, "SELECT set_config('client_encoding', 'latin1', true)", BACK, ("SELECT %s", ("ä",)), COMMIT),
+    ],
     "an encoding of the transaction": ["SET LOCAL client_encoding = 'latin1'", ("SELECT %s", ("ä",)), COMMIT],
     "an empty transaction": [COMMIT, ROLLBACK, SAVEPOINT, COMMIT, SAVEPOINT, ROLLBACK, ALL],
     "BEGIN as text": ["BEGIN", ONE, COMMIT, ALL],

@@ -248,6 +248,26 @@ def test_setting_by_which_a_text_is_read(either: Any) -> None:
     assert cursor.fetchone() == (4,)
 
 
+@pytest.mark.parametrize(
+    "setting",
+    [
+        "SET client_encoding TO 'LATIN1'",
+        "SET LOCAL client_encoding TO 'LATIN1'",
+        "SET NAMES 'LATIN1'",
+        "SELECT set_config('client_encoding', 'LATIN1', true)",
+        "SET standard_conforming_strings = off",
+    ],
+)
+def test_setting_by_which_a_text_is_read_and_that_is_undone(either: Any, setting: str) -> None:
+    """What is sent with the ROLLBACK TO would be written and read as before it."""
+    for _ in range(2):  # the second time the texts are known
+        for text in ("SAVEPOINT a", setting, "ROLLBACK TO SAVEPOINT a"):
+            either.cursor().execute(text)
+        cursor = either.cursor()
+        cursor.execute(r"SELECT %s, 'é\n', length(convert_to('é', 'UTF8'))", ("ü",))
+        assert cursor.fetchone() == ("ü", r"é\n", 2)
+
+
 @pytest.mark.parametrize("withhold", [False, True])
 def test_named_cursor(either: Any, withhold: bool) -> None:
     """It is declared in the transaction, and gone with it unless it is held."""

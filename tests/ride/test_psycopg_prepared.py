@@ -88,6 +88,15 @@ def test_what_the_program_deallocates(told: Told) -> None:
     assert prepared(told) == ["SELECT $1"]
 
 
+@pytest.mark.parametrize("text", ["DISCARD ALL", "DEALLOCATE ALL", "deallocate prepare all"])
+def test_what_the_program_discards_again_and_again(told: Told, text: str) -> None:
+    """In a pool's reset, say: psycopg sees it the first time alone, and no rollback makes up for that."""
+    told.connection.autocommit = True
+    for _ in range(3):
+        answers = [answer for _, answer, _ in told.tell(text, READ, READ, READ)]
+        assert answers == [-1] + [[(1,)]] * 3
+
+
 def test_the_most_that_is_prepared(told: Told) -> None:
     """What is too much is forgotten with the next statement."""
     told.connection.prepared_max = 2
