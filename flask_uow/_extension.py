@@ -176,13 +176,14 @@ class UnitOfWork:
         """
         return self.get_engine(DEFAULT_BIND)
 
-    def get_engine(self, bind: str = DEFAULT_BIND) -> sa.Engine:
+    def get_engine(self, bind: str | None = DEFAULT_BIND) -> sa.Engine:
         """One of the current app's engines.
 
-        :param bind: ``"default"``, a name in ``SQLALCHEMY_BINDS``, or ``"reader"``, ``"reader2"`` and so on.
+        :param bind: ``"default"``, a name in ``SQLALCHEMY_BINDS``, or ``"reader"``, ``"reader2"`` and so on; None for
+            the default, as Flask-Migrate asks.
         :raises ConfigurationError: if there is none of that name.
         """
-        engines = self.engines
+        engines, bind = self.engines, bind or DEFAULT_BIND
         if bind not in engines:
             known = ", ".join(repr(name) for name in engines) or "none, they belong to the session's owner"
             fix = "Name it in SQLALCHEMY_BINDS." if engines else "Ask the owner of the sessions for its engines."

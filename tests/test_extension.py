@@ -176,7 +176,7 @@ def test_the_engines_are_those_of_the_current_app(app: Flask, uow: UnitOfWork) -
     """By name; ``engine`` is the default one."""
     with app.app_context():
         assert list(uow.engines) == ["default"]
-        assert uow.engine is uow.engines["default"] is uow.get_engine("default")
+        assert uow.engine is uow.engines["default"] is uow.get_engine("default") is uow.get_engine(None)
         uow.engines.clear()
         assert uow.engines, "The caller's dict is a copy."
         with pytest.raises(ConfigurationError, match="There is no engine 'reports'; the engines are: 'default'"):
