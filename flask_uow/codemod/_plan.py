@@ -235,7 +235,7 @@ class _Mover:
         if start == index:
             return False
         self._plan.edits.units[self._place(commit)] = index - start
-        if block is not None:
+        if block is not None and not self._may_roll_back_more(body[index + 1 :]):
             self._take_rollbacks(block)
         self._done((commit,))
         return True
@@ -261,6 +261,10 @@ class _Mover:
         except InTheWayError:
             return False
         return True
+
+    def _may_roll_back_more(self, rest: Sequence[ast.stmt]) -> bool:
+        """Whether what follows a commit in its ``try`` leaves the handlers something to roll back."""
+        return any(self._effects.of(each, self._scope) & (Effect.WRITES | Effect.ENDS) for each in rest)
 
     def _take_rollbacks(self, block: ast.Try) -> None:
         rollbacks = list(self._rollbacks(block))

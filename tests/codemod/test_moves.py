@@ -501,6 +501,64 @@ MOVES: dict[str, tuple[str, str, list[str]]] = {
         """,
         ["/bob", "/ann"],
     ),
+    "a rollback of what is written after the commit stays": (
+        """
+        @app.post("/<owner>")
+        def open_account(owner):
+            try:
+                db.session.add(Account(owner=owner))
+                db.session.commit()
+                db.session.add(Account(owner=owner * 2))
+                int(owner)
+            except ValueError:
+                db.session.rollback()
+            db.session.add(Account(owner=owner * 3))
+            db.session.commit()
+            return "opened"
+        """,
+        """
+        @app.post("/<owner>")
+        def open_account(owner):
+            try:
+                with transactional():
+                    db.session.add(Account(owner=owner))
+                db.session.add(Account(owner=owner * 2))
+                int(owner)
+            except ValueError:
+                db.session.rollback()
+            with transactional():
+                db.session.add(Account(owner=owner * 3))
+            return "opened"
+        """,
+        ["/bob", "/1"],
+    ),
+    "a rollback of a commit that stays, stays": (
+        """
+        @app.post("/<owner>")
+        def open_account(owner):
+            try:
+                db.session.add(Account(owner=owner))
+                db.session.commit()
+                db.session.add(Account(owner="ann"))
+                db.session.commit()
+            except IntegrityError:
+                db.session.rollback()
+            return str(db.session.query(Account).count())
+        """,
+        """
+        @app.post("/<owner>")
+        def open_account(owner):
+            try:
+                with transactional():
+                    db.session.add(Account(owner=owner))
+                db.session.add(Account(owner="ann"))
+                db.session.commit()
+            except IntegrityError:
+                db.session.rollback()
+            return str(db.session.query(Account).count())
+        """,
+        ["/bob", "/cid"],
+    ),
     "what runs before requests, and another name of the session": (
         """
         session = db.session
