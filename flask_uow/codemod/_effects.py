@@ -82,6 +82,7 @@ class Effects:
 
     :param resolver: knows what names stand for.
     :param modules: the project's modules.
+    :ivar may_not_flush: whether some session may ask the database without a flush before.
     """
 
     def __init__(self, resolver: Resolver, modules: Iterable[Module]) -> None:
@@ -89,8 +90,10 @@ class Effects:
         self._methods: dict[str, list[FunctionValue]] = {}
         self._functions: dict[Module, Functions] = {}
         self._known: dict[ast.AST, Effect] = {}
+        self.may_not_flush = False
         for module in modules:
             self._note_methods(module)
+            self.may_not_flush |= any("autoflush" in line for line in module.lines)
 
     def functions(self, module: Module) -> Functions:
         """What is known of a module's functions."""

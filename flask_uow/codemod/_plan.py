@@ -187,15 +187,23 @@ class _Mover:
         self._plan.moved += 1
 
     def _needs_flush(self, commit: ast.Expr) -> bool:
-        """Whether what follows may read what the commit has given to rows: their keys."""
+        """Whether what follows may read what the commit has given: keys of rows, or the rows themselves."""
         tail = _tail(self._node.body, commit) or []
+        if self._effects.may_not_flush and any(map(self._asks, tail)):
+            return True
         plain = {node for statement in tail for node in self._plain(statement)}
-        names = (node for statement in tail for node in ast.walk(statement) if isinstance(node, ast.Name))
-        return any(node not in plain and self._may_hold_row(node) for node in names)
+        nodes = (node for statement in tail for node in ast.walk(statement))
+        return any(node not in plain and self._may_hold_row(node) for node in nodes)
 
-    def _may_hold_row(self, node: ast.Name) -> bool:
-        is_local = node.id in self._scope.bindings
-        return is_local and not is_handed_in(node, self._scope) and "form" not in node.id.lower()
+    def _asks(self, statement: ast.stmt) -> bool:
+        return Effect.ASKS in self._effects.of(statement, self._scope)
+
+    def _may_hold_row(self, node: ast.AST) -> bool:
+        if self._effects.path(node, self._scope) == "flask.g":
+            return True
+        if not isinstance(node, ast.Name) or node.id not in self._scope.bindings:
+            return False
+        return not is_handed_in(node, self._scope) and "form" not in node.id.lower()
 
     def _plain(self, statement: ast.stmt) -> Iterator[ast.AST]:
         """What a statement hands on and does not look into: what it returns, and the entry's own arguments."""

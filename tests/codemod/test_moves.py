@@ -559,6 +559,50 @@ MOVES: dict[str, tuple[str, str, list[str]]] = {
         """,
         ["/bob", "/cid"],
     ),
+    "what has its key is kept in g": (
+        """
+        from flask import g
+
+        @app.post("/<owner>")
+        def open_account(owner):
+            g.account = Account(owner=owner)
+            db.session.add(g.account)
+            db.session.commit()
+            return {"id": g.account.id}
+        """,
+        """
+        from flask import g
+
+        @app.post("/<owner>")
+        @transactional
+        def open_account(owner):
+            g.account = Account(owner=owner)
+            db.session.add(g.account)
+            db.session.flush()
+            return {"id": g.account.id}
+        """,
+        ["/bob", "/cid"],
+    ),
+    "what is asked without a flush before": (
+        """
+        @app.post("/<owner>")
+        def open_account(owner):
+            with db.session.no_autoflush:
+                db.session.add(Account(owner=owner))
+                db.session.commit()
+                return str(Account.query.count())
+        """,
+        """
+        @app.post("/<owner>")
+        @transactional
+        def open_account(owner):
+            with db.session.no_autoflush:
+                db.session.add(Account(owner=owner))
+                db.session.flush()
+                return str(Account.query.count())
+        """,
+        ["/bob", "/cid"],
+    ),
     "what runs before requests, and another name of the session": (
         """
         session = db.session
