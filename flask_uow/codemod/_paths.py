@@ -70,6 +70,7 @@ class _Ways:
         self._commits = commits
         self._unwrapped = unwrapped
         self._guards: list[str] = []
+        self._finals: list[list[ast.stmt]] = []
         self._breaks: list[States] | None = None
         self._seen: list[set[State]] = []
         self._by_type: dict[type[ast.stmt], Callable[[Any, States], States]] = {
@@ -152,7 +153,7 @@ class _Ways:
         if node.value is not None:
             states = self._run(node, states)
         if not _is_abort(node.value):
-            self.leave(states, node)
+            self.leave(self._through_finals(states), node)
         return NOWHERE
 
     def _raise(self, node: ast.Raise, states: States) -> States:
@@ -165,8 +166,17 @@ class _Ways:
     def _break(self, node: ast.Break | ast.Continue, states: States) -> States:
         if self._breaks is None:
             raise InTheWayError(f"line {node.lineno} leaves before the commit", node)
-        self._breaks.append(states)
+        self._breaks.append(self._through_finals(states))
         return NOWHERE
+
+    def _through_finals(self, states: States) -> States:
+        """Follow a way that leaves from inside: each ``finally`` block around it runs, from the innermost on."""
+        finals = self._finals
+        for number in range(len(finals) - 1, -1, -1):
+            self._finals = finals[:number]
+            states = self.body(finals[number], states) if states else states
+        self._finals = finals
+        return states
 
     # ---- blocks
 
@@ -220,9 +230,11 @@ class _Ways:
     def _try(self, node: ast.Try, states: States) -> States:
         if node in self._unwrapped:
             return self.body(node.body, states)
+        self._finals.append(node.finalbody)
         after, seen = self._guarded(node.body, states, f"the try block of line {node.lineno}")
         ends = [self.body(node.orelse, after), *(self.body(handler.body, seen) for handler in node.handlers)]
         end: States = frozenset().union(*ends)
+        self._finals.pop()
         if node.finalbody:
             self._guarded(node.finalbody, seen | end, f"the finally block of line {node.lineno}")
             end = self.body(node.finalbody, end)

@@ -21,6 +21,20 @@ LEFT: dict[str, tuple[str, str]] = {
         """,
         "7: open_account() is left as it is: it may end in line 6 with writes that it has not committed, and a unit",
     ),
+    "a finally block that writes on the way of a return": (
+        """
+        @app.post("/<owner>")
+        def open_account(owner):
+            try:
+                if owner == "nobody":
+                    return "no", 400
+            finally:
+                db.session.add(Account(owner=owner))
+            db.session.commit()
+            return "opened"
+        """,
+        "8: open_account() is left as it is: it may end in line 5 with writes that it has not committed, and a unit",
+    ),
     "a change of a row on the way to a return": (
         """
         @app.post("/<owner>")
