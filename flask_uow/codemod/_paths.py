@@ -130,7 +130,7 @@ class _Ways:
     def _run(self, node: ast.AST, states: States) -> States:
         """Run what has no blocks."""
         effect = self._effects.of(node, self._scope)
-        line = getattr(node, "lineno", 0)
+        line = getattr(node.context_expr if isinstance(node, ast.withitem) else node, "lineno", 0)
         if Effect.ENDS in effect:
             raise InTheWayError(f"line {line} ends a transaction, or calls what does: {_text(node)}", node)
         if State.COMMITTED in states:
@@ -185,7 +185,7 @@ class _Ways:
         return self.body(node.body, states) | self.body(node.orelse, states)
 
     def _for(self, node: ast.For, states: States) -> States:
-        return self._loop(node, self._run(node.iter, states))
+        return self._loop(node, self._run(node.target, self._run(node.iter, states)))
 
     def _while(self, node: ast.While, states: States) -> States:
         return self._loop(node, self._run(node.test, states))
@@ -204,12 +204,16 @@ class _Ways:
 
     def _match(self, node: ast.Match, states: States) -> States:
         states = self._run(node.subject, states)
-        return states.union(*(self.body(case.body, states) for case in node.cases))
+        ends = []
+        for case in node.cases:
+            states = states if case.guard is None else self._run(case.guard, states)
+            ends.append(self.body(case.body, states))
+        return states.union(*ends)
 
     def _with(self, node: ast.With, states: States) -> States:
         names = set()
         for item in node.items:
-            states = self._run(item.context_expr, states)
+            states = self._run(item, states)
             names.add(_name(item.context_expr))
         if names == {"no_autoflush"}:
             return self.body(node.body, states)
@@ -232,6 +236,8 @@ class _Ways:
             return self.body(node.body, states)
         self._finals.append(node.finalbody)
         after, seen = self._guarded(node.body, states, f"the try block of line {node.lineno}")
+        for handler in node.handlers:
+            seen = seen if handler.type is None else self._run(handler.type, seen)
         ends = [self.body(node.orelse, after), *(self.body(handler.body, seen) for handler in node.handlers)]
         end: States = frozenset().union(*ends)
         self._finals.pop()

@@ -603,6 +603,111 @@ MOVES: dict[str, tuple[str, str, list[str]]] = {
         """,
         ["/bob", "/cid"],
     ),
+    "an object that hands itself to the session after the commit": (
+        """
+        class Note(Account):
+            def __init__(self, owner):
+                self.owner = owner
+                db.session.add(self)
+
+        @app.post("/<owner>")
+        def open_account(owner):
+            db.session.add(Account(owner=owner))
+            db.session.commit()
+            Note(owner * 2)
+            return "opened"
+        """,
+        """
+        class Note(Account):
+            def __init__(self, owner):
+                self.owner = owner
+                db.session.add(self)
+
+        @app.post("/<owner>")
+        def open_account(owner):
+            with transactional():
+                db.session.add(Account(owner=owner))
+            Note(owner * 2)
+            return "opened"
+        """,
+        ["/bob", "/cid"],
+    ),
+    "a property that writes after the commit": (
+        """
+        class Saver(Account):
+            @property
+            def code(self):
+                self.balance = 7
+                return "code"
+
+        @app.post("/<owner>")
+        def open_account(owner):
+            account = Saver(owner=owner)
+            db.session.add(account)
+            db.session.commit()
+            return account.code
+        """,
+        """
+        class Saver(Account):
+            @property
+            def code(self):
+                self.balance = 7
+                return "code"
+
+        @app.post("/<owner>")
+        def open_account(owner):
+            account = Saver(owner=owner)
+            with transactional():
+                db.session.add(account)
+            return account.code
+        """,
+        ["/bob", "/cid"],
+    ),
+    "functions that call each other, of which one writes": (
+        """
+        def ping(owner):
+            db.session.add(Account(owner=owner))
+            pong(owner[1:])
+
+        def pong(owner):
+            if owner:
+                ping(owner)
+
+        @app.post("/<owner>")
+        def open_account(owner):
+            if owner == "all":
+                ping(owner)
+                db.session.commit()
+                return "all"
+            pong(owner)
+            if owner == "nobody":
+                return "no", 400
+            db.session.commit()
+            return "opened"
+        """,
+        """
+        def ping(owner):
+            db.session.add(Account(owner=owner))
+            pong(owner[1:])
+
+        def pong(owner):
+            if owner:
+                ping(owner)
+
+        @app.post("/<owner>")
+        def open_account(owner):
+            if owner == "all":
+                with transactional():
+                    ping(owner)
+                return "all"
+            pong(owner)
+            if owner == "nobody":
+                return "no", 400
+            db.session.commit()
+            return "opened"
+        """,
+        ["/ab", "/nobody", "/all"],
+    ),
     "what runs before requests, and another name of the session": (
         """
         session = db.session
