@@ -300,9 +300,12 @@ class _Mover:
         """Whether a ``try`` does what a unit does: roll back and raise again."""
         if block.orelse or block.finalbody or not block.handlers:
             return False
+        lines = self._scope.module.lines
         first = block.handlers[0].lineno
-        lines = self._scope.module.lines[first - 1 : block.end_lineno]
-        has_comment = any("#" in line for line in [self._scope.module.lines[block.lineno - 1], *lines])
+        # What is set further out than the body is about the handlers.
+        above = [line for line in lines[block.body[-1].end_lineno : first - 1] if _indent(line) <= block.col_offset]
+        about = [lines[block.lineno - 1], *above, *lines[first - 1 : block.end_lineno]]
+        has_comment = any("#" in line for line in about)
         return not has_comment and all(map(self._is_rollback_and_raise, block.handlers))
 
     def _is_rollback_and_raise(self, handler: ast.ExceptHandler) -> bool:
@@ -354,6 +357,10 @@ def _catches(way: tuple[ast.stmt, list[ast.stmt]]) -> bool:
         return body is node.body and bool(node.handlers)
     items = node.items if isinstance(node, ast.With) else []
     return any("suppress" in ast.unparse(item.context_expr) for item in items)
+
+
+def _indent(line: str) -> int:
+    return len(line) - len(line.lstrip())
 
 
 def _have_own_lines(owner: ast.stmt, body: Sequence[ast.stmt]) -> bool:

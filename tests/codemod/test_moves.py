@@ -708,6 +708,32 @@ MOVES: dict[str, tuple[str, str, list[str]]] = {
         """,
         ["/ab", "/nobody", "/all"],
     ),
+    "a comment above a handler stays with it": (
+        """
+        @app.post("/<owner>")
+        def open_account(owner):
+            try:
+                db.session.add(Account(owner=owner))
+                db.session.commit()
+            # Somebody has the name.
+            except IntegrityError:
+                db.session.rollback()
+                raise
+            return "opened"
+        """,
+        """
+        @app.post("/<owner>")
+        def open_account(owner):
+            try:
+                with transactional():
+                    db.session.add(Account(owner=owner))
+            # Somebody has the name.
+            except IntegrityError:
+                raise
+            return "opened"
+        """,
+        ["/bob", "/bob"],
+    ),
     "what runs before requests, and another name of the session": (
         """
         session = db.session
