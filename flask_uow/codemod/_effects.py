@@ -76,6 +76,8 @@ _BUILTIN_EXITS = frozenset(("exit", "quit"))
 _BUILTIN_SETTERS = frozenset(("delattr", "eval", "exec", "setattr"))
 _HANDED_IN = frozenset(("current_app", "form", "request"))
 _FORM_CLASSES = ("flask_wtf.", "wtforms.")
+_PLAIN_CONTAINERS = frozenset(("dict", "list", "set"))
+_PLAIN_VALUES = frozenset(("bool", "bytes", "float", "int", "optional", "str"))
 _OWN_CONTAINERS = (ast.Dict, ast.DictComp, ast.List, ast.ListComp, ast.Set, ast.SetComp)
 _CONTAINER_CALLS = frozenset(("OrderedDict", "defaultdict", "dict", "list", "make_response", "set"))
 
@@ -316,10 +318,12 @@ class Effects:
         return any(path.startswith(_FORM_CLASSES) for path in self._resolver.ancestors(value.cls))
 
     def _is_own_container(self, node: ast.expr, scope: Scope) -> bool:
-        """Whether a name holds a list, dictionary or response that this function has made, and nothing else."""
+        """Whether a name holds a list, dictionary or response that this function has made, or one of plain values."""
         if not isinstance(node, ast.Name):
             return isinstance(node, _OWN_CONTAINERS)
         bindings = scope.bindings.get(node.id, [])
+        if any(each.how is How.ANNOTATED and _is_of_plain_values(each.node) for each in bindings):
+            return True
         made = [
             isinstance(each.node, _OWN_CONTAINERS)
             or (isinstance(each.node, ast.Call) and dotted(each.node.func).rpartition(".")[2] in _CONTAINER_CALLS)
@@ -352,6 +356,13 @@ def _of_session(method: Method, node: ast.Call, scope: Scope) -> Effect:
             return Effect.ENDS
         return STORES if kind is Kind.WRITE else Effect.NOTHING
     return STORES if method.name in WRITES else Effect.NOTHING
+
+
+def _is_of_plain_values(annotation: ast.AST | None) -> bool:
+    """Whether an annotation is that of a list, set or dictionary in which no row can be: ``set[str] | None``."""
+    nodes = ast.walk(annotation) if annotation is not None else ()
+    names = {node.id.lower() for node in nodes if isinstance(node, ast.Name)}
+    return not names.isdisjoint(_PLAIN_CONTAINERS) and names <= _PLAIN_CONTAINERS | _PLAIN_VALUES
 
 
 def _functions_in(value: FunctionValue) -> Iterator[FunctionValue]:

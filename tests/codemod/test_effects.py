@@ -94,9 +94,9 @@ def with_unit():
     with transactional():
         pass
 
-def view(account, call):
+def view(account, call, books: list[Book], names: set[str] | None = None):
     form, edit = Form(), Form()
-    found, names, answer = [], {}, make_response("")
+    found, known, answer = [], {}, make_response("")
     LINE
 """
 NOTHING, WRITES, ENDS, TELLS, RAISES = Effect.NOTHING, Effect.WRITES, Effect.ENDS, Effect.TELLS, Effect.RAISES
@@ -104,7 +104,8 @@ LINES = {
     # Other names for nothing.
     "count = quiet(1) + len(request.form)": NOTHING,
     'db.session.execute(text("SET TRANSACTION READ WRITE"))': NOTHING,
-    "found.append(account); names['a'] = account; answer.headers['X'] = '1'": NOTHING,
+    "found.append(account); known['a'] = account; answer.headers['X'] = '1'": NOTHING,
+    "pages: list[int] = []; pages.append(1); names.update(['ann'])": NOTHING,
     "g.user = account; session['number'] = 1; session.clear()": NOTHING,
     "logger.info('%s', account); current_app.logger.warning('x')": NOTHING,
     "return jsonify({'url': url_for('index')}), 'x'.replace('x', 'y')": NOTHING,
@@ -131,6 +132,7 @@ LINES = {
     "account.set_password('x')": WRITES | TELLS,
     "form.populate_obj(account)": WRITES | TELLS,
     "account.books.append(Book('ann'))": WRITES | TELLS,
+    "books.append(Book('ann'))": WRITES | TELLS,
     "form.load({}, instance=account)": WRITES | TELLS,
     "call(account)": WRITES | TELLS,
     "sorted([1], key=lambda each: account.turn())": WRITES,
