@@ -221,7 +221,9 @@ class Resolver:
 
     def _bases(self, cls: ClassValue) -> Iterator[Value | None]:
         outer = cls.scope.parent or cls.scope
-        return (self.value(base, outer) for base in cls.node.bases)
+        # Repository[Account] is a Repository.
+        bases = (base.value if isinstance(base, ast.Subscript) else base for base in cls.node.bases)
+        return (self.value(base, outer) for base in bases)
 
     def ancestors(self, cls: ClassValue) -> Iterator[str]:
         """The full names of the library's classes that a class comes from."""
