@@ -307,9 +307,9 @@ class Effects:
         if is_form_field and isinstance(root, ast.Name) and (self._is_form(root, scope) or "form" in root.id.lower()):
             return Effect.NOTHING
         path = self.path(root, scope)
-        if any(path == quiet for quiet in _QUIET_STORES):
-            return Effect.NOTHING
-        return Effect.WRITES
+        # What g holds may be a row.
+        is_of_row = path == "flask.g" and node.value is not root
+        return Effect.NOTHING if path in _QUIET_STORES and not is_of_row else Effect.WRITES
 
     def _is_form(self, node: ast.Name, scope: Scope) -> bool:
         value = self._resolver.value(node, scope)

@@ -118,6 +118,7 @@ LINES = {
     # Writes.
     "account.owner = 'bob'": WRITES,
     "account.balance += 1": WRITES,
+    "g.user.balance += 1": WRITES,
     "del account.owner": WRITES,
     "account.data['x'] = 1": WRITES,
     "current_user.owner = 'bob'": WRITES,

@@ -77,6 +77,21 @@ LEFT: dict[str, tuple[str, str]] = {
         """,
         "7: open_account() is left as it is: it may end in line 6 with writes",
     ),
+    "a change of a row in g on the way to a return": (
+        """
+        from flask import g
+
+        @app.post("/<owner>")
+        def rename(owner):
+            g.account = db.session.get(Account, 1)
+            g.account.owner = owner
+            if owner == "nobody":
+                return "no", 400
+            db.session.commit()
+            return "renamed"
+        """,
+        "9: rename() is left as it is: it may end in line 8 with writes",
+    ),
     "a change of a row on the way to a return": (
         """
         @app.post("/<owner>")
