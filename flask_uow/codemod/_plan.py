@@ -23,6 +23,8 @@ SEVERAL_SESSIONS = "the files make more than one session, and a unit is of one. 
 # What runs for itself, in an app context, as a view does.
 _ENTRIES = frozenset(("before_app_request", "before_request", "command", "shared_task", "task"))
 
+_LETTING_GO = frozenset(("expire", "expire_all", "expunge", "refresh"))
+
 
 @dataclass(slots=True)
 class Plan:
@@ -189,7 +191,7 @@ class _Mover:
     def _needs_flush(self, commit: ast.Expr) -> bool:
         """Whether what follows may read what the commit has given: keys of rows, or the rows themselves."""
         tail = _tail(self._node.body, commit) or []
-        if self._effects.may_not_flush and any(map(self._asks, tail)):
+        if any(map(_lets_go, tail)) or (self._effects.may_not_flush and any(map(self._asks, tail))):
             return True
         plain = {node for statement in tail for node in self._plain(statement)}
         nodes = (node for statement in tail for node in ast.walk(statement))
@@ -357,6 +359,12 @@ def _catches(way: tuple[ast.stmt, list[ast.stmt]]) -> bool:
         return body is node.body and bool(node.handlers)
     items = node.items if isinstance(node, ast.With) else []
     return any("suppress" in ast.unparse(item.context_expr) for item in items)
+
+
+def _lets_go(statement: ast.stmt) -> bool:
+    """Whether the session forgets there what waits to be written."""
+    names = (node.attr for node in ast.walk(statement) if isinstance(node, ast.Attribute))
+    return not _LETTING_GO.isdisjoint(names)
 
 
 def _indent(line: str) -> int:

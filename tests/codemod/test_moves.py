@@ -734,6 +734,26 @@ MOVES: dict[str, tuple[str, str, list[str]]] = {
         """,
         ["/bob", "/bob"],
     ),
+    "what the session would forget is flushed": (
+        """
+        @app.post("/<owner>")
+        def rename(owner):
+            db.session.get(Account, 1).owner = owner
+            db.session.commit()
+            db.session.expire_all()
+            return "renamed"
+        """,
+        """
+        @app.post("/<owner>")
+        @transactional
+        def rename(owner):
+            db.session.get(Account, 1).owner = owner
+            db.session.flush()
+            db.session.expire_all()
+            return "renamed"
+        """,
+        ["/bob", "/cid"],
+    ),
     "what runs before requests, and another name of the session": (
         """
         session = db.session
