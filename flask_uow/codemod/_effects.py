@@ -241,6 +241,8 @@ class Effects:
         name = dotted(node.func).rpartition(".")[2] or _last_name(node.func)
         if name == "abort" or name.endswith("_or_404"):
             return Effect.RAISES
+        if name == "push" and not node.args:
+            return Effect.ENDS  # app.app_context().push(): another session begins
         if name == "flag_modified":
             return Effect.WRITES
         if isinstance(node.func, ast.Name):

@@ -154,6 +154,7 @@ LINES = {
     "save(account)": ENDS,
     "with Committed(): pass": ENDS,
     "account.store.commit()": ENDS,
+    "app.app_context().push()": ENDS | TELLS,
     # Told to others, refused.
     "requests.post('https://example.org')": TELLS,
     "loud()": TELLS,

@@ -754,6 +754,35 @@ MOVES: dict[str, tuple[str, str, list[str]]] = {
         """,
         ["/bob", "/cid"],
     ),
+    "a command that pushes its own context": (
+        """
+        @app.cli.command(with_appcontext=False)
+        def open_accounts():
+            app.app_context().push()
+            db.session.add(Account(owner="bob"))
+            db.session.commit()
+
+        @app.post("/<owner>")
+        def rename(owner):
+            db.session.get(Account, 1).owner = owner
+            db.session.commit()
+            return "renamed"
+        """,
+        """
+        @app.cli.command(with_appcontext=False)
+        def open_accounts():
+            app.app_context().push()
+            with transactional():
+                db.session.add(Account(owner="bob"))
+
+        @app.post("/<owner>")
+        @transactional
+        def rename(owner):
+            db.session.get(Account, 1).owner = owner
+            return "renamed"
+        """,
+        ["/bob"],
+    ),
     "what runs before requests, and another name of the session": (
         """
         session = db.session
