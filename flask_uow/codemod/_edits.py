@@ -289,23 +289,31 @@ def _with_name(node: cst.ImportFrom, names: list[cst.ImportAlias], name: str) ->
 
 
 def _head(body: Sequence[cst.BaseStatement]) -> list[int]:
-    """Where the imports are that a module begins with."""
-    found = []
+    """Where the imports are that a module begins with; those of Flask, if calls stand before them.
+
+    What is called before Flask is imported, ``monkey.patch_all()`` say, is to be called before this package is, too.
+    """
+    runs: list[list[int]] = [[]]
     for index, statement in enumerate(body):
         if not isinstance(statement, cst.SimpleStatementLine) or len(statement.body) != 1:
             break
         inner = statement.body[0]
         if isinstance(inner, (cst.Import, cst.ImportFrom)):
-            found.append(index)
+            runs[-1].append(index)
         elif not (isinstance(inner, cst.Expr) and isinstance(inner.value, cst.BaseString)):
-            break
-    return found
+            runs.append([])
+    of_flask = (run for run in runs if any(_is_of_flask(_root(body[index])) for index in run))
+    return next(of_flask, runs[0])
+
+
+def _is_of_flask(root: str) -> bool:
+    return root == "flask" or root.startswith("flask_")
 
 
 def _place_of_import(body: Sequence[cst.BaseStatement], head: list[int]) -> int:
     """Below the last import of Flask or of an extension, else below the others of libraries."""
     roots = {index: _root(statement) for index, statement in enumerate(body[: max(head, default=-1) + 1])}
-    of_flask = [index for index in head if roots[index] == "flask" or roots[index].startswith("flask_")]
+    of_flask = [index for index in head if _is_of_flask(roots[index])]
     if of_flask:
         earlier = [index for index in of_flask if roots[index] <= "flask_uow"]
         return earlier[-1] + 1 if earlier else of_flask[0]

@@ -11,10 +11,10 @@ from collections.abc import Iterable, Iterator
 from enum import Flag
 
 from .._statements import Kind
-from ..lint._functions import Functions
-from ..lint._resolve import UNITS, Resolver
-from ..lint._scopes import How, Module, Scope, all_nodes
-from ..lint._syntax import dotted
+from ..lint._functions import DefinedNode, Functions
+from ..lint._resolve import PROPERTIES, UNITS, Resolver
+from ..lint._scopes import FUNCTION_NODES, How, Module, Scope, all_nodes
+from ..lint._syntax import decorator_names, dotted
 from ..lint._values import (
     COMMITS,
     ROLLBACKS,
@@ -40,9 +40,11 @@ class Effect(Flag):
     TELLS = 4  # somebody outside of this request
     RAISES = 8  # on purpose: abort(), first_or_404()
     ASKS = 16  # the session for something
+    GIVES = 32  # the session what it writes; without, a write may be of an object that no session knows
 
 
 ANYTHING = Effect.WRITES | Effect.TELLS
+STORES = Effect.WRITES | Effect.GIVES
 
 _CHANGING_WORDS = frozenset(
     "add append apply assign attach change clear create decrement delete disable discard drop edit enable execute "
@@ -70,9 +72,12 @@ _QUIET_METHODS = frozenset(
 _QUIET_STORES = frozenset(("flask.g", "flask.request", "flask.session"))
 _FORM_FIELDS = frozenset(("choices", "data", "default", "errors"))
 _RESPONSE_PARTS = frozenset(("cache_control", "content_type", "cookies", "headers", "mimetype", "status_code"))
+_BUILTIN_EXITS = frozenset(("exit", "quit"))
 _BUILTIN_SETTERS = frozenset(("delattr", "eval", "exec", "setattr"))
 _HANDED_IN = frozenset(("current_app", "form", "request"))
 _FORM_CLASSES = ("flask_wtf.", "wtforms.")
+_PLAIN_CONTAINERS = frozenset(("dict", "list", "set"))
+_PLAIN_VALUES = frozenset(("bool", "bytes", "float", "int", "optional", "str"))
 _OWN_CONTAINERS = (ast.Dict, ast.DictComp, ast.List, ast.ListComp, ast.Set, ast.SetComp)
 _CONTAINER_CALLS = frozenset(("OrderedDict", "defaultdict", "dict", "list", "make_response", "set"))
 
@@ -82,15 +87,21 @@ class Effects:
 
     :param resolver: knows what names stand for.
     :param modules: the project's modules.
+    :ivar may_not_flush: whether some session may ask the database without a flush before.
     """
 
     def __init__(self, resolver: Resolver, modules: Iterable[Module]) -> None:
         self._resolver = resolver
         self._methods: dict[str, list[FunctionValue]] = {}
+        self._properties: dict[str, list[FunctionValue]] = {}
         self._functions: dict[Module, Functions] = {}
         self._known: dict[ast.AST, Effect] = {}
+        self._settled: set[ast.AST] = set()
+        self._round: set[ast.AST] | None = None
+        self.may_not_flush = False
         for module in modules:
             self._note_methods(module)
+            self.may_not_flush |= any("autoflush" in line for line in module.lines)
 
     def functions(self, module: Module) -> Functions:
         """What is known of a module's functions."""
@@ -108,9 +119,23 @@ class Effects:
                 effect |= self._of_store(inner, scope)
             elif isinstance(inner, ast.Raise):
                 effect |= Effect.RAISES
-            elif isinstance(inner, ast.Attribute) and self._is_session(inner, scope):
-                effect |= Effect.ASKS
+            elif isinstance(inner, ast.withitem):
+                effect |= self._of_manager(inner.context_expr, scope)
+            elif isinstance(inner, ast.Attribute):
+                effect |= self._of_load(inner, scope)
         return effect
+
+    def _of_load(self, node: ast.Attribute, scope: Scope) -> Effect:
+        """Looking up an attribute, which any property of its name in the project may be."""
+        effect = Effect.ASKS if self._is_session(node, scope) else Effect.NOTHING
+        for found in self._properties.get(node.attr, ()):
+            effect |= self.of_function(found) & (Effect.WRITES | Effect.ENDS)
+        return effect
+
+    def _of_manager(self, node: ast.expr, scope: Scope) -> Effect:
+        """What a ``with`` statement does with an object of a class of the project, at its beginning and its end."""
+        value = self._resolver.value(node, scope)
+        return self._of_members(value.cls, "__enter__", "__exit__") if isinstance(value, Instance) else Effect.NOTHING
 
     def _is_session(self, node: ast.Attribute, scope: Scope) -> bool:
         """Whether something of a session, of what has one, or of a model's query is looked up."""
@@ -119,16 +144,33 @@ class Effects:
 
     def of_function(self, value: FunctionValue) -> Effect:
         """What a call of a function of the project may do."""
-        if value.node not in self._known:
-            self._known[value.node] = Effect.NOTHING  # for what calls itself
-            self._known[value.node] = self._of_body(value)
+        if value.node in self._settled:
+            return self._known[value.node]
+        if self._round is not None:
+            return self._in_round(value, self._round)
+        # Functions that call each other know the half of it after the first round.
+        known = None
+        while known != self._known:
+            known, self._round = dict(self._known), set()
+            self._in_round(value, self._round)
+        self._settled |= self._round or set()
+        self._round = None
         return self._known[value.node]
+
+    def _in_round(self, value: FunctionValue, seen: set[ast.AST]) -> Effect:
+        """What is known of a function, which is looked at once in a round."""
+        if value.node not in seen:
+            seen.add(value.node)
+            self._known[value.node] = self._known.get(value.node, Effect.NOTHING) | self._of_body(value)
+        return self._known.get(value.node, Effect.NOTHING)
 
     def _note_methods(self, module: Module) -> None:
         for node, scope in all_nodes(module.scope):
             if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)) and scope.is_class:
                 found = FunctionValue(node, module.scopes[node])
                 self._methods.setdefault(node.name, []).append(found)
+                if decorator_names(node) & PROPERTIES:
+                    self._properties.setdefault(node.name, []).append(found)
 
     def _of_body(self, value: FunctionValue) -> Effect:
         node, scope = value.node, value.scope
@@ -136,45 +178,71 @@ class Effects:
             return self.of(node.body, scope)
         if self.functions(scope.module).facts(node, scope.parent or scope).is_unit:
             return Effect.ENDS
-        effect = Effect.NOTHING
+        effect = self._of_decorators(node, scope.parent or scope)
         for statement in node.body:
             effect |= self.of(statement, scope)
         calls = (inner for inner in scope.nodes if isinstance(inner, ast.Call))
         is_unit = any(self._resolver.value(call, scope) in UNITS for call in calls)
         return effect | (Effect.ENDS if is_unit else Effect.NOTHING)
 
+    def _of_decorators(self, node: DefinedNode, scope: Scope) -> Effect:
+        """What the project's decorators do around a function, apart from calling it."""
+        effect = Effect.NOTHING
+        for decorator in node.decorator_list:
+            value = self._resolver.value(decorator.func if isinstance(decorator, ast.Call) else decorator, scope)
+            for inner in _functions_in(value) if isinstance(value, FunctionValue) else ():
+                effect |= self.of_function(inner)
+        return effect & Effect.ENDS | (STORES if Effect.GIVES in effect else Effect.NOTHING)
+
     # ---- calls
 
     def of_call(self, node: ast.Call, scope: Scope) -> Effect:
         """What a call may do, its arguments apart."""
         value = self._resolver.value(node.func, scope)
-        handed = [self._resolver.value(each, scope) for each in node.args]
-        ends = Effect.ENDS if any(isinstance(each, Method) and _ends(each) for each in handed) else Effect.NOTHING
+        handed = self._of_handed(node, scope)
         if isinstance(value, Method):
-            return ends | _of_session(value, node, scope)
+            return handed | _of_session(value, node, scope)
         if changes_by_query(node, scope, self._resolver):
-            return ends | Effect.WRITES
+            return handed | STORES
         if isinstance(value, FunctionValue):
-            return ends | self.of_function(value)
+            return handed | self.of_function(value)
         if isinstance(value, ClassValue):
-            return ends | self._of_constructor(value)
+            return handed | self._of_constructor(value)
         if value in UNITS:
-            return ends | Effect.ENDS
-        return ends | self._of_foreign(node, scope)
+            return handed | Effect.ENDS
+        return handed | self._of_foreign(node, scope)
+
+    def _of_handed(self, node: ast.Call, scope: Scope) -> Effect:
+        """What is handed to a call may be called there: ``map(db.session.add, accounts)``."""
+        effect = Effect.NOTHING
+        for argument in (*node.args, *(keyword.value for keyword in node.keywords)):
+            value = self._resolver.value(argument, scope)
+            if isinstance(value, Method):
+                effect |= Effect.ENDS if _ends(value) else STORES
+            elif isinstance(value, FunctionValue):
+                effect |= self.of_function(value)
+        return effect
 
     def _of_constructor(self, value: ClassValue) -> Effect:
-        for binding in value.scope.bindings.get("__init__", ()):
-            if isinstance(binding.node, (ast.FunctionDef, ast.AsyncFunctionDef)):
-                found = FunctionValue(binding.node, value.scope.module.scopes[binding.node])
-                # What it sets is its own, and new.
-                return self.of_function(found) & ~Effect.WRITES
-        return Effect.NOTHING
+        effect = self._of_members(value, "__init__", "__post_init__")
+        # What it sets is its own, and new.
+        return effect if Effect.GIVES in effect else effect & ~Effect.WRITES
+
+    def _of_members(self, cls: ClassValue, *names: str) -> Effect:
+        """What methods of a class do, or of those that it comes from."""
+        effect = Effect.NOTHING
+        for name in names:
+            found = self._resolver.class_member(cls, name)
+            effect |= self.of_function(found) if isinstance(found, FunctionValue) else Effect.NOTHING
+        return effect
 
     def _of_foreign(self, node: ast.Call, scope: Scope) -> Effect:
         path = self.path(node.func, scope)
         name = dotted(node.func).rpartition(".")[2] or _last_name(node.func)
         if name == "abort" or name.endswith("_or_404"):
             return Effect.RAISES
+        if name == "push" and not node.args:
+            return Effect.ENDS  # app.app_context().push(): another session begins
         if name == "flag_modified":
             return Effect.WRITES
         if isinstance(node.func, ast.Name):
@@ -189,6 +257,8 @@ class Effects:
             return self._by_path(path)
         if scope.find(name):
             return ANYTHING  # what a parameter or a variable holds
+        if name in _BUILTIN_EXITS:
+            return Effect.RAISES
         return Effect.WRITES if name in _BUILTIN_SETTERS else Effect.NOTHING
 
     def _by_path(self, path: str) -> Effect:
@@ -239,9 +309,9 @@ class Effects:
         if is_form_field and isinstance(root, ast.Name) and (self._is_form(root, scope) or "form" in root.id.lower()):
             return Effect.NOTHING
         path = self.path(root, scope)
-        if any(path == quiet for quiet in _QUIET_STORES):
-            return Effect.NOTHING
-        return Effect.WRITES
+        # What g holds may be a row.
+        is_of_row = path == "flask.g" and node.value is not root
+        return Effect.NOTHING if path in _QUIET_STORES and not is_of_row else Effect.WRITES
 
     def _is_form(self, node: ast.Name, scope: Scope) -> bool:
         value = self._resolver.value(node, scope)
@@ -250,10 +320,12 @@ class Effects:
         return any(path.startswith(_FORM_CLASSES) for path in self._resolver.ancestors(value.cls))
 
     def _is_own_container(self, node: ast.expr, scope: Scope) -> bool:
-        """Whether a name holds a list, dictionary or response that this function has made, and nothing else."""
+        """Whether a name holds a list, dictionary or response that this function has made, or one of plain values."""
         if not isinstance(node, ast.Name):
             return isinstance(node, _OWN_CONTAINERS)
         bindings = scope.bindings.get(node.id, [])
+        if any(each.how is How.ANNOTATED and _is_of_plain_values(each.node) for each in bindings):
+            return True
         made = [
             isinstance(each.node, _OWN_CONTAINERS)
             or (isinstance(each.node, ast.Call) and dotted(each.node.func).rpartition(".")[2] in _CONTAINER_CALLS)
@@ -284,8 +356,22 @@ def _of_session(method: Method, node: ast.Call, scope: Scope) -> Effect:
         kind = kind_of_argument(node.args[0], scope) if node.args else Kind.READ
         if kind in (Kind.COMMIT, Kind.ROLLBACK, Kind.BEGIN):
             return Effect.ENDS
-        return Effect.WRITES if kind is Kind.WRITE else Effect.NOTHING
-    return Effect.WRITES if method.name in WRITES else Effect.NOTHING
+        return STORES if kind is Kind.WRITE else Effect.NOTHING
+    return STORES if method.name in WRITES else Effect.NOTHING
+
+
+def _is_of_plain_values(annotation: ast.AST | None) -> bool:
+    """Whether an annotation is that of a list, set or dictionary in which no row can be: ``set[str] | None``."""
+    nodes = ast.walk(annotation) if annotation is not None else ()
+    names = {node.id.lower() for node in nodes if isinstance(node, ast.Name)}
+    return not names.isdisjoint(_PLAIN_CONTAINERS) and names <= _PLAIN_CONTAINERS | _PLAIN_VALUES
+
+
+def _functions_in(value: FunctionValue) -> Iterator[FunctionValue]:
+    """The functions that a function defines."""
+    for node, scope in all_nodes(value.scope):
+        if isinstance(node, FUNCTION_NODES):
+            yield FunctionValue(node, scope.module.scopes[node])
 
 
 def _ends(method: Method) -> bool:

@@ -70,6 +70,7 @@ class _Ways:
         self._commits = commits
         self._unwrapped = unwrapped
         self._guards: list[str] = []
+        self._finals: list[list[ast.stmt]] = []
         self._breaks: list[States] | None = None
         self._seen: list[set[State]] = []
         self._by_type: dict[type[ast.stmt], Callable[[Any, States], States]] = {
@@ -129,7 +130,7 @@ class _Ways:
     def _run(self, node: ast.AST, states: States) -> States:
         """Run what has no blocks."""
         effect = self._effects.of(node, self._scope)
-        line = getattr(node, "lineno", 0)
+        line = getattr(node.context_expr if isinstance(node, ast.withitem) else node, "lineno", 0)
         if Effect.ENDS in effect:
             raise InTheWayError(f"line {line} ends a transaction, or calls what does: {_text(node)}", node)
         if State.COMMITTED in states:
@@ -152,7 +153,7 @@ class _Ways:
         if node.value is not None:
             states = self._run(node, states)
         if not _is_abort(node.value):
-            self.leave(states, node)
+            self.leave(self._through_finals(states), node)
         return NOWHERE
 
     def _raise(self, node: ast.Raise, states: States) -> States:
@@ -165,8 +166,17 @@ class _Ways:
     def _break(self, node: ast.Break | ast.Continue, states: States) -> States:
         if self._breaks is None:
             raise InTheWayError(f"line {node.lineno} leaves before the commit", node)
-        self._breaks.append(states)
+        self._breaks.append(self._through_finals(states))
         return NOWHERE
+
+    def _through_finals(self, states: States) -> States:
+        """Follow a way that leaves from inside: each ``finally`` block around it runs, from the innermost on."""
+        finals = self._finals
+        for number in range(len(finals) - 1, -1, -1):
+            self._finals = finals[:number]
+            states = self.body(finals[number], states) if states else states
+        self._finals = finals
+        return states
 
     # ---- blocks
 
@@ -175,7 +185,7 @@ class _Ways:
         return self.body(node.body, states) | self.body(node.orelse, states)
 
     def _for(self, node: ast.For, states: States) -> States:
-        return self._loop(node, self._run(node.iter, states))
+        return self._loop(node, self._run(node.target, self._run(node.iter, states)))
 
     def _while(self, node: ast.While, states: States) -> States:
         return self._loop(node, self._run(node.test, states))
@@ -194,12 +204,16 @@ class _Ways:
 
     def _match(self, node: ast.Match, states: States) -> States:
         states = self._run(node.subject, states)
-        return states.union(*(self.body(case.body, states) for case in node.cases))
+        ends = []
+        for case in node.cases:
+            states = states if case.guard is None else self._run(case.guard, states)
+            ends.append(self.body(case.body, states))
+        return states.union(*ends)
 
     def _with(self, node: ast.With, states: States) -> States:
         names = set()
         for item in node.items:
-            states = self._run(item.context_expr, states)
+            states = self._run(item, states)
             names.add(_name(item.context_expr))
         if names == {"no_autoflush"}:
             return self.body(node.body, states)
@@ -220,9 +234,13 @@ class _Ways:
     def _try(self, node: ast.Try, states: States) -> States:
         if node in self._unwrapped:
             return self.body(node.body, states)
+        self._finals.append(node.finalbody)
         after, seen = self._guarded(node.body, states, f"the try block of line {node.lineno}")
+        for handler in node.handlers:
+            seen = seen if handler.type is None else self._run(handler.type, seen)
         ends = [self.body(node.orelse, after), *(self.body(handler.body, seen) for handler in node.handlers)]
         end: States = frozenset().union(*ends)
+        self._finals.pop()
         if node.finalbody:
             self._guarded(node.finalbody, seen | end, f"the finally block of line {node.lineno}")
             end = self.body(node.finalbody, end)

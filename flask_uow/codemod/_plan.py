@@ -23,6 +23,8 @@ SEVERAL_SESSIONS = "the files make more than one session, and a unit is of one. 
 # What runs for itself, in an app context, as a view does.
 _ENTRIES = frozenset(("before_app_request", "before_request", "command", "shared_task", "task"))
 
+_LETTING_GO = frozenset(("expire", "expire_all", "expunge", "refresh"))
+
 
 @dataclass(slots=True)
 class Plan:
@@ -187,15 +189,23 @@ class _Mover:
         self._plan.moved += 1
 
     def _needs_flush(self, commit: ast.Expr) -> bool:
-        """Whether what follows may read what the commit has given to rows: their keys."""
+        """Whether what follows may read what the commit has given: keys of rows, or the rows themselves."""
         tail = _tail(self._node.body, commit) or []
+        if any(map(_lets_go, tail)) or (self._effects.may_not_flush and any(map(self._asks, tail))):
+            return True
         plain = {node for statement in tail for node in self._plain(statement)}
-        names = (node for statement in tail for node in ast.walk(statement) if isinstance(node, ast.Name))
-        return any(node not in plain and self._may_hold_row(node) for node in names)
+        nodes = (node for statement in tail for node in ast.walk(statement))
+        return any(node not in plain and self._may_hold_row(node) for node in nodes)
 
-    def _may_hold_row(self, node: ast.Name) -> bool:
-        is_local = node.id in self._scope.bindings
-        return is_local and not is_handed_in(node, self._scope) and "form" not in node.id.lower()
+    def _asks(self, statement: ast.stmt) -> bool:
+        return Effect.ASKS in self._effects.of(statement, self._scope)
+
+    def _may_hold_row(self, node: ast.AST) -> bool:
+        if self._effects.path(node, self._scope) == "flask.g":
+            return True
+        if not isinstance(node, ast.Name) or node.id not in self._scope.bindings:
+            return False
+        return not is_handed_in(node, self._scope) and "form" not in node.id.lower()
 
     def _plain(self, statement: ast.stmt) -> Iterator[ast.AST]:
         """What a statement hands on and does not look into: what it returns, and the entry's own arguments."""
@@ -235,7 +245,7 @@ class _Mover:
         if start == index:
             return False
         self._plan.edits.units[self._place(commit)] = index - start
-        if block is not None:
+        if block is not None and not self._may_roll_back_more(body[index + 1 :]):
             self._take_rollbacks(block)
         self._done((commit,))
         return True
@@ -261,6 +271,10 @@ class _Mover:
         except InTheWayError:
             return False
         return True
+
+    def _may_roll_back_more(self, rest: Sequence[ast.stmt]) -> bool:
+        """Whether what follows a commit in its ``try`` leaves the handlers something to roll back."""
+        return any(self._effects.of(each, self._scope) & (Effect.WRITES | Effect.ENDS) for each in rest)
 
     def _take_rollbacks(self, block: ast.Try) -> None:
         rollbacks = list(self._rollbacks(block))
@@ -288,9 +302,12 @@ class _Mover:
         """Whether a ``try`` does what a unit does: roll back and raise again."""
         if block.orelse or block.finalbody or not block.handlers:
             return False
+        lines = self._scope.module.lines
         first = block.handlers[0].lineno
-        lines = self._scope.module.lines[first - 1 : block.end_lineno]
-        has_comment = any("#" in line for line in [self._scope.module.lines[block.lineno - 1], *lines])
+        # What is set further out than the body is about the handlers.
+        above = [line for line in lines[block.body[-1].end_lineno : first - 1] if _indent(line) <= block.col_offset]
+        about = [lines[block.lineno - 1], *above, *lines[first - 1 : block.end_lineno]]
+        has_comment = any("#" in line for line in about)
         return not has_comment and all(map(self._is_rollback_and_raise, block.handlers))
 
     def _is_rollback_and_raise(self, handler: ast.ExceptHandler) -> bool:
@@ -342,6 +359,16 @@ def _catches(way: tuple[ast.stmt, list[ast.stmt]]) -> bool:
         return body is node.body and bool(node.handlers)
     items = node.items if isinstance(node, ast.With) else []
     return any("suppress" in ast.unparse(item.context_expr) for item in items)
+
+
+def _lets_go(statement: ast.stmt) -> bool:
+    """Whether the session forgets there what waits to be written."""
+    names = (node.attr for node in ast.walk(statement) if isinstance(node, ast.Attribute))
+    return not _LETTING_GO.isdisjoint(names)
+
+
+def _indent(line: str) -> int:
+    return len(line) - len(line.lstrip())
 
 
 def _have_own_lines(owner: ast.stmt, body: Sequence[ast.stmt]) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+from typing import Any
 
 from ._scopes import Binding, How, Module, Scope, ScopeNode
 
@@ -63,7 +64,20 @@ class _Binder(ast.NodeVisitor):
         self._bind(node.name, How.DEFINED, node, node.lineno)
         for expression in (*node.decorator_list, *node.bases, *(keyword.value for keyword in node.keywords)):
             self.visit(expression)
-        _Binder(self._module, self._enter(node)).visit_body(node.body)
+        inner = _Binder(self._module, self._enter(node))
+        inner._bind_type_parameters(node)
+        inner.visit_body(node.body)
+
+    def visit_TypeAlias(self, node: Any) -> None:
+        """``type Store = Session``, of which Python 3.11 knows nothing."""
+        self._bind_target(node.name, How.ASSIGNED, node.value)
+
+    def _bind_type_parameters(self, node: ast.AST) -> None:
+        """``def save[S: Session](session: S)``: a type is what its bound says."""
+        for parameter in getattr(node, "type_params", ()):
+            bound = getattr(parameter, "bound", None)
+            how = How.ASSIGNED if bound is not None else How.OPAQUE
+            self._bind(parameter.name, how, bound, parameter.lineno)
 
     def _visit_function(self, node: ast.FunctionDef | ast.AsyncFunctionDef) -> None:
         for decorator in node.decorator_list:
@@ -71,6 +85,7 @@ class _Binder(ast.NodeVisitor):
         self._visit_defaults(node.args)
         scope = self._enter(node)
         inner = _Binder(self._module, scope)
+        inner._bind_type_parameters(node)
         inner._bind_parameters(node.args)
         if self._scope.is_class:
             inner._bind_self(node)

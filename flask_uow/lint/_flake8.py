@@ -8,7 +8,7 @@ from functools import cache
 from pathlib import Path
 
 from ._run import Checker
-from ._settings import read_settings
+from ._settings import Settings, read_settings
 
 
 class Plugin:
@@ -24,11 +24,18 @@ class Plugin:
 
     def run(self) -> Iterator[tuple[int, int, str, type[Plugin]]]:
         """Line, column from 0, code and text of each finding."""
+        if _settings().is_excluded(self._path):
+            return
         findings, _ = _checker().check(self._path, self._source)
         for finding in findings:
             yield finding.line, finding.column - 1, f"{finding.code} {finding.text}", type(self)
 
 
 @cache
+def _settings() -> Settings:
+    return read_settings(Path.cwd())
+
+
+@cache
 def _checker() -> Checker:
-    return Checker(read_settings(Path.cwd()))
+    return Checker(_settings())

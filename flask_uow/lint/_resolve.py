@@ -148,7 +148,7 @@ class Resolver:
         if value is Role.UNIT:
             return Role.DATABASE  # a unit has a session
         if isinstance(value, Instance):
-            enter = self._class_member(value.cls, "__enter__")
+            enter = self.class_member(value.cls, "__enter__")
             return self._returned(enter) if isinstance(enter, FunctionValue) else None
         return value
 
@@ -187,7 +187,7 @@ class Resolver:
             return self._module_member(owner.module, name)
         if isinstance(owner, (Instance, ClassValue)):
             cls = owner.cls if isinstance(owner, Instance) else owner
-            return self._class_member(cls, name)
+            return self.class_member(cls, name)
         return None
 
     def _module_member(self, module: Module, name: str) -> Value | None:
@@ -197,7 +197,7 @@ class Resolver:
         inner = self._project.find(f"{module.name}.{name}", module) if module.path.name == "__init__.py" else None
         return ModuleValue(inner) if inner is not None else self._starred(name, module)
 
-    def _class_member(self, cls: ClassValue, name: str, seen: frozenset[ast.AST] = frozenset()) -> Value | None:
+    def class_member(self, cls: ClassValue, name: str, seen: frozenset[ast.AST] = frozenset()) -> Value | None:
         if cls.node in seen:
             return None
         bindings = [*cls.scope.bindings.get(name, ()), *cls.scope.attributes.get(name, ())]
@@ -206,7 +206,7 @@ class Resolver:
             return found
         for base in self._bases(cls):
             if isinstance(base, ClassValue):
-                found = self._class_member(base, name, seen | {cls.node})
+                found = self.class_member(base, name, seen | {cls.node})
             elif isinstance(base, External) and (role := made_by(base.path)) is not None:
                 found = member_of_role(role, name)
             if found is not None:
@@ -221,7 +221,9 @@ class Resolver:
 
     def _bases(self, cls: ClassValue) -> Iterator[Value | None]:
         outer = cls.scope.parent or cls.scope
-        return (self.value(base, outer) for base in cls.node.bases)
+        # Repository[Account] is a Repository.
+        bases = (base.value if isinstance(base, ast.Subscript) else base for base in cls.node.bases)
+        return (self.value(base, outer) for base in bases)
 
     def ancestors(self, cls: ClassValue) -> Iterator[str]:
         """The full names of the library's classes that a class comes from."""

@@ -70,6 +70,10 @@ class Scope:
         """Whether functions inside do not see its names."""
         return isinstance(self.node, ast.ClassDef)
 
+    def has_type_parameter(self, name: str) -> bool:
+        """Whether it is a class with a parameter of a name, which functions inside do see."""
+        return any(parameter.name == name for parameter in getattr(self.node, "type_params", ()))
+
     def bind(self, name: str, binding: Binding) -> None:
         """Remember one more way in which a name is bound."""
         self.bindings.setdefault(name, []).append(binding)
@@ -78,8 +82,7 @@ class Scope:
         """The bindings of a name as code in this scope sees it."""
         scope: Scope | None = self
         while scope is not None:
-            is_seen = scope is self or not scope.is_class
-            if is_seen and name in scope.bindings:
+            if name in scope.bindings and (scope is self or not scope.is_class or scope.has_type_parameter(name)):
                 return scope.bindings[name]
             scope = scope.parent
         return []

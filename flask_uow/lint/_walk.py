@@ -148,6 +148,12 @@ class _Walker(ast.NodeVisitor):
     def visit_Call(self, node: ast.Call) -> None:
         self._judge_call(node)
         self.generic_visit(node)
+        self._is_in_unit |= self._enters_unit(node)
+
+    def _enters_unit(self, node: ast.Call) -> bool:
+        """Whether a call is ``stack.enter_context(transactional())``, for the rest of the block or function."""
+        is_entry = dotted(node.func).rpartition(".")[2] in ("enter_async_context", "enter_context")
+        return is_entry and any(self._functions.is_unit(each, self._around.scope) for each in node.args[:1])
 
     def _judge_call(self, node: ast.Call) -> None:
         method = self._resolver.value(node.func, self._around.scope)

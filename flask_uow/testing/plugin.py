@@ -21,6 +21,10 @@ _ISOLATION = "uow_isolation"
 _LEAKS = "uow_leak_check"
 _VIOLATIONS = "uow_fail_on_violations"
 
+_TOO_LATE = (
+    "The test was not isolated: it has asked for the fixture 'app' when it had begun, by getfixturevalue().\n"
+    "  fix:   Mark it with uow_isolation, or take 'app' as an argument."
+)
 _has_failed = pytest.StashKey[bool]()
 
 
@@ -84,6 +88,8 @@ def _uow_around(request: pytest.FixtureRequest) -> Iterator[_Around]:
     is_isolated = _is_isolated(request)
     if not is_isolated and ("app" not in request.fixturenames or "flask_uow._state" not in sys.modules):
         yield around
+        if _came_too_late(request):
+            pytest.fail(_TOO_LATE, pytrace=False)
         return
     app = request.getfixturevalue("app")
     with ExitStack() as stack:
@@ -139,6 +145,13 @@ def _is_isolated(request: pytest.FixtureRequest) -> bool:
     if _ISOLATION in request.fixturenames:
         return True
     return bool(request.config.getini(_ISOLATION)) and "app" in request.fixturenames
+
+
+def _came_too_late(request: pytest.FixtureRequest) -> bool:
+    """Whether a test that was to be isolated has asked for its app when it had begun."""
+    is_wanted = request.config.getini(_ISOLATION) and request.node.get_closest_marker(_ISOLATION) is None
+    is_asked_for = "app" in request.fixturenames and "flask_uow._state" in sys.modules
+    return bool(is_wanted and is_asked_for and not request.node.stash.get(_has_failed, False))
 
 
 def _has_unit_of_work(app: Any) -> bool:

@@ -43,6 +43,36 @@ class Loud:
     def __init__(self):
         requests.post("https://example.org")
 
+class Kept:
+    def __init__(self, owner):
+        self.owner = owner
+        db.session.add(self)
+
+    @property
+    def opened(self):
+        self.pages = []
+        return self.pages
+
+class Saved(Kept):
+    pass
+
+class Committed:
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        db.session.commit()
+
+def committed(function):
+    def wrapped(*args):
+        function(*args)
+        db.session.commit()
+    return wrapped
+
+@committed
+def save(account):
+    return account
+
 def quiet(number):
     return number + 1
 
@@ -64,9 +94,9 @@ def with_unit():
     with transactional():
         pass
 
-def view(account, call):
+def view(account, call, books: list[Book], names: set[str] | None = None):
     form, edit = Form(), Form()
-    found, names, answer = [], {}, make_response("")
+    found, known, answer = [], {}, make_response("")
     LINE
 """
 NOTHING, WRITES, ENDS, TELLS, RAISES = Effect.NOTHING, Effect.WRITES, Effect.ENDS, Effect.TELLS, Effect.RAISES
@@ -74,7 +104,8 @@ LINES = {
     # Other names for nothing.
     "count = quiet(1) + len(request.form)": NOTHING,
     'db.session.execute(text("SET TRANSACTION READ WRITE"))': NOTHING,
-    "found.append(account); names['a'] = account; answer.headers['X'] = '1'": NOTHING,
+    "found.append(account); known['a'] = account; answer.headers['X'] = '1'": NOTHING,
+    "pages: list[int] = []; pages.append(1); names.update(['ann'])": NOTHING,
     "g.user = account; session['number'] = 1; session.clear()": NOTHING,
     "logger.info('%s', account); current_app.logger.warning('x')": NOTHING,
     "return jsonify({'url': url_for('index')}), 'x'.replace('x', 'y')": NOTHING,
@@ -87,6 +118,7 @@ LINES = {
     # Writes.
     "account.owner = 'bob'": WRITES,
     "account.balance += 1": WRITES,
+    "g.user.balance += 1": WRITES,
     "del account.owner": WRITES,
     "account.data['x'] = 1": WRITES,
     "current_user.owner = 'bob'": WRITES,
@@ -101,9 +133,16 @@ LINES = {
     "account.set_password('x')": WRITES | TELLS,
     "form.populate_obj(account)": WRITES | TELLS,
     "account.books.append(Book('ann'))": WRITES | TELLS,
+    "books.append(Book('ann'))": WRITES | TELLS,
     "form.load({}, instance=account)": WRITES | TELLS,
     "call(account)": WRITES | TELLS,
     "sorted([1], key=lambda each: account.turn())": WRITES,
+    "list(map(db.session.add, [account]))": WRITES,
+    "sorted([account], key=Book.turn)": WRITES,
+    "Kept('ann')": WRITES,
+    "Saved('ann')": WRITES,
+    "account.opened.count(1)": WRITES,
+    "for account.balance in (1, 2): pass": WRITES,
     # Ends of transactions.
     "db.session.rollback()": ENDS,
     "db.session.execute(text('COMMIT'))": ENDS,
@@ -111,7 +150,11 @@ LINES = {
     "with_unit()": ENDS,
     "again(2)": ENDS,
     "call_later(db.session.commit)": ENDS,
+    "list(map(again, [1]))": ENDS,
+    "save(account)": ENDS,
+    "with Committed(): pass": ENDS,
     "account.store.commit()": ENDS,
+    "app.app_context().push()": ENDS | TELLS,
     # Told to others, refused.
     "requests.post('https://example.org')": TELLS,
     "loud()": TELLS,
@@ -119,6 +162,7 @@ LINES = {
     "account.remind.delay(1)": TELLS,
     "shutil.rmtree('a')": TELLS,
     "abort(404)": RAISES,
+    "exit(1)": RAISES,
     "refuse(1)": RAISES,
     "db.get_or_404(Account, 1)": RAISES,
 }
@@ -138,4 +182,4 @@ def test_effect_of_a_line(tmp_path: Path, line: str, expected: Effect) -> None:
     for statement in scope.node.body[2:]:
         found |= effects.of(statement, scope)
 
-    assert found & ~Effect.ASKS == expected
+    assert found & ~(Effect.ASKS | Effect.GIVES) == expected

@@ -21,6 +21,77 @@ LEFT: dict[str, tuple[str, str]] = {
         """,
         "7: open_account() is left as it is: it may end in line 6 with writes that it has not committed, and a unit",
     ),
+    "a finally block that writes on the way of a return": (
+        """
+        @app.post("/<owner>")
+        def open_account(owner):
+            try:
+                if owner == "nobody":
+                    return "no", 400
+            finally:
+                db.session.add(Account(owner=owner))
+            db.session.commit()
+            return "opened"
+        """,
+        "8: open_account() is left as it is: it may end in line 5 with writes that it has not committed, and a unit",
+    ),
+    "the head of a loop that writes on the way to a return": (
+        """
+        @app.post("/<owner>")
+        def rename(owner):
+            account = db.session.get(Account, 1)
+            for account.owner in owner.split("-"):
+                if len(account.owner) == 3:
+                    return "short"
+            db.session.commit()
+            return "renamed"
+        """,
+        "7: rename() is left as it is: it may end in line 6 with writes",
+    ),
+    "the guard of a case that writes on the way to a return": (
+        """
+        def is_renamed(owner):
+            db.session.get(Account, 1).owner = owner
+            return len(owner) == 3
+
+        @app.post("/<owner>")
+        def rename(owner):
+            match owner:
+                case "bob" if is_renamed(owner):
+                    return "short"
+            db.session.commit()
+            return "renamed"
+        """,
+        "10: rename() is left as it is: it may end in line 9 with writes",
+    ),
+    "a function that writes and is handed to map": (
+        """
+        @app.post("/<owner>")
+        def open_account(owner):
+            accounts = [Account(owner=owner)]
+            if owner == "nobody":
+                list(map(db.session.add, accounts))
+                return "no", 400
+            db.session.commit()
+            return "opened"
+        """,
+        "7: open_account() is left as it is: it may end in line 6 with writes",
+    ),
+    "a change of a row in g on the way to a return": (
+        """
+        from flask import g
+
+        @app.post("/<owner>")
+        def rename(owner):
+            g.account = db.session.get(Account, 1)
+            g.account.owner = owner
+            if owner == "nobody":
+                return "no", 400
+            db.session.commit()
+            return "renamed"
+        """,
+        "9: rename() is left as it is: it may end in line 8 with writes",
+    ),
     "a change of a row on the way to a return": (
         """
         @app.post("/<owner>")

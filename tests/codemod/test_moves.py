@@ -501,6 +501,288 @@ MOVES: dict[str, tuple[str, str, list[str]]] = {
         """,
         ["/bob", "/ann"],
     ),
+    "a rollback of what is written after the commit stays": (
+        """
+        @app.post("/<owner>")
+        def open_account(owner):
+            try:
+                db.session.add(Account(owner=owner))
+                db.session.commit()
+                db.session.add(Account(owner=owner * 2))
+                int(owner)
+            except ValueError:
+                db.session.rollback()
+            db.session.add(Account(owner=owner * 3))
+            db.session.commit()
+            return "opened"
+        """,
+        """
+        @app.post("/<owner>")
+        def open_account(owner):
+            try:
+                with transactional():
+                    db.session.add(Account(owner=owner))
+                db.session.add(Account(owner=owner * 2))
+                int(owner)
+            except ValueError:
+                db.session.rollback()
+            with transactional():
+                db.session.add(Account(owner=owner * 3))
+            return "opened"
+        """,
+        ["/bob", "/1"],
+    ),
+    "a rollback of a commit that stays, stays": (
+        """
+        @app.post("/<owner>")
+        def open_account(owner):
+            try:
+                db.session.add(Account(owner=owner))
+                db.session.commit()
+                db.session.add(Account(owner="ann"))
+                db.session.commit()
+            except IntegrityError:
+                db.session.rollback()
+            return str(db.session.query(Account).count())
+        """,
+        """
+        @app.post("/<owner>")
+        def open_account(owner):
+            try:
+                with transactional():
+                    db.session.add(Account(owner=owner))
+                db.session.add(Account(owner="ann"))
+                db.session.commit()
+            except IntegrityError:
+                db.session.rollback()
+            return str(db.session.query(Account).count())
+        """,
+        ["/bob", "/cid"],
+    ),
+    "what has its key is kept in g": (
+        """
+        from flask import g
+
+        @app.post("/<owner>")
+        def open_account(owner):
+            g.account = Account(owner=owner)
+            db.session.add(g.account)
+            db.session.commit()
+            return {"id": g.account.id}
+        """,
+        """
+        from flask import g
+
+        @app.post("/<owner>")
+        @transactional
+        def open_account(owner):
+            g.account = Account(owner=owner)
+            db.session.add(g.account)
+            db.session.flush()
+            return {"id": g.account.id}
+        """,
+        ["/bob", "/cid"],
+    ),
+    "what is asked without a flush before": (
+        """
+        @app.post("/<owner>")
+        def open_account(owner):
+            with db.session.no_autoflush:
+                db.session.add(Account(owner=owner))
+                db.session.commit()
+                return str(Account.query.count())
+        """,
+        """
+        @app.post("/<owner>")
+        @transactional
+        def open_account(owner):
+            with db.session.no_autoflush:
+                db.session.add(Account(owner=owner))
+                db.session.flush()
+                return str(Account.query.count())
+        """,
+        ["/bob", "/cid"],
+    ),
+    "an object that hands itself to the session after the commit": (
+        """
+        class Note(Account):
+            def __init__(self, owner):
+                self.owner = owner
+                db.session.add(self)
+
+        @app.post("/<owner>")
+        def open_account(owner):
+            db.session.add(Account(owner=owner))
+            db.session.commit()
+            Note(owner * 2)
+            return "opened"
+        """,
+        """
+        class Note(Account):
+            def __init__(self, owner):
+                self.owner = owner
+                db.session.add(self)
+
+        @app.post("/<owner>")
+        def open_account(owner):
+            with transactional():
+                db.session.add(Account(owner=owner))
+            Note(owner * 2)
+            return "opened"
+        """,
+        ["/bob", "/cid"],
+    ),
+    "a property that writes after the commit": (
+        """
+        class Saver(Account):
+            @property
+            def code(self):
+                self.balance = 7
+                return "code"
+
+        @app.post("/<owner>")
+        def open_account(owner):
+            account = Saver(owner=owner)
+            db.session.add(account)
+            db.session.commit()
+            return account.code
+        """,
+        """
+        class Saver(Account):
+            @property
+            def code(self):
+                self.balance = 7
+                return "code"
+
+        @app.post("/<owner>")
+        def open_account(owner):
+            account = Saver(owner=owner)
+            with transactional():
+                db.session.add(account)
+            return account.code
+        """,
+        ["/bob", "/cid"],
+    ),
+    "functions that call each other, of which one writes": (
+        """
+        def ping(owner):
+            db.session.add(Account(owner=owner))
+            pong(owner[1:])
+
+        def pong(owner):
+            if owner:
+                ping(owner)
+
+        @app.post("/<owner>")
+        def open_account(owner):
+            if owner == "all":
+                ping(owner)
+                db.session.commit()
+                return "all"
+            pong(owner)
+            if owner == "nobody":
+                return "no", 400
+            db.session.commit()
+            return "opened"
+        """,
+        """
+        def ping(owner):
+            db.session.add(Account(owner=owner))
+            pong(owner[1:])
+
+        def pong(owner):
+            if owner:
+                ping(owner)
+
+        @app.post("/<owner>")
+        def open_account(owner):
+            if owner == "all":
+                with transactional():
+                    ping(owner)
+                return "all"
+            pong(owner)
+            if owner == "nobody":
+                return "no", 400
+            db.session.commit()
+            return "opened"
+        """,
+        ["/ab", "/nobody", "/all"],
+    ),
+    "a comment above a handler stays with it": (
+        """
+        @app.post("/<owner>")
+        def open_account(owner):
+            try:
+                db.session.add(Account(owner=owner))
+                db.session.commit()
+            # Somebody has the name.
+            except IntegrityError:
+                db.session.rollback()
+                raise
+            return "opened"
+        """,
+        """
+        @app.post("/<owner>")
+        def open_account(owner):
+            try:
+                with transactional():
+                    db.session.add(Account(owner=owner))
+            # Somebody has the name.
+            except IntegrityError:
+                raise
+            return "opened"
+        """,
+        ["/bob", "/bob"],
+    ),
+    "what the session would forget is flushed": (
+        """
+        @app.post("/<owner>")
+        def rename(owner):
+            db.session.get(Account, 1).owner = owner
+            db.session.commit()
+            db.session.expire_all()
+            return "renamed"
+        """,
+        """
+        @app.post("/<owner>")
+        @transactional
+        def rename(owner):
+            db.session.get(Account, 1).owner = owner
+            db.session.flush()
+            db.session.expire_all()
+            return "renamed"
+        """,
+        ["/bob", "/cid"],
+    ),
+    "a command that pushes its own context": (
+        """
+        @app.cli.command(with_appcontext=False)
+        def open_accounts():
+            app.app_context().push()
+            db.session.add(Account(owner="bob"))
+            db.session.commit()
+
+        @app.post("/<owner>")
+        def rename(owner):
+            db.session.get(Account, 1).owner = owner
+            db.session.commit()
+            return "renamed"
+        """,
+        """
+        @app.cli.command(with_appcontext=False)
+        def open_accounts():
+            app.app_context().push()
+            with transactional():
+                db.session.add(Account(owner="bob"))
+
+        @app.post("/<owner>")
+        @transactional
+        def rename(owner):
+            db.session.get(Account, 1).owner = owner
+            return "renamed"
+        """,
+        ["/bob"],
+    ),
     "what runs before requests, and another name of the session": (
         """
         session = db.session

@@ -256,6 +256,15 @@ db.init_app(same)
             "import flask, sys\nif x:\n    import os\n",
             "import flask, sys\nfrom flask_uow import transactional\nif x:\n    import os\n",
         ),
+        # What is called before the import of Flask is called before this one.
+        (
+            "import os\nos.umask(7)\nfrom flask import Flask\nx = 1\nimport sys\n",
+            "import os\nos.umask(7)\nfrom flask import Flask\nfrom flask_uow import transactional\nx = 1\nimport sys\n",
+        ),
+        (
+            "import os\nos.umask(7)\nfrom flask_uow import UnitOfWork\n",
+            "import os\nos.umask(7)\nfrom flask_uow import UnitOfWork, transactional\n",
+        ),
     ],
 )
 def test_place_of_the_import(before: str, expected: str) -> None:

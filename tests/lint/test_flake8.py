@@ -6,6 +6,8 @@ import sys
 from importlib import import_module
 from pathlib import Path
 
+import pytest
+
 from tests.lint.sources import write
 
 ROOT = Path(__file__).parents[2]
@@ -50,10 +52,11 @@ def test_plugin_reports_to_flake8(tmp_path: Path) -> None:
     ]
 
 
-def test_configuration_is_the_checkers_own(tmp_path: Path) -> None:
+@pytest.mark.parametrize("line", ["ignore = UOW301", "exclude = bank"])
+def test_configuration_is_the_checkers_own(tmp_path: Path, line: str) -> None:
     """Its section lies beside that of flake8, in the same file."""
     write(tmp_path, bank__views=SOURCE)
-    (tmp_path / "setup.cfg").write_text("[flask_uow.lint]\nignore = UOW301\n\n[flake8]\nselect = UOW\n")
+    (tmp_path / "setup.cfg").write_text(f"[flask_uow.lint]\n{line}\n\n[flake8]\nselect = UOW\n")
 
     done = subprocess.run(
         [sys.executable, "-m", "flake8", "bank"], cwd=tmp_path, capture_output=True, timeout=TIMEOUT_S, check=False

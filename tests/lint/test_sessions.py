@@ -1,5 +1,6 @@
 """What is known to be a session, through every name that it may get, and what ends a transaction by hand."""
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -32,6 +33,19 @@ SESSIONS = {
                 pass
             with open("x") as file, db.session.begin() as transaction:  # UOW301
                 pass
+            """,
+    "a generic class": """
+        from typing import Generic, TypeVar
+
+        T = TypeVar("T")
+
+        class Store(Generic[T]):
+            def __init__(self):
+                self.rows = db.session
+
+        class Accounts(Store[int]):
+            def save(self):
+                self.rows.commit()  # UOW301
             """,
     "a savepoint is no commit": """
         def deposit():
@@ -370,6 +384,33 @@ IMPORTS = {
     "with a star": "from .extensions import *",
     "in the function": "def nothing(): pass",
 }
+
+
+@pytest.mark.skipif(sys.version_info < (3, 12), reason="Python 3.12 has these")
+def test_types_are_followed_in_their_new_form(tmp_path: Path) -> None:
+    """``type`` statements, and what binds the parameters of functions and classes."""
+    source = """
+    from sqlalchemy.orm import Session
+
+    type Store = Session
+    type Owner = int
+
+    def save(store: Store, owner: Owner):
+        store.close()  # UOW302
+        owner.close()
+
+    def keep[S: Session, T](store: S, other: T):
+        store.close()  # UOW302
+        other.close()
+
+    class Till[S: Session]:
+        def __init__(self, store: S):
+            self.store = store
+
+        def close(self):
+            self.store.commit()  # UOW301
+    """
+    assert_as_marked(tmp_path, source)
 
 
 @pytest.mark.parametrize("imported", IMPORTS.values(), ids=IMPORTS)

@@ -111,6 +111,25 @@ UNITS = {
                 db.session.commit()  # UOW101
             db.session.commit()  # UOW301
         """,
+    "a unit in an ExitStack": """
+        from contextlib import ExitStack
+
+        @app.post("/deposits")
+        def deposit():
+            with ExitStack() as stack:
+                db.session.commit()  # UOW301
+                stack.enter_context(transactional())
+                db.session.add(object())
+                db.session.commit()  # UOW101
+            db.session.rollback()  # UOW302
+
+        @app.post("/withdrawals")
+        def withdraw():
+            stack = ExitStack()
+            stack.enter_context(transactional())
+            db.session.add(object())
+            stack.close()
+        """,
     "a unit that is handed on": """
         from flask_uow import Unit, current_unit
 

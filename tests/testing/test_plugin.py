@@ -136,6 +136,30 @@ def test_an_option_isolates_all(run: Callable[..., pytest.RunResult], database: 
 
 
 @on_sqlite
+def test_a_test_that_asks_for_its_app_too_late_is_told(run: Callable[..., pytest.RunResult]) -> None:
+    """What it has written would be found by all others; a mark isolates it from its beginning on."""
+    tests = """
+        import pytest
+
+        def test_late(request):
+            request.getfixturevalue("client").post("/accounts/1")
+
+        @pytest.mark.uow_isolation
+        def test_marked(request):
+            request.getfixturevalue("client").post("/accounts/2")
+
+        @pytest.mark.uow_isolation(on=False)
+        def test_for_real(request):
+            assert request.getfixturevalue("client").get("/accounts").text == "1"
+    """
+
+    result = run(tests, "-o", "uow_isolation=true")
+
+    result.assert_outcomes(passed=3, errors=1)
+    result.stdout.fnmatch_lines(["The test was not isolated: it has asked for the fixture 'app' when it had begun,*"])
+
+
+@on_sqlite
 def test_without_either_nothing_is_isolated(run: Callable[..., pytest.RunResult], database: Database) -> None:
     """The plugin does nothing that nobody has asked for."""
     run(TWICE.format(fixture="")).assert_outcomes(passed=1, failed=2)
