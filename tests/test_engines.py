@@ -533,8 +533,11 @@ def test_a_second_writer_that_has_waited_too_long_has_lost_nothing(database: Dat
     with app.app_context(), transactional():
         uow.session.add(Item(name="first"))
         uow.session.flush()
-        with pytest.raises(sa.exc.OperationalError, match=r"(?s)database is locked.*BEGIN IMMEDIATE"):
-            write("second")
+        with (
+            ThreadPoolExecutor(1) as pool,
+            pytest.raises(sa.exc.OperationalError, match=r"(?s)database is locked.*BEGIN IMMEDIATE"),
+        ):
+            pool.submit(write, "second").result(DEADLINE_S)
         assert checked_out(app) == 1
     write("second")
 
