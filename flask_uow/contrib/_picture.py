@@ -405,16 +405,18 @@ def in_rows(units: list[UnitSpan]) -> list[tuple[UnitSpan, int]]:
     return placed
 
 
-def with_room(placed: list[tuple[Drawn, int]], until: float) -> Iterator[tuple[tuple[Drawn, int], float]]:
-    """Give each thing in its row, and until when nothing stands to its right; the last one first.
+def with_room(placed: list[tuple[Drawn, int]], until: float) -> list[tuple[tuple[Drawn, int], float]]:
+    """Give each thing in its row, and until when nothing stands to its right.
 
     :param placed: what lies in which row, in each row from left to right.
     :param until: the end of the picture.
     """
     starts: dict[int, float] = {}
+    found = []
     for each, row in reversed(placed):
-        yield (each, row), min(starts.get(row, until), until)
+        found.append(((each, row), min(starts.get(row, until), until)))
         starts[row] = each.start
+    return found[::-1]
 
 
 def savepoints(lane: Lane, until: float) -> Iterator[Savepoint]:

@@ -331,6 +331,16 @@ def test_a_label_stands_beside_its_unit_where_there_is_room(neighbour: float, is
     assert ("too long for it" in texts) is is_labelled
 
 
+def test_bars_come_in_the_order_of_what_they_stand_for() -> None:
+    """As they are read aloud, or stepped through."""
+    units = [UnitSpan(name, 1, 1, False, start, start + 0.1) for name, start in (("first", 0.1), ("second", 0.5))]
+    root = ElementTree.fromstring(picture(Timeline("GET /", start=0.0, end=1.0, units=units)))
+
+    names = ["".join(title.itertext()).partition(":")[0] for title in root.iter(f"{SVG}title")]
+
+    assert [name for name in names if name in ("first", "second")] == ["first", "second"]
+
+
 @pytest.mark.parametrize(
     ("length", "last"),
     [(0.012, 0.012), (0.0101, 0.01), (1.0, 1.0), (75.0, 70.0)],
