@@ -273,9 +273,8 @@ def connection_begun(session: Session, transaction: SessionTransaction, connecti
         return
     if state.is_stale:
         state.expire_unmodified(session)
-    *_, ends_transaction, closes_connection = transaction._connections[connection]  # whether SQLAlchemy does so
-    is_guest = not (ends_transaction or closes_connection)
-    link = know_connection(state, connection, is_lent=not closes_connection, is_guest=is_guest)
+    _, _, ends_transaction, closes_connection = transaction._connections[connection]  # whether SQLAlchemy does so
+    link = know_connection(state, connection, None if closes_connection else not ends_transaction)
     unit = state.unit
     if unit is None:
         _notice_begin(session, state)
@@ -339,15 +338,18 @@ def _begin_locked(link: Link, connection: sa.Connection, unit: Unit | None) -> N
         _begin(link, connection, unit)
 
 
-def know_connection(
-    state: SessionState, connection: sa.Connection, *, is_lent: bool = False, is_guest: bool = False
-) -> Link:
-    """Tie a connection of a session's transaction to the session's state, and watch its engine."""
+def know_connection(state: SessionState, connection: sa.Connection, is_guest: bool | None = None) -> Link:
+    """Tie a connection of a session's transaction to the session's state, and watch its engine.
+
+    :param is_guest: whether the transaction of a connection that was lent is its lender's as well; None for one of its
+        own.
+    """
     if not hasattr(connection.dialect, STATUS_PROBE):
         watch_engine(connection.engine)
         watch_pool(connection.engine, state.app)
     link = Link(state, connection)
-    link.is_lent, link.is_guest = is_lent, is_guest
+    if is_guest is not None:
+        link.is_lent, link.is_guest = True, is_guest
     state.links.append(link)
     if state.board is not None:
         hold(link, state)
