@@ -25,6 +25,10 @@ on_postgresql = pytest.mark.parametrize("database", ["psycopg2", "psycopg"], ind
 @pytest.fixture
 def tasks(database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
     """The tasks, on the test's database; a worker that is started now finds the same."""
+    from celery import _state
+
+    # A task of one app is registered with each that is finished later.
+    monkeypatch.setattr(_state, "_on_app_finalizers", set(_state._on_app_finalizers))
     create_tables(database)
     monkeypatch.setenv("DATABASE_URL", database.url)
     monkeypatch.setenv("CELERY_FOLDER", str(tmp_path))
