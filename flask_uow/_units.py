@@ -109,13 +109,13 @@ def is_used_up(pool: sa.Pool) -> bool:
 
 def is_inside_writer(link: Link) -> bool:
     """Whether a unit around, in an app context of its own, has SQLite's write lock: it would be waited for in vain."""
-    for state in _states_around():
-        may_write = state.unit is not None and not outermost_of(state.unit).read_only
-        if may_write and state is not link.state:
-            held = [other.status() for other in state.links if _is_same_file(other, link)]
-            if TransactionStatus.IN_TRANSACTION in held:
-                return True
-    return False
+    return any(
+        other.status() is TransactionStatus.IN_TRANSACTION
+        for state in _states_around()
+        if state is not link.state and state.unit is not None and not outermost_of(state.unit).read_only
+        for other in state.links
+        if _is_same_file(other, link)
+    )
 
 
 def _is_same_file(link: Link, other: Link) -> bool:
@@ -726,11 +726,11 @@ class Unit:
         if self.live is not None:
             outcome = _COMMITTED if self.was_committed else _FAILED if has_failed else _ROLLED_BACK
             self.leave_board(outcome, is_error=leaving is not None)
-        if parent is None and state.links:
-            for link in state.links:  # of what a listener has begun
+        if parent is None:
+            for link in state.links:  # of what a listener to its end has begun
                 hold(link, state)
-        if parent is None and not self.was_committed:
-            self._notice_length(may_raise=False)
+            if not self.was_committed:
+                self._notice_length(may_raise=False)
 
     def _outlived_error(self) -> BaseException | None:
         if not self.is_active or not self._state.is_over:
