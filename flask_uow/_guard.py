@@ -45,6 +45,7 @@ from ._notices import (
     notice_merge,
 )
 from ._rules import report_now, violation
+from ._session_transactions import shorten
 from ._state import STATUS_PROBE, Begins, Link, SessionState, link_of, outermost_of
 from ._statements import Kind, is_select, kind_of
 from ._two_phase import commit_by_two_phases
@@ -241,6 +242,7 @@ def _watch_sessions(cls: type[Session]) -> None:
 
 
 def _transaction_created(session: Session, transaction: SessionTransaction) -> None:
+    shorten(transaction)
     state: SessionState | None = session._uow  # type: ignore[attr-defined]
     origin = transaction.origin
     if origin is _OF_FLUSH or state is None:
