@@ -81,22 +81,34 @@ def outcome(act: Callable[[Session], object], session: Session) -> str:
 
 
 def states(session: Session) -> list[str]:
-    """Those of its transactions, the innermost first."""
-    found, transaction = [], session._transaction
+    """Those of the rows that were ever added, and of its transactions, the innermost first."""
+    found, transaction = [row_state(item) for item in session.info["added"]], session._transaction
     while transaction is not None:
         found.append(f"{transaction.origin.name} {transaction._state.name}")
         transaction = transaction._parent
     return found
 
 
+def new_item(session: Session, name: str) -> Item:
+    item = Item(name=name)
+    session.info["added"].append(item)
+    return item
+
+
+def row_state(item: Item) -> str:
+    row = sa.inspect(item)
+    kinds = ("transient", "pending", "persistent", "deleted", "detached")
+    return f"{next(kind for kind in kinds if getattr(row, kind))} {sorted(row.expired_attributes)}"
+
+
 def add_by_name(session: Session, name: str) -> None:
-    session.add(Item(name=name))
+    session.add(new_item(session, name))
     session.flush()
 
 
 def in_savepoint(session: Session, name: str) -> None:
     with session.begin_nested():
-        session.add(Item(name=name))
+        session.add(new_item(session, name))
 
 
 def refer_to_nothing(session: Session) -> None:
@@ -106,7 +118,7 @@ def refer_to_nothing(session: Session) -> None:
 PROGRAM: tuple[Callable[[Session], object], ...] = (
     lambda session: add_by_name(session, "flushed"),
     lambda session: in_savepoint(session, "in a savepoint"),
-    lambda session: session.add(Item(name="left to the commit")),
+    lambda session: session.add(new_item(session, "left to the commit")),
     Session.commit,
     lambda session: add_by_name(session, "flushed"),  # is there already
     Session.commit,
@@ -115,7 +127,9 @@ PROGRAM: tuple[Callable[[Session], object], ...] = (
     Session.commit,  # is refused by a constraint that waits for it
     Session.commit,
     Session.rollback,
-    lambda session: in_savepoint(session, "flushed"),
+    lambda session: in_savepoint(session, "in a savepoint of what is undone"),
+    Session.rollback,
+    lambda session: in_savepoint(session, "flushed"),  # is there already
     lambda session: add_by_name(session, "last"),
     Session.commit,
     Session.close,
@@ -125,7 +139,7 @@ PROGRAM: tuple[Callable[[Session], object], ...] = (
 class Run:
     """The program, run while a listener acts at one of the events.
 
-    :param nth: at which of them.
+    :param nth: at which of them; if even, objects expire with a COMMIT.
     :ivar seen: all that a user could see.
     """
 
@@ -134,7 +148,7 @@ class Run:
         self.left = nth
         self._name, self._action = name, ACTIONS[action]
         engine = with_savepoints(f"sqlite:///{database}")
-        session = Session(engine, expire_on_commit=False)
+        session = Session(engine, expire_on_commit=nth % 2 == 0, info={"added": []})
         if is_shortened:
             event.listen(session, "after_transaction_create", lambda session, transaction: shorten(transaction))
         for what in (*FLUSHES, *COMMITS, *TRANSACTIONS):
