@@ -7,20 +7,21 @@ order are the same here, and as long as they last, what would change the state i
 
 from __future__ import annotations
 
+from inspect import unwrap
+from typing import Any
+
 import sqlalchemy as sa
 from sqlalchemy import orm
 from sqlalchemy.orm import SessionTransaction
+from sqlalchemy.orm import session as orm_session
 
 _IS_KNOWN = sa.__version__.startswith(("2.0.", "2.1."))
 """Whether the steps are those of this SQLAlchemy; where they may not be, it takes them itself."""
 
-if _IS_KNOWN:
-    from sqlalchemy.orm.session import SessionTransactionState as State
-    from sqlalchemy.orm.state_changes import _StateChangeStates as Next
-
-    _prepare = orm.SessionTransaction._prepare_impl.__wrapped__  # type: ignore[attr-defined]
-    _close = orm.SessionTransaction.close.__wrapped__  # type: ignore[attr-defined]
-
+_State: Any = getattr(orm_session, "SessionTransactionState", None)
+_Next: Any = getattr(orm_session, "_StateChangeStates", None)
+_prepare: Any = unwrap(getattr(orm.SessionTransaction, "_prepare_impl", None))  # type: ignore[arg-type]
+_close: Any = unwrap(orm.SessionTransaction.close)
 _OF_FLUSH = orm.SessionTransactionOrigin.SUBTRANSACTION
 
 
@@ -35,21 +36,21 @@ class _Transaction(orm.SessionTransaction):
 
     def commit(self, _to_root: bool = False) -> None:
         session = self.session
-        if self._state is not State.ACTIVE or self._next_state is not Next.ANY or session.twophase:
+        if self._state is not _State.ACTIVE or self._next_state is not _Next.ANY or session.twophase:
             super().commit(_to_root)
             return
         try:
-            self._current_fn, self._next_state = orm.SessionTransaction.commit, Next.CHANGE_IN_PROGRESS
+            self._current_fn, self._next_state = orm.SessionTransaction.commit, _Next.CHANGE_IN_PROGRESS
             _prepare(self)
             for _, transaction, ends_here, _ in set(self._connections.values()):
                 if ends_here:
                     transaction.commit()
-            self._state = State.COMMITTED
+            self._state = _State.COMMITTED
             session.dispatch.after_commit(session)
             self._remove_snapshot()
             _close(self)
         finally:
-            self._current_fn, self._next_state = None, Next.ANY
+            self._current_fn, self._next_state = None, _Next.ANY
         if _to_root and self._parent is not None:
             self._parent.commit(_to_root=True)
 
@@ -59,9 +60,9 @@ class _FlushTransaction(orm.SessionTransaction):
 
     def commit(self, _to_root: bool = False) -> None:
         session = self.session
-        if _to_root or session._transaction is not self or self._state is not State.ACTIVE:
+        if _to_root or session._transaction is not self or self._state is not _State.ACTIVE:
             super().commit(_to_root)
             return
         session._transaction = self._parent
-        self._state = State.CLOSED
+        self._state = _State.CLOSED
         session.dispatch.after_transaction_end(session, self)

@@ -37,6 +37,7 @@ LAYERS = (
     "_engines",
     "_body",
     "_outcome",
+    "_session_transactions",
     "_state",
     "_views",
     "_checkouts",
