@@ -20,7 +20,7 @@ FLUSHES = ("before_flush", "after_flush", "after_flush_postexec")
 COMMITS = ("before_commit", "after_commit", "after_rollback", "after_soft_rollback")
 TRANSACTIONS = ("after_transaction_create", "after_begin", "after_transaction_end")
 
-IN_PROGRESS = re.compile(r"method '_?\w+\(\)' (?=is already in progress|was running)")
+OF_THIS_RUN = re.compile(r"method '_?\w+\(\)' (?=is already in progress|was running)| at 0x\w+")
 
 
 def fail(session: Session) -> None:
@@ -76,7 +76,7 @@ def outcome(act: Callable[[Session], object], session: Session) -> str:
     try:
         act(session)
     except Exception as error:  # noqa: BLE001 - whatever it is, it is the same on both sides
-        return f"{type(error).__name__}: {IN_PROGRESS.sub('', str(error))}"
+        return f"{type(error).__name__}: {OF_THIS_RUN.sub('', str(error))}"
     return "done"
 
 
