@@ -500,9 +500,24 @@ def _span(at: int, record: struct.Struct) -> slice:
 
 
 def starter() -> int:
-    """What has started this process, as a board has it: a number below those that no worker counts."""
-    group = os.getpgrp() if hasattr(os, "getpgrp") else 0
-    return int(digest(f"{os.getppid()} {group}", _STARTER_DIGITS), 16)
+    """What has started this process, as a board has it: a number below those that no worker counts.
+
+    In a container that is started again, processes have the numbers that others had before: that is told by the time.
+    """
+    parent, group = os.getppid(), os.getpgrp() if hasattr(os, "getpgrp") else 0
+    return int(digest(f"{parent} {group} {started_s(parent or group)}", _STARTER_DIGITS), 16)
+
+
+def started_s(pid: int) -> float | None:
+    """When a process was started, in seconds since the machine was; None where nobody can tell.
+
+    :param pid: its number.
+    """
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
+        return int(fields[19]) / os.sysconf("SC_CLK_TCK")
+    except (OSError, ValueError, IndexError):
+        return None
 
 
 def shown_name(name: str, size: int = NAME_WORDS * WORD) -> str:

@@ -856,6 +856,17 @@ def test_workers_that_are_all_replaced_at_once_lose_nothing(folder: Path) -> Non
     assert (seen.ended.workers, seen.ended.counts.units.committed) == (3, 15)
 
 
+def test_a_container_that_is_started_again_is_another_starter(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its processes have the numbers that others had before; when they were started tells them apart."""
+    monkeypatch.setattr(os, "getppid", lambda: 1)
+    found = []
+    for started_s in (100.0, 100.0, 101.0):
+        monkeypatch.setattr(_board, "started_s", lambda pid, started_s=started_s: started_s, raising=False)
+        found.append(_board.starter())
+
+    assert found[0] == found[1] != found[2]
+
+
 def test_a_process_may_have_the_highest_number_that_there_is(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Linux goes up to 2 ** 22: what has started a worker is no number that a reader takes for damage."""
     monkeypatch.setattr(os, "getppid", lambda: 1 << 22)

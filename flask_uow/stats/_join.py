@@ -12,9 +12,9 @@ import dataclasses
 import os
 import time
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 
 from .._application_name import is_of_another_host
+from .._board import started_s
 from ._values import DatabaseSnapshot, LiveUnit, ServerSession, State, Worker, group_rank
 from ._wording import counted
 
@@ -226,9 +226,5 @@ def _is_younger(pid: int, seconds: float | None) -> bool:
     """Whether a process is known to have been started later than so long ago: then it has the number of another."""
     if seconds is None or not hasattr(time, "CLOCK_BOOTTIME"):
         return False
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
-        started_s = int(fields[19]) / os.sysconf("SC_CLK_TCK")
-    except (OSError, ValueError, IndexError):
-        return False
-    return time.clock_gettime(time.CLOCK_BOOTTIME) - started_s < seconds
+    since_s = started_s(pid)
+    return since_s is not None and time.clock_gettime(time.CLOCK_BOOTTIME) - since_s < seconds
