@@ -246,6 +246,17 @@ def test_behind_a_pooler_nothing_is_an_orphan(pid: int) -> None:
     assert not shown.sessions[0].is_orphan
 
 
+@pytest.mark.parametrize(("state", "is_orphan"), [("idle", False), ("idle in transaction", True), ("active", True)])
+def test_what_a_pooler_keeps_is_no_orphan_for_who_asks_past_it(state: str, is_orphan: bool) -> None:
+    """A living worker is behind it, so one that has ended was too: what is at rest waits there for the next one."""
+    pooled = worker(4711, backend_pids=(99,))
+
+    shown = joined(database(session(1, NOBODY, state=state)), pooled)
+    direct = joined(database(session(1, NOBODY, state=state), session(99)), pooled)
+
+    assert [shown.sessions[0].is_orphan, direct.sessions[0].is_orphan] == [is_orphan, True]
+
+
 @pytest.mark.parametrize(("untold", "is_orphan"), [("connections", False), ("pools", False), ("labels", True)])
 def test_what_found_no_room_on_a_board_is_no_orphan(untold: str, is_orphan: bool) -> None:
     """Its worker has more connections than it tells of."""

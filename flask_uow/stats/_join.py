@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator
 
 from .._application_name import is_of_another_host
 from .._board import started_s
-from ._values import DatabaseSnapshot, LiveUnit, ServerSession, State, Worker, group_rank
+from ._values import IDLE, DatabaseSnapshot, LiveUnit, ServerSession, State, Worker, group_rank
 from ._wording import counted
 
 
@@ -72,7 +72,13 @@ class Known:
             return False
         if self._own(pid):
             return self._is_told(pid) and not self.is_behind_pooler(pid, database.sessions)
-        return not _has_process(pid, session.connected_seconds)
+        return not _has_process(pid, session.connected_seconds) and not self._is_poolers(session, database)
+
+    def _is_poolers(self, session: ServerSession, database: DatabaseSnapshot) -> bool:
+        """Whether a session at rest may be a pooler's, which keeps it for whoever comes next."""
+        return session.state == IDLE and any(
+            self.is_behind_pooler(worker.pid, database.sessions) for worker in self.workers
+        )
 
     def is_silent(self, session: ServerSession, database: DatabaseSnapshot) -> bool:
         """Whether a session's process runs here, and nothing is found that it publishes."""
