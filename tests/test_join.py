@@ -22,10 +22,11 @@ from flask import Flask
 from flask_uow import UnitOfWork, stats, transactional
 from flask_uow._application_name import application_name, host_mark
 from flask_uow.stats import State
+from flask_uow.stats._holders import holders
 from flask_uow.stats._join import Known, with_servers, with_units
 from tests.databases import Database
 from tests.models import make_app
-from tests.snapshots import database, session, unit, worker
+from tests.snapshots import database, session, snapshot, unit, worker
 
 DEADLINE_S = 30.0
 ELSEWHERE = "0000" if host_mark() != "0000" else "ffff"
@@ -150,6 +151,26 @@ def test_one_number_of_two_servers_is_told_apart_by_the_worker() -> None:
     shown = [joined(database(session(7, pid)), *workers) for pid in (4711, 4712)]
 
     assert [each.sessions[0].unit for each in shown] == ["one", "other"]
+
+
+def test_one_number_of_two_servers_is_told_apart_by_the_bind() -> None:
+    """One worker has a connection to each of them: a unit is not taken for the one on the other server."""
+    units = (
+        unit("one", backend_pids=(7,), binds=("default",), state=State.IDLE),
+        unit("other", backend_pids=(7,), binds=("audit",), state=State.RUNNING),
+    )
+    own = worker(4711, *units, backend_pids=(7, 7))
+    databases = (
+        joined(database(session(7, state="idle in transaction", state_age_seconds=9.0)), own),
+        joined(database(session(7, state="active", state_age_seconds=1.0), binds=("audit",)), own),
+    )
+
+    (seen,) = with_servers((own,), databases)
+    held = holders(snapshot(seen, databases=databases))
+
+    assert [each.sessions[0].unit for each in databases] == ["one", "other"]
+    assert [live.server_state for live in seen.live] == ["idle in transaction", "active"]
+    assert [[each.state for each in holder.sessions] for holder in held] == [["idle in transaction"], ["active"]]
 
 
 @pytest.mark.parametrize(

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
-from ._values import ABORTED, SAID_BY_SERVER, LiveUnit, ServerSession, Snapshot, State
+from ._values import ABORTED, SAID_BY_SERVER, DatabaseSnapshot, LiveUnit, ServerSession, Snapshot, State
 
 
 @dataclasses.dataclass(frozen=True)
@@ -165,7 +165,7 @@ def holders(snapshot: Snapshot) -> tuple[Holder, ...]:
     places = {id(session): number for number, database in enumerate(databases) for session in database.sessions}
     waiters = Counter((places[id(session)], pid) for session in sessions for pid in session.blocked_by)
     stacks = [stack for worker in snapshot.workers for stack in worker.stacks]
-    behind = _behind(stacks, sessions)
+    behind = _behind(stacks, databases)
     known = {id(session) for matched in behind.values() for session in matched}
     found = [Holder(stack, tuple(behind.get(number, ()))) for number, stack in enumerate(stacks)]
     found += [Holder((), (session,)) for session in sessions if id(session) not in known]
@@ -176,25 +176,26 @@ def holders(snapshot: Snapshot) -> tuple[Holder, ...]:
 
 
 def _behind(
-    stacks: Sequence[Sequence[LiveUnit]], sessions: Sequence[ServerSession]
+    stacks: Sequence[Sequence[LiveUnit]], databases: Iterable[DatabaseSnapshot]
 ) -> Mapping[int, list[ServerSession]]:
     """Give the sessions behind each stack, by the stack's number."""
-    numbers = dict(_backends(stacks))
-    behind: dict[int, list[ServerSession]] = {}
-    for session in sessions:
-        # Two servers may have processes of the same number; then the client's process decides, where it is named.
-        number = numbers.get((session.pid, session.worker_pid))
-        if number is not None:
-            behind.setdefault(number, []).append(session)
-    return behind
-
-
-def _backends(stacks: Sequence[Sequence[LiveUnit]]) -> Iterator[tuple[tuple[int, int | None], int]]:
+    backends: dict[tuple[int, int | None], list[tuple[int, LiveUnit]]] = {}
     for number, stack in enumerate(stacks):
         for unit in stack:
-            yield from (
-                ((pid, worker_pid), number) for pid in unit.backend_pids for worker_pid in (unit.worker_pid, None)
-            )
+            for pid in unit.backend_pids:
+                for worker_pid in (unit.worker_pid, None):
+                    backends.setdefault((pid, worker_pid), []).append((number, unit))
+    behind: dict[int, list[ServerSession]] = {}
+    for database in databases:
+        binds = database.shown_binds
+        for session in database.sessions:
+            # Two servers may have processes of the same number; then the client's process decides, where it is named,
+            # and the bind.
+            found = backends.get((session.pid, session.worker_pid), [])
+            sure = [number for number, unit in found if unit.has(session.pid, binds)]
+            if found:
+                behind.setdefault(sure[-1] if sure else found[-1][0], []).append(session)
+    return behind
 
 
 def _waited_for(holder: Holder, places: Mapping[int, int], databases: int) -> set[tuple[int, int]]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 
 from .._application_name import is_of_another_host
 from .._board import started_s
@@ -41,17 +41,21 @@ class Known:
             for worker in (*self.workers, *self.later)
         )
 
-    def find(self, session: ServerSession) -> tuple[LiveUnit, LiveUnit] | None:
-        """The outermost and the innermost unit, or whatever else, that hold a session."""
-        holders = (
+    def find(self, session: ServerSession, binds: Collection[str]) -> tuple[LiveUnit, LiveUnit] | None:
+        """The outermost and the innermost unit, or whatever else, that hold a session.
+
+        :param binds: those of its database; a worker has the same number twice where it has two servers.
+        """
+        holders = [
             (stack[0], live)
             for worker in self.workers
             if session.worker_pid in (None, worker.pid)
             for stack in worker.stacks
             for live in stack
             if session.pid in live.backend_pids
-        )
-        return next(reversed(list(holders)), None)
+        ]
+        sure = [found for found in holders if found[1].has(session.pid, binds)]
+        return next(reversed(sure or holders), None)
 
     def is_behind_pooler(self, pid: int, sessions: Iterable[ServerSession]) -> bool:
         """Whether a worker's connections end at something that is not the server.
@@ -98,7 +102,7 @@ class Known:
 def with_units(database: DatabaseSnapshot, known: Known) -> DatabaseSnapshot:
     """Say of each session which unit holds it, and by name for whom it waits."""
     everybody = (*database.sessions, *database.blockers)
-    held = {session.pid: _held(session, known) for session in everybody}
+    held = {session.pid: _held(session, known, database.shown_binds) for session in everybody}
     labels = {pid: session.unit for pid, session in held.items() if session.unit is not None}
     sessions = tuple(_placed(held[session.pid], known, labels, database) for session in database.sessions)
     blockers = tuple(_placed(held[session.pid], known, labels, database) for session in database.blockers)
@@ -106,9 +110,9 @@ def with_units(database: DatabaseSnapshot, known: Known) -> DatabaseSnapshot:
     return dataclasses.replace(placed, notes=(*database.notes, *_notes(placed, known)))
 
 
-def _held(session: ServerSession, known: Known) -> ServerSession:
+def _held(session: ServerSession, known: Known, binds: Collection[str]) -> ServerSession:
     """Say what holds a session: a worker's word is better than what its server was told."""
-    found = known.find(session)
+    found = known.find(session, binds)
     if found is None:
         return session
     outermost, holder = found
@@ -172,17 +176,21 @@ def _is_elsewhere(session: ServerSession, database: DatabaseSnapshot) -> bool:
 
 def with_servers(workers: Iterable[Worker], databases: Iterable[DatabaseSnapshot]) -> tuple[Worker, ...]:
     """Say of each live unit what its server says of it."""
-    sessions = [session for database in databases for session in database.sessions]
+    sessions = [(session, database.shown_binds) for database in databases for session in database.sessions]
     return tuple(
         dataclasses.replace(worker, live=tuple(_seen(live, worker, sessions) for live in worker.live))
         for worker in workers
     )
 
 
-def _seen(live: LiveUnit, worker: Worker, sessions: Iterable[ServerSession]) -> LiveUnit:
-    own = [
-        session for session in sessions if session.pid in live.backend_pids and session.worker_pid in (None, worker.pid)
+def _seen(live: LiveUnit, worker: Worker, sessions: Iterable[tuple[ServerSession, Collection[str]]]) -> LiveUnit:
+    found = [
+        (session, live.has(session.pid, binds))
+        for session, binds in sessions
+        if session.pid in live.backend_pids and session.worker_pid in (None, worker.pid)
     ]
+    sure = {session.pid for session, is_sure in found if is_sure}
+    own = [session for session, is_sure in found if is_sure or session.pid not in sure]
     if not own:
         return live
     waits_for = tuple(dict.fromkeys(name for session in own for name in session.waits_for))
