@@ -23,7 +23,7 @@ from typing import Any
 
 from . import _fork
 from ._callsite import CallSite
-from ._short_names import distinct
+from ._short_names import digest, distinct
 
 BUCKET_BOUNDS_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 """The upper bounds of a histogram's buckets, inclusive; a last bucket has none."""
@@ -41,6 +41,7 @@ AT_UNTOLD = 8
 UNTOLD = ("units", "connections", "labels", "pools")
 AT_STARTER = 13
 """What has started the worker: a process, and the group of both. A master replaces its workers by others like them."""
+_STARTER_DIGITS = 13
 AT_APP, AT_HOST = 16, 24
 NAME_WORDS = 8
 
@@ -499,9 +500,24 @@ def _span(at: int, record: struct.Struct) -> slice:
 
 
 def starter() -> int:
-    """What has started this process, as a board has it."""
-    group = os.getpgrp() if hasattr(os, "getpgrp") else 0
-    return os.getppid() << 32 | group
+    """What has started this process, as a board has it: a number below those that no worker counts.
+
+    In a container that is started again, processes have the numbers that others had before: that is told by the time.
+    """
+    parent, group = os.getppid(), os.getpgrp() if hasattr(os, "getpgrp") else 0
+    return int(digest(f"{parent} {group} {started_s(parent or group)}", _STARTER_DIGITS), 16)
+
+
+def started_s(pid: int) -> float | None:
+    """When a process was started, in seconds since the machine was; None where nobody can tell.
+
+    :param pid: its number.
+    """
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
+        return int(fields[19]) / os.sysconf("SC_CLK_TCK")
+    except (OSError, ValueError, IndexError):
+        return None
 
 
 def shown_name(name: str, size: int = NAME_WORDS * WORD) -> str:

@@ -570,7 +570,9 @@ def test_a_second_bind_has_a_pool_of_its_own(
         (shown,) = live(app)
         busy = pool(app), pool(app, "remote")
 
-    assert sorted(shown.backend_pids) == sorted(pids)
+    assert dict(zip(shown.binds, shown.backend_pids, strict=True)) == dict(
+        zip(("default", "remote"), pids, strict=True)
+    )
     assert len(set(pids)) == 2
     assert [each.checked_out for each in busy] == [1, 1]
     assert [pool(app, bind).checked_out for bind in ("default", "remote")] == [0, 0]

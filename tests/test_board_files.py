@@ -856,6 +856,30 @@ def test_workers_that_are_all_replaced_at_once_lose_nothing(folder: Path) -> Non
     assert (seen.ended.workers, seen.ended.counts.units.committed) == (3, 15)
 
 
+def test_a_container_that_is_started_again_is_another_starter(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its processes have the numbers that others had before; when they were started tells them apart."""
+    monkeypatch.setattr(os, "getppid", lambda: 1)
+    found = []
+    for started_s in (100.0, 100.0, 101.0):
+        monkeypatch.setattr(_board, "started_s", lambda pid, started_s=started_s: started_s, raising=False)
+        found.append(_board.starter())
+
+    assert found[0] == found[1] != found[2]
+
+
+def test_a_process_may_have_the_highest_number_that_there_is(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Linux goes up to 2 ** 22: what has started a worker is no number that a reader takes for damage."""
+    monkeypatch.setattr(os, "getppid", lambda: 1 << 22)
+    monkeypatch.setattr(os, "getpgrp", lambda: 1 << 22)
+    app, _ = make_app(folder)
+
+    begin(app)
+
+    seen = stats.read_boards(app)
+    assert seen.notes == ()
+    assert committed(seen) == 1
+
+
 def test_a_worker_that_was_killed_while_it_wrote_is_read_at_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its half-written record is made one when it is swept: nobody waits for its other half again and again."""
     monkeypatch.setattr(_boards, "_MAX_WAIT_S", DEADLINE_S)

@@ -470,6 +470,14 @@ def test_no_color_is_respected(monkeypatch: pytest.MonkeyPatch) -> None:
     assert b"\x1b" not in show(monkeypatch, FORCE_COLOR="1", TERM="xterm-256color", NO_COLOR="1")
 
 
+def test_a_terminal_of_no_width_has_the_usual_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is how a program says that it does not know; nothing would be shown there."""
+    usual = show(monkeypatch, COLUMNS="80")
+
+    assert show(monkeypatch, COLUMNS="0") == usual
+    assert b"SELECT" in usual
+
+
 def test_output_that_is_not_unicode(monkeypatch: pytest.MonkeyPatch) -> None:
     """A terminal that knows only ASCII gets question marks, not a traceback."""
     text = show(monkeypatch, charset="ascii")

@@ -22,10 +22,11 @@ from flask import Flask
 from flask_uow import UnitOfWork, stats, transactional
 from flask_uow._application_name import application_name, host_mark
 from flask_uow.stats import State
+from flask_uow.stats._holders import holders
 from flask_uow.stats._join import Known, with_servers, with_units
 from tests.databases import Database
 from tests.models import make_app
-from tests.snapshots import database, session, unit, worker
+from tests.snapshots import database, session, snapshot, unit, worker
 
 DEADLINE_S = 30.0
 ELSEWHERE = "0000" if host_mark() != "0000" else "ffff"
@@ -152,6 +153,26 @@ def test_one_number_of_two_servers_is_told_apart_by_the_worker() -> None:
     assert [each.sessions[0].unit for each in shown] == ["one", "other"]
 
 
+def test_one_number_of_two_servers_is_told_apart_by_the_bind() -> None:
+    """One worker has a connection to each of them: a unit is not taken for the one on the other server."""
+    units = (
+        unit("one", backend_pids=(7,), binds=("default",), state=State.IDLE),
+        unit("other", backend_pids=(7,), binds=("audit",), state=State.RUNNING),
+    )
+    own = worker(4711, *units, backend_pids=(7, 7))
+    databases = (
+        joined(database(session(7, state="idle in transaction", state_age_seconds=9.0)), own),
+        joined(database(session(7, state="active", state_age_seconds=1.0), binds=("audit",)), own),
+    )
+
+    (seen,) = with_servers((own,), databases)
+    held = holders(snapshot(seen, databases=databases))
+
+    assert [each.sessions[0].unit for each in databases] == ["one", "other"]
+    assert [live.server_state for live in seen.live] == ["idle in transaction", "active"]
+    assert [[each.state for each in holder.sessions] for holder in held] == [["idle in transaction"], ["active"]]
+
+
 @pytest.mark.parametrize(
     ("seen", "is_orphan"),
     [
@@ -244,6 +265,17 @@ def test_behind_a_pooler_nothing_is_an_orphan(pid: int) -> None:
     (note,) = shown.notes
     assert note.startswith("The server does not know the connection that asked it: a pooler such as PgBouncer lies")
     assert not shown.sessions[0].is_orphan
+
+
+@pytest.mark.parametrize(("state", "is_orphan"), [("idle", False), ("idle in transaction", True), ("active", True)])
+def test_what_a_pooler_keeps_is_no_orphan_for_who_asks_past_it(state: str, is_orphan: bool) -> None:
+    """A living worker is behind it, so one that has ended was too: what is at rest waits there for the next one."""
+    pooled = worker(4711, backend_pids=(99,))
+
+    shown = joined(database(session(1, NOBODY, state=state)), pooled)
+    direct = joined(database(session(1, NOBODY, state=state), session(99)), pooled)
+
+    assert [shown.sessions[0].is_orphan, direct.sessions[0].is_orphan] == [is_orphan, True]
 
 
 @pytest.mark.parametrize(("untold", "is_orphan"), [("connections", False), ("pools", False), ("labels", True)])

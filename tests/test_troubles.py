@@ -295,6 +295,23 @@ def test_worst_comes_first() -> None:
     assert ["9.0 s" in text for text in of_units(*ages)] == [True, False]
 
 
+def test_one_number_of_two_servers_is_two_processes() -> None:
+    """Each worker's unit is told of once, and who waits on one server waits for nobody on the other."""
+    idle = {"state": State.IDLE, "state_seconds": 9.0, "backend_pids": (7,)}
+    workers = (worker(4711, unit("GET /a", **idle)), worker(4712, unit("GET /b", worker_pid=4712, **idle)))
+    sat = {"state": "idle in transaction", "state_age_seconds": 9.0}
+    waits = session(8, 4713, state="active", state_age_seconds=1.0, blocked_by=(7,))
+    databases = database(session(7, 4711, **sat), waits), database(session(7, 4712, **sat), binds=("audit",))
+
+    found = troubles(snapshot(*workers, databases=databases))
+
+    assert [(each.kind, each.label, each.holds_up) for each in found] == [
+        ("idle-in-transaction", "GET /a", 1),
+        ("idle-in-transaction", "GET /b", 0),
+        ("blocked", None, 0),
+    ]
+
+
 def test_every_kind_is_explained() -> None:
     """No kind but those that are explained, each in the bank's words and in plain ones, in whole sentences."""
     source = Path(str(stats.__file__)).with_name("_troubles.py").read_text(encoding="utf-8")

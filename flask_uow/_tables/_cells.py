@@ -31,13 +31,17 @@ STYLES: t.Final = {
     State.COMMITTING: "green",
     State.NO_TRANSACTION: "dim",
 }
+_USUAL_SIZE = (80, 25)
 
 
 def make_console() -> Console:
     """Make a console for the standard output; without colours where NO_COLOR asks for it."""
     from rich.console import Console
 
-    return Console(highlight=False, markup=False, color_system=None if os.environ.get("NO_COLOR") else "auto")
+    console = Console(highlight=False, markup=False, color_system=None if os.environ.get("NO_COLOR") else "auto")
+    if 0 in console.size:  # by COLUMNS or LINES, of whoever does not know
+        console.size = (console.width or _USUAL_SIZE[0], console.height or _USUAL_SIZE[1])
+    return console
 
 
 def print_parts(console: Console, parts: Iterable[RenderableType]) -> None:

@@ -10,7 +10,6 @@ What is measured stands in ``docs/metrics.rst``.
 
 from __future__ import annotations
 
-import os
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -24,11 +23,13 @@ from opentelemetry.trace import Link, Span, SpanContext, StatusCode, Tracer, Tra
 from opentelemetry.util.types import Attributes
 from werkzeug.local import LocalProxy
 
-from .. import signals, stats
+from .. import signals
 from .._drivers import sqlstate
 from .._unit_log import is_client_error
 from .._units import Unit
 from ..exceptions import ConfigurationError, RuleViolationError, RuleWarning
+from ..stats import Boards
+from ..stats._boards import read_own
 from ._metrics import DISTRIBUTIONS, METRICS, Distribution, Kind, Metric, Reading, buckets
 
 __all__ = ["instrument", "uninstrument"]
@@ -295,9 +296,8 @@ class _OwnBoard:
         app = self._app()
         if app is None or _EXTENSION not in app.extensions:
             return None
-        workers = stats.read_boards(app).workers
-        own = tuple(worker for worker in workers if worker.pid == os.getpid())
-        return Reading.of(stats.Boards(own)) if own else None
+        own = read_own(app)
+        return None if own is None else Reading.of(Boards((own,)))
 
 
 def _create_instruments(meter: Meter, board: _OwnBoard) -> None:

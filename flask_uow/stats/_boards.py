@@ -83,6 +83,18 @@ def _read(app: Flask, app_state: AppState) -> Boards:
     return Boards(tuple(workers), ended, (*notes, *damaged), is_complete=not notes)
 
 
+def read_own(app: Flask) -> Worker | None:
+    """See what this process has published of an app; None if it has said nothing yet.
+
+    Its number alone does not tell it from others: those of another container may have the same, and the name of its
+    host, and so may those of another app of its name here.
+
+    :param app: the app.
+    """
+    own = state_of_app(app).board
+    return None if own is None else worker_of(copy_of_own(own))
+
+
 def _told_by(found: FoundBoard, app_name: str, notes: list[str]) -> Worker | EndedWorkers | None:
     """What a file tells, if it is the app's."""
     try:

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
-from ._values import ABORTED, SAID_BY_SERVER, LiveUnit, ServerSession, Snapshot, State
+from ._values import ABORTED, SAID_BY_SERVER, DatabaseSnapshot, LiveUnit, ServerSession, Snapshot, State
 
 
 @dataclasses.dataclass(frozen=True)
@@ -160,34 +160,53 @@ def holders(snapshot: Snapshot) -> tuple[Holder, ...]:
 
     :param snapshot: the snapshot, with all of its sessions.
     """
-    sessions = [session for database in snapshot.databases for session in database.sessions]
-    waiters = Counter(pid for session in sessions for pid in session.blocked_by)
+    databases = snapshot.databases
+    sessions = [session for database in databases for session in database.sessions]
+    places = {id(session): number for number, database in enumerate(databases) for session in database.sessions}
+    waiters = Counter((places[id(session)], pid) for session in sessions for pid in session.blocked_by)
     stacks = [stack for worker in snapshot.workers for stack in worker.stacks]
-    behind = _behind(stacks, sessions)
+    behind = _behind(stacks, databases)
     known = {id(session) for matched in behind.values() for session in matched}
     found = [Holder(stack, tuple(behind.get(number, ()))) for number, stack in enumerate(stacks)]
     found += [Holder((), (session,)) for session in sessions if id(session) not in known]
-    return tuple(dataclasses.replace(each, holds_up=sum(waiters[pid] for pid in each.backend_pids)) for each in found)
+    return tuple(
+        dataclasses.replace(each, holds_up=sum(waiters[who] for who in _waited_for(each, places, len(databases))))
+        for each in found
+    )
 
 
 def _behind(
-    stacks: Sequence[Sequence[LiveUnit]], sessions: Sequence[ServerSession]
+    stacks: Sequence[Sequence[LiveUnit]], databases: Iterable[DatabaseSnapshot]
 ) -> Mapping[int, list[ServerSession]]:
     """Give the sessions behind each stack, by the stack's number."""
-    by_pid = dict(_backends(stacks))
+    backends: dict[tuple[int, int | None], list[tuple[int, LiveUnit]]] = {}
+    for number, stack in enumerate(stacks):
+        for unit in stack:
+            for pid in unit.backend_pids:
+                for worker_pid in (unit.worker_pid, None):
+                    backends.setdefault((pid, worker_pid), []).append((number, unit))
     behind: dict[int, list[ServerSession]] = {}
-    for session in sessions:
-        number, worker_pid = by_pid.get(session.pid, (None, None))
-        # Two servers may have processes of the same number; then the client's process decides, where it is named.
-        if number is not None and session.worker_pid in (None, worker_pid):
-            behind.setdefault(number, []).append(session)
+    for database in databases:
+        binds = database.shown_binds
+        for session in database.sessions:
+            # Two servers may have processes of the same number; then the client's process decides, where it is named,
+            # and the bind.
+            found = backends.get((session.pid, session.worker_pid), [])
+            sure = [number for number, unit in found if unit.has(session.pid, binds)]
+            if found:
+                behind.setdefault(sure[-1] if sure else found[-1][0], []).append(session)
     return behind
 
 
-def _backends(stacks: Sequence[Sequence[LiveUnit]]) -> Iterator[tuple[int, tuple[int, int]]]:
-    for number, stack in enumerate(stacks):
-        for unit in stack:
-            yield from ((pid, (number, unit.worker_pid)) for pid in unit.backend_pids)
+def _waited_for(holder: Holder, places: Mapping[int, int], databases: int) -> set[tuple[int, int]]:
+    """Give the servers' processes behind it, each with its database's number; with all of them where none has it.
+
+    :param places: the number of each session's database.
+    :param databases: how many there are.
+    """
+    found = {(places[id(session)], session.pid) for session in holder.sessions}
+    unseen = set(holder.backend_pids) - {pid for _, pid in found}
+    return found | {(number, pid) for pid in unseen for number in range(databases)}
 
 
 def _waits_for(session: ServerSession) -> tuple[str, ...]:

@@ -11,11 +11,11 @@ from __future__ import annotations
 import dataclasses
 import os
 import time
-from collections.abc import Iterable, Iterator
-from pathlib import Path
+from collections.abc import Collection, Iterable, Iterator
 
 from .._application_name import is_of_another_host
-from ._values import DatabaseSnapshot, LiveUnit, ServerSession, State, Worker, group_rank
+from .._board import started_s
+from ._values import IDLE, DatabaseSnapshot, LiveUnit, ServerSession, State, Worker, group_rank
 from ._wording import counted
 
 
@@ -41,17 +41,21 @@ class Known:
             for worker in (*self.workers, *self.later)
         )
 
-    def find(self, session: ServerSession) -> tuple[LiveUnit, LiveUnit] | None:
-        """The outermost and the innermost unit, or whatever else, that hold a session."""
-        holders = (
+    def find(self, session: ServerSession, binds: Collection[str]) -> tuple[LiveUnit, LiveUnit] | None:
+        """The outermost and the innermost unit, or whatever else, that hold a session.
+
+        :param binds: those of its database; a worker has the same number twice where it has two servers.
+        """
+        holders = [
             (stack[0], live)
             for worker in self.workers
             if session.worker_pid in (None, worker.pid)
             for stack in worker.stacks
             for live in stack
             if session.pid in live.backend_pids
-        )
-        return next(reversed(list(holders)), None)
+        ]
+        sure = [found for found in holders if found[1].has(session.pid, binds)]
+        return next(reversed(sure or holders), None)
 
     def is_behind_pooler(self, pid: int, sessions: Iterable[ServerSession]) -> bool:
         """Whether a worker's connections end at something that is not the server.
@@ -72,7 +76,13 @@ class Known:
             return False
         if self._own(pid):
             return self._is_told(pid) and not self.is_behind_pooler(pid, database.sessions)
-        return not _has_process(pid, session.connected_seconds)
+        return not _has_process(pid, session.connected_seconds) and not self._is_poolers(session, database)
+
+    def _is_poolers(self, session: ServerSession, database: DatabaseSnapshot) -> bool:
+        """Whether a session at rest may be a pooler's, which keeps it for whoever comes next."""
+        return session.state == IDLE and any(
+            self.is_behind_pooler(worker.pid, database.sessions) for worker in self.workers
+        )
 
     def is_silent(self, session: ServerSession, database: DatabaseSnapshot) -> bool:
         """Whether a session's process runs here, and nothing is found that it publishes."""
@@ -92,7 +102,7 @@ class Known:
 def with_units(database: DatabaseSnapshot, known: Known) -> DatabaseSnapshot:
     """Say of each session which unit holds it, and by name for whom it waits."""
     everybody = (*database.sessions, *database.blockers)
-    held = {session.pid: _held(session, known) for session in everybody}
+    held = {session.pid: _held(session, known, database.shown_binds) for session in everybody}
     labels = {pid: session.unit for pid, session in held.items() if session.unit is not None}
     sessions = tuple(_placed(held[session.pid], known, labels, database) for session in database.sessions)
     blockers = tuple(_placed(held[session.pid], known, labels, database) for session in database.blockers)
@@ -100,9 +110,9 @@ def with_units(database: DatabaseSnapshot, known: Known) -> DatabaseSnapshot:
     return dataclasses.replace(placed, notes=(*database.notes, *_notes(placed, known)))
 
 
-def _held(session: ServerSession, known: Known) -> ServerSession:
+def _held(session: ServerSession, known: Known, binds: Collection[str]) -> ServerSession:
     """Say what holds a session: a worker's word is better than what its server was told."""
-    found = known.find(session)
+    found = known.find(session, binds)
     if found is None:
         return session
     outermost, holder = found
@@ -166,17 +176,21 @@ def _is_elsewhere(session: ServerSession, database: DatabaseSnapshot) -> bool:
 
 def with_servers(workers: Iterable[Worker], databases: Iterable[DatabaseSnapshot]) -> tuple[Worker, ...]:
     """Say of each live unit what its server says of it."""
-    sessions = [session for database in databases for session in database.sessions]
+    sessions = [(session, database.shown_binds) for database in databases for session in database.sessions]
     return tuple(
         dataclasses.replace(worker, live=tuple(_seen(live, worker, sessions) for live in worker.live))
         for worker in workers
     )
 
 
-def _seen(live: LiveUnit, worker: Worker, sessions: Iterable[ServerSession]) -> LiveUnit:
-    own = [
-        session for session in sessions if session.pid in live.backend_pids and session.worker_pid in (None, worker.pid)
+def _seen(live: LiveUnit, worker: Worker, sessions: Iterable[tuple[ServerSession, Collection[str]]]) -> LiveUnit:
+    found = [
+        (session, live.has(session.pid, binds))
+        for session, binds in sessions
+        if session.pid in live.backend_pids and session.worker_pid in (None, worker.pid)
     ]
+    sure = {session.pid for session, is_sure in found if is_sure}
+    own = [session for session, is_sure in found if is_sure or session.pid not in sure]
     if not own:
         return live
     waits_for = tuple(dict.fromkeys(name for session in own for name in session.waits_for))
@@ -226,9 +240,5 @@ def _is_younger(pid: int, seconds: float | None) -> bool:
     """Whether a process is known to have been started later than so long ago: then it has the number of another."""
     if seconds is None or not hasattr(time, "CLOCK_BOOTTIME"):
         return False
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
-        started_s = int(fields[19]) / os.sysconf("SC_CLK_TCK")
-    except (OSError, ValueError, IndexError):
-        return False
-    return time.clock_gettime(time.CLOCK_BOOTTIME) - started_s < seconds
+    since_s = started_s(pid)
+    return since_s is not None and time.clock_gettime(time.CLOCK_BOOTTIME) - since_s < seconds

@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 from datetime import datetime
 
-from .._board import BUCKET_BOUNDS_SECONDS
+from .._board import BUCKET_BOUNDS_SECONDS, shown_name
 from ._filters import Filter
 
 VERSION = 1
@@ -411,6 +411,8 @@ class LiveUnit:
     """How many it has sent through SQLAlchemy; those of a connection taken by hand are not counted."""
     backend_pids: tuple[int, ...] = ()
     """The server's processes behind the connections that it holds."""
+    binds: tuple[str, ...] = ()
+    """The binds of these connections, in the same order, as the board calls them."""
     waits_for: tuple[str, ...] = ()
     """The labels of what holds the locks that it waits for, as its server says; a pid where nobody knows."""
     server_state: str | None = None
@@ -420,6 +422,15 @@ class LiveUnit:
     def server_group(self) -> str | None:
         """The server's word, or ``blocked`` while another holds it up, as its session's group is."""
         return BLOCKED if self.waits_for else self.server_state
+
+    def has(self, pid: int, binds: Collection[str]) -> bool:
+        """Whether it is known to hold a server's process by one of some binds: two servers may have its number.
+
+        :param pid: the process.
+        :param binds: as the board calls them.
+        """
+        held = zip(self.backend_pids, self.binds, strict=False)
+        return any(number == pid and bind in binds for number, bind in held)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -561,6 +572,11 @@ class DatabaseSnapshot:
     """One line that says why the database could not be read."""
     notes: tuple[str, ...] = ()
     """What is not shown here, and why."""
+
+    @property
+    def shown_binds(self) -> frozenset[str]:
+        """Its binds, as boards call them."""
+        return frozenset(map(shown_name, self.binds))
 
     def with_other(self, other: DatabaseSnapshot) -> DatabaseSnapshot:
         """Put together what was seen of one database under two addresses, or by two roles.

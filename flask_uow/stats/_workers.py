@@ -238,11 +238,12 @@ def _live(image: Image, worker_pid: int, connections: list[_Connection]) -> list
         if image.words[at] and _is_told(image, at)
     }
     inner = {slot.parent: slot for slot in reversed(slots.values())}
+    pools = [image.text(at, board.POOL_NAME_WORDS) for at in _pool_rows(image)]
     found: list[_Slot] = []
     for slot in slots.values():
         if slot.parent not in slots:
             stack = list(_stack(slot, inner))
-            _complete(stack, now_s, _backend_pids(slot, connections))
+            _complete(stack, now_s, [each for each in connections if each.pid and each.is_held_by(slot)], pools)
             found += stack
     return found
 
@@ -258,14 +259,15 @@ def _stack(slot: _Slot, inner: dict[int, _Slot]) -> Iterator[_Slot]:
         yield slot
 
 
-def _complete(stack: list[_Slot], now_s: float, pids: tuple[int, ...]) -> None:
+def _complete(stack: list[_Slot], now_s: float, held: list[_Connection], pools: list[str]) -> None:
     """The innermost tells for all of them what they do."""
-    told = stack[-1].told
+    told, pids = stack[-1].told, tuple(each.pid for each in held)
+    binds = tuple(pools[each.pool - 1] if each.pool <= len(pools) else "" for each in held)
     for slot in stack:
         state, state_s, statements = _told(told, slot.told_before, slot.shown.seconds, now_s)
         slot.told = told
         slot.shown = dataclasses.replace(
-            slot.shown, state=state, state_seconds=state_s, statements=statements, backend_pids=pids
+            slot.shown, state=state, state_seconds=state_s, statements=statements, backend_pids=pids, binds=binds
         )
 
 
@@ -313,10 +315,6 @@ def _checked(told: float) -> float:
     if not 0.0 <= told < math.inf:
         raise ValueError(f"{told} is nothing that a worker tells.")
     return told
-
-
-def _backend_pids(slot: _Slot, connections: list[_Connection]) -> tuple[int, ...]:
-    return tuple(each.pid for each in connections if each.pid and each.is_held_by(slot))
 
 
 def _connections(image: Image) -> list[_Connection]:

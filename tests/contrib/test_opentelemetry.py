@@ -3,19 +3,19 @@
 import asyncio
 import gc
 import logging
-import os
 import threading
 import weakref
 from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack
 from contextvars import copy_context
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import sqlalchemy as sa
 from flask import Flask, abort, current_app
-from opentelemetry import context, trace
+from opentelemetry import trace
 from opentelemetry.instrumentation.sqlalchemy import SQLAlchemyInstrumentor
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import Gauge, InMemoryMetricReader, Sum
@@ -36,8 +36,8 @@ from flask_uow.exceptions import (
     RuleWarning,
     UnitFailedError,
 )
-from flask_uow.stats import Boards
-from tests.contrib.boards import BOARDS, ENDED, OTHER, OWN
+from flask_uow.stats import Worker
+from tests.contrib.boards import OWN
 from tests.databases import Database
 from tests.models import Item, make_app, names
 
@@ -685,7 +685,7 @@ def reader() -> InMemoryMetricReader:
 @pytest.fixture
 def metered(reader: InMemoryMetricReader, monkeypatch: pytest.MonkeyPatch) -> Iterator[Flask]:
     """An app whose metrics the reader asks for, on boards made by hand."""
-    monkeypatch.setattr(stats, "read_boards", lambda app=None: BOARDS)
+    monkeypatch.setattr(opentelemetry, "read_own", lambda app: OWN)
     app = Flask("bank")
     provider = MeterProvider([reader])
     instrument(app, meter_provider=provider)
@@ -745,30 +745,29 @@ def test_instruments_say_what_can_be_done_with_them(metered: Flask, reader: InMe
     assert all(metric.description for metric in metrics.values())
 
 
-def test_the_boards_are_read_once_for_all_instruments(
+def test_the_board_is_read_once_for_all_instruments(
     metered: Flask, reader: InMemoryMetricReader, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And anew each time they are asked."""
     begun = OWN.counts.units.begun
     asked: list[object] = []
 
-    def read(app: Flask | None = None) -> Boards:
+    def read(app: Flask) -> Worker:
         asked.append(app)
         units = replace(OWN.counts.units, begun=begun + len(asked))
-        return Boards((replace(OWN, counts=replace(OWN.counts, units=units)),))
+        return replace(OWN, counts=replace(OWN.counts, units=units))
 
-    monkeypatch.setattr(stats, "read_boards", read)
+    monkeypatch.setattr(opentelemetry, "read_own", read)
 
     assert [points(reader, "flask_uow.units_begun")[()] for _ in range(3)] == [begun + 1, begun + 2, begun + 3]
     assert asked == [metered] * 3
 
 
-@pytest.mark.parametrize("boards", [Boards(()), Boards((OTHER,), ENDED)], ids=["empty", "others"])
 def test_a_process_without_a_board_exports_nothing(
-    metered: Flask, reader: InMemoryMetricReader, monkeypatch: pytest.MonkeyPatch, boards: Boards
+    metered: Flask, reader: InMemoryMetricReader, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It has nothing to say; a 0 would be wrong where the board could not be written."""
-    monkeypatch.setattr(stats, "read_boards", lambda app=None: boards)
+    monkeypatch.setattr(opentelemetry, "read_own", lambda app: None)
 
     assert exported(reader) == {}
 
@@ -777,7 +776,7 @@ def test_an_app_that_is_switched_off_exports_nothing(
     reader: InMemoryMetricReader, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And one that is switched on again does, although an SDK keeps the instruments that it has."""
-    monkeypatch.setattr(stats, "read_boards", lambda app=None: BOARDS)
+    monkeypatch.setattr(opentelemetry, "read_own", lambda app: OWN)
     app, provider = Flask("bank"), MeterProvider([reader])
     instrument(app, meter_provider=provider)
 
@@ -790,7 +789,7 @@ def test_an_app_that_is_switched_off_exports_nothing(
 
 def test_two_apps_export_side_by_side(monkeypatch: pytest.MonkeyPatch, reader: InMemoryMetricReader) -> None:
     """Each under its own scope: an SDK would drop the second instrument of one name."""
-    monkeypatch.setattr(stats, "read_boards", lambda app=None: BOARDS)
+    monkeypatch.setattr(opentelemetry, "read_own", lambda app: OWN)
     provider = MeterProvider([reader])
     apps = [Flask("bank"), Flask("shop")]
     for app in apps:
@@ -841,7 +840,19 @@ def test_the_units_of_this_process_are_exported(app: Flask, uow: UnitOfWork, rea
     provider.shutdown()
 
 
-def test_the_boards_of_the_tests_are_of_two_processes() -> None:
-    """Or the tests above would prove nothing."""
-    assert [worker.pid == os.getpid() for worker in BOARDS.workers] == [True, False]
-    assert context.get_current() == {}
+def test_a_namesake_in_one_process_exports_its_own_units(
+    database: Database, reader: InMemoryMetricReader, tmp_path: Path
+) -> None:
+    """As does a worker of another container that has its number: a name and a number are no proof of a board."""
+    apps = [make_app(database, UnitOfWork(), UOW_STATS_DIR=str(tmp_path / "boards")) for _ in range(2)]
+    provider = MeterProvider([reader])
+    instrument(apps[0], meter_provider=provider)
+
+    for number, app in enumerate(apps):
+        with app.app_context(), transactional(label="unit"):
+            add(app.extensions["uow"], f"row-{number}")
+
+    assert points(reader, "flask_uow.units_begun") == {(): 1}
+    assert points(reader, "flask_uow.workers") == {(): 1}
+    assert len(stats.read_boards(apps[0]).workers) == 2
+    provider.shutdown()
