@@ -6,8 +6,11 @@ the watch. Here are the options and the exit status.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import errno
 import json
+import os
 import sys
 import typing as t
 from collections.abc import Callable, Iterator, Sequence
@@ -145,7 +148,8 @@ def db_session_stats(
 ) -> None:
     """Show what every worker of this app does in its databases: trouble, live units, sessions, connections.
 
-    Exit status: 0; 1 if a condition of --fail-on holds; 2 if a database cannot be read, or on wrong usage.
+    Exit status: 0; 1 if a condition of --fail-on holds; 2 if a database cannot be read or the output cannot be written,
+    or on wrong usage.
 
     The keys of the JSON document and what each trouble means: docs/db-session-stats.rst, beside the README.
     """
@@ -153,7 +157,15 @@ def db_session_stats(
         raise click.UsageError("--explain is for people, --json for programs: leave one of them away.")
     wanted = stats.Filter(min_age, states, label, workers)
     request = _Request(as_json, wanted, conditions, Listing(sort, limit, explains, workers, _choice(wanted)))
-    status = _show_once(request) if watch is None else _watch(request, watch)
+    try:
+        status = _show_once(request) if watch is None else _watch(request, watch)
+    except OSError as error:
+        if error.errno == errno.EPIPE:
+            raise  # click ends in silence, as whoever reads has had enough
+        click.echo(f"The output cannot be written: {error.strerror or error}.", err=True)
+        status = _UNREADABLE
+        with contextlib.suppress(OSError, ValueError):  # or Python tries again at its end, with a status of its own
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     click.get_current_context().exit(status)
 
 

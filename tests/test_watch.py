@@ -344,3 +344,16 @@ def test_watch_into_a_pipe(folder: Path) -> None:
     assert output.startswith("2026-03-01 03:12:45 UTC\nunits/s          -\n")
     assert re.search(r"\n\n2026-03-01 03:12:47 UTC\nunits/s       25\.0 ", output)
     assert max(map(len, output.splitlines())) <= 80
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="The system has no file that is always full.")
+@pytest.mark.parametrize("arguments", [[], ["--json"], ["--watch", "0.1"]])
+def test_output_on_a_full_disk(folder: Path, arguments: list[str]) -> None:
+    """It is one line and a status that no condition has."""
+    with Path("/dev/full").open("w") as full:
+        command, pipe = [*COMMAND, *arguments], subprocess.PIPE
+        done = subprocess.run(
+            command, cwd=folder, env=environment(), stdout=full, stderr=pipe, text=True, check=False, timeout=60
+        )
+
+    assert (done.returncode, done.stderr) == (2, "The output cannot be written: No space left on device.\n")
