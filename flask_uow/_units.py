@@ -315,14 +315,10 @@ class Unit:
         if options.timeout is not None:
             self._limit(state.links)
         if options.needs_connection and not state.links:
-            try:
-                if state.readers is None:
-                    _connect(session, options)
-                else:
-                    self.take_connection()
-            except BaseException as error:
-                self.end(error)
-                raise
+            if state.readers is None:
+                _connect(session, options)
+            else:
+                self.take_connection()
 
     def take_connection(self) -> None:
         """Take the connection with the unit's options: from a reader that will do, else from the primary."""
@@ -364,10 +360,10 @@ class Unit:
 
     def _activate(self) -> None:
         state = self._state
-        state.unit = self
-        self.is_active = True
         self._began_s = _monotonic()
         self._told_before = state.told
+        state.unit = self
+        self.is_active = True
         if state.board is not None:
             if self.parent is None:
                 self._enter_board(state, state.board)
