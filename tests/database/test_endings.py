@@ -574,6 +574,24 @@ def test_a_swallowed_error_as_the_last_statement(there: Bench, swallow: Callable
     assert there.committed() == sorted(["next", "there", *kept])
 
 
+@pytest.mark.parametrize("is_by_hand", [False, True])
+def test_a_swallowed_error_that_took_more_than_its_savepoint(there: Bench, is_by_hand: bool) -> None:
+    """SQLite has undone all of it, or the connection is lost: nobody ended it by hand, and the error is the cause."""
+    with there.app.app_context():
+        with pytest.raises(UnitFailedError, match="swallowed") as caught, transactional():
+            there.add("first")
+            savepoint = there.session.begin_nested() if is_by_hand else transactional()
+            with pytest.raises(sa.exc.DBAPIError), savepoint:
+                if there.database.is_postgresql:
+                    there.database.kill(there.session.scalar(sa.text("SELECT pg_backend_pid()")) or 0)
+                there.run_sql("INSERT OR ROLLBACK INTO item (name) VALUES ('there')")
+        assert isinstance(caught.value.__cause__, sa.exc.DBAPIError)
+        with transactional():
+            there.add("next")
+
+    assert there.committed() == ["next", "there"]
+
+
 @pytest.mark.parametrize("swallow", SWALLOWED, ids=lambda function: function.__name__)
 def test_a_swallowed_error_before_another_statement(there: Bench, swallow: Callable[[Bench], None]) -> None:
     """Whatever the later statements meet, nothing of the unit is kept where the transaction was lost."""
