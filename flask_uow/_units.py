@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 from blinker import NamedSignal
+from sqlalchemy.orm.session import SessionTransactionState
 
 from . import _fork, signals
 from ._board import BEGUN, IDLE, ROLLING_BACK, STATEMENT, Board, Kind, Live, Row, pack_live
@@ -859,8 +860,15 @@ class Unit:
         assert self._transaction is not None
         for link in self._state.links:
             notice_idle(link)
-        with self._state.own_call():
-            self._transaction.commit()
+        try:
+            with self._state.own_call():
+                self._transaction.commit()
+        except sa.exc.DBAPIError:
+            raise  # the server has the last word on what its refusal undoes
+        except BaseException as error:
+            if self._transaction._state is SessionTransactionState.PREPARED:
+                self._fail_around(error)  # after a RELEASE that was not sent, SQLAlchemy sends no ROLLBACK TO either
+            raise
 
     def _undo(self, leaving: BaseException | None) -> None:
         """Undo the work; an error of the undoing itself never replaces what ended the unit."""
@@ -891,13 +899,13 @@ class Unit:
             assert self._transaction is not None
             self._transaction.rollback()
         else:
-            self._fail_around()
+            self._fail_around(self._failed_error())  # what came after a savepoint that was ended by hand
 
-    def _fail_around(self) -> None:
-        """A savepoint that was ended by hand cannot undo what came after it: the unit around it fails too."""
+    def _fail_around(self, error: BaseException) -> None:
+        """What a savepoint cannot undo fails the unit around it too."""
         assert self.parent is not None
         around = self.parent._owner
-        around._failure = around._failure or self._failed_error()
+        around._failure = around._failure or error
 
     def _commit(self) -> None:
         """Make an outermost unit's work part of the database.
