@@ -414,7 +414,8 @@ def _refuse_aborted(session: Session, state: SessionState) -> None:
 def _rolled_back(session: Session, transaction: SessionTransaction) -> None:
     state: SessionState | None = session._uow  # type: ignore[attr-defined]
     if state is not None and transaction.nested:
-        state.error = None  # the savepoint's rollback has healed what it broke
+        if not state.has_lost_transaction():
+            state.error = None  # the savepoint's rollback has healed what it broke
         state.wrote, failure = getattr(transaction, "_uow_before", (state.wrote, None))
         if state.unit is not None and not state.unit.owns(transaction):
             state.unit.heal(failure)

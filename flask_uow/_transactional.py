@@ -293,7 +293,8 @@ class Boundary:
                 unit.begin_outermost()
             else:
                 unit.begin_inside(unit.parent, how)
-        except BaseException:
+        except BaseException as error:
+            unit.end(error)
             self._resume()
             raise
         if not is_repeatable:

@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 from blinker import NamedSignal
+from sqlalchemy.orm.session import SessionTransactionState
 
 from . import _fork, signals
 from ._board import BEGUN, IDLE, ROLLING_BACK, STATEMENT, Board, Kind, Live, Row, pack_live
@@ -315,14 +316,10 @@ class Unit:
         if options.timeout is not None:
             self._limit(state.links)
         if options.needs_connection and not state.links:
-            try:
-                if state.readers is None:
-                    _connect(session, options)
-                else:
-                    self.take_connection()
-            except BaseException as error:
-                self.end(error)
-                raise
+            if state.readers is None:
+                _connect(session, options)
+            else:
+                self.take_connection()
 
     def take_connection(self) -> None:
         """Take the connection with the unit's options: from a reader that will do, else from the primary."""
@@ -364,10 +361,10 @@ class Unit:
 
     def _activate(self) -> None:
         state = self._state
-        state.unit = self
-        self.is_active = True
         self._began_s = _monotonic()
         self._told_before = state.told
+        state.unit = self
+        self.is_active = True
         if state.board is not None:
             if self.parent is None:
                 self._enter_board(state, state.board)
@@ -863,8 +860,15 @@ class Unit:
         assert self._transaction is not None
         for link in self._state.links:
             notice_idle(link)
-        with self._state.own_call():
-            self._transaction.commit()
+        try:
+            with self._state.own_call():
+                self._transaction.commit()
+        except sa.exc.DBAPIError:
+            raise  # the server has the last word on what its refusal undoes
+        except BaseException as error:
+            if self._transaction._state is SessionTransactionState.PREPARED:
+                self._fail_around(error)  # after a RELEASE that was not sent, SQLAlchemy sends no ROLLBACK TO either
+            raise
 
     def _undo(self, leaving: BaseException | None) -> None:
         """Undo the work; an error of the undoing itself never replaces what ended the unit."""
@@ -895,13 +899,13 @@ class Unit:
             assert self._transaction is not None
             self._transaction.rollback()
         else:
-            self._fail_around()
+            self._fail_around(self._failed_error())  # what came after a savepoint that was ended by hand
 
-    def _fail_around(self) -> None:
-        """A savepoint that was ended by hand cannot undo what came after it: the unit around it fails too."""
+    def _fail_around(self, error: BaseException) -> None:
+        """What a savepoint cannot undo fails the unit around it too."""
         assert self.parent is not None
         around = self.parent._owner
-        around._failure = around._failure or self._failed_error()
+        around._failure = around._failure or error
 
     def _commit(self) -> None:
         """Make an outermost unit's work part of the database.

@@ -3,6 +3,7 @@
 import itertools
 import time
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from functools import wraps
 from typing import Any
 
@@ -13,7 +14,7 @@ import sqlalchemy as sa
 from flask import Response, abort
 from werkzeug.exceptions import NotFound
 
-from flask_uow import current_unit, transactional
+from flask_uow import Unit, current_unit, signals, transactional
 from flask_uow._units import Ending, ending
 from flask_uow.exceptions import (
     NoActiveUnitError,
@@ -175,6 +176,48 @@ def test_an_interrupted_request_leaves_the_next_one_clean(bench: Bench, exceptio
         client.post("/interrupted")
 
     assert client.post("/next").status_code == 200
+    assert bench.committed() == ["next"]
+
+
+@pytest.mark.parametrize("is_inner", [False, True])
+def test_a_unit_that_is_interrupted_as_it_begins_is_over(bench: Bench, is_inner: bool) -> None:
+    """What comes next in its context is in no unit that nobody will end."""
+    stops = [HardStop]
+
+    def stop(app: flask.Flask, unit: Unit) -> None:
+        if unit.label == "stopped":
+            raise stops.pop()
+
+    with bench.app.app_context(), signals.unit_began.connected_to(stop, bench.app):
+        with transactional() if is_inner else nullcontext():
+            with pytest.raises(HardStop), transactional(label="stopped"):
+                pass
+            assert (current_unit.depth if current_unit else 0) == is_inner
+            with transactional():
+                bench.add("next")
+
+    assert bench.committed() == ["next"]
+
+
+@pytest.mark.parametrize("database", ["psycopg2", "psycopg"], indirect=True)
+@pytest.mark.parametrize("is_inner", [False, True])
+def test_a_unit_whose_deadline_a_server_does_not_take_is_over(make_bench: MakeBench, is_inner: bool) -> None:
+    """Nothing rides, so the server is told at once, and has aborted the transaction that the unit adopts."""
+    bench = make_bench(UOW_RIDE=False)
+    with bench.app.app_context():
+        with (
+            pytest.raises(UnitFailedError) if is_inner else nullcontext(),
+            transactional() if is_inner else nullcontext(),
+        ):
+            with pytest.raises(sa.exc.DataError):
+                bench.run_sql("SELECT 1 / 0")
+            with pytest.raises(sa.exc.InternalError, match="aborted"), transactional(timeout=60):
+                pass
+            assert (current_unit.depth if current_unit else 0) == is_inner
+        with transactional() as unit:
+            assert unit.depth == 1
+            bench.add("next")
+
     assert bench.committed() == ["next"]
 
 
@@ -529,6 +572,24 @@ def test_a_swallowed_error_as_the_last_statement(there: Bench, swallow: Callable
 
     kept = [] if is_fatal(there, swallow) else ["first"]
     assert there.committed() == sorted(["next", "there", *kept])
+
+
+@pytest.mark.parametrize("is_by_hand", [False, True])
+def test_a_swallowed_error_that_took_more_than_its_savepoint(there: Bench, is_by_hand: bool) -> None:
+    """SQLite has undone all of it, or the connection is lost: nobody ended it by hand, and the error is the cause."""
+    with there.app.app_context():
+        with pytest.raises(UnitFailedError, match="swallowed") as caught, transactional():
+            there.add("first")
+            savepoint = there.session.begin_nested() if is_by_hand else transactional()
+            with pytest.raises(sa.exc.DBAPIError), savepoint:
+                if there.database.is_postgresql:
+                    there.database.kill(there.session.scalar(sa.text("SELECT pg_backend_pid()")) or 0)
+                there.run_sql("INSERT OR ROLLBACK INTO item (name) VALUES ('there')")
+        assert isinstance(caught.value.__cause__, sa.exc.DBAPIError)
+        with transactional():
+            there.add("next")
+
+    assert there.committed() == ["next", "there"]
 
 
 @pytest.mark.parametrize("swallow", SWALLOWED, ids=lambda function: function.__name__)

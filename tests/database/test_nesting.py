@@ -57,6 +57,29 @@ def test_a_setting_that_fails_fails_its_own_unit(bench: Bench, is_first: bool) -
     assert bench.committed() == (["after"] if is_first else ["after", "before"])
 
 
+def test_an_inner_unit_whose_release_is_not_sent_fails_the_outer_one(bench: Bench) -> None:
+    """A listener that counts statements, say: nothing undoes the savepoint alone, so the one around it does."""
+
+    def refuse(connection: object, cursor: object, statement: str, *rest: object) -> None:
+        if statement.startswith("RELEASE"):
+            raise ValueError("too many statements")
+
+    with bench.app.app_context():
+        engine = bench.uow.engine
+        with transactional():
+            bench.add("outermost")
+            with pytest.raises(UnitFailedError, match="swallowed") as caught, transactional():
+                bench.add("around")
+                sa.event.listen(engine, "before_cursor_execute", refuse)
+                with pytest.raises(ValueError, match="too many"), transactional():
+                    bench.add("inner")
+                sa.event.remove(engine, "before_cursor_execute", refuse)
+                bench.add("after")
+    assert isinstance(caught.value.__cause__, ValueError)
+
+    assert bench.committed() == ["outermost"]
+
+
 def test_an_outer_failure_undoes_all(bench: Bench) -> None:
     """What an inner unit kept was kept for the outer one."""
     with bench.app.app_context(), pytest.raises(KeyError), transactional():
