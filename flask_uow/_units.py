@@ -28,7 +28,6 @@ from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 from blinker import NamedSignal
-from sqlalchemy.orm.session import SessionTransactionState
 
 from . import _fork, signals
 from ._board import BEGUN, IDLE, ROLLING_BACK, STATEMENT, Board, Kind, Live, Row, pack_live
@@ -866,7 +865,7 @@ class Unit:
         except sa.exc.DBAPIError:
             raise  # the server has the last word on what its refusal undoes
         except BaseException as error:
-            if self._transaction._state is SessionTransactionState.PREPARED:
+            if self._transaction._state.name == "PREPARED":
                 self._fail_around(error)  # after a RELEASE that was not sent, SQLAlchemy sends no ROLLBACK TO either
             raise
 
