@@ -95,7 +95,7 @@ class _Editor(cst.CSTTransformer):
         """Import the extension beside what it is made for."""
         if self._place(original_node) not in self._edits.imports or isinstance(updated_node.names, cst.ImportStar):
             return updated_node
-        return updated_node.with_changes(names=_with_name(updated_node, list(updated_node.names), NAME))
+        return _with_name(updated_node, list(updated_node.names), NAME)
 
     def leave_SimpleStatementLine(
         self, original_node: cst.SimpleStatementLine, updated_node: cst.SimpleStatementLine
@@ -274,18 +274,45 @@ def _with_names(node: cst.ImportFrom, names: set[str]) -> cst.ImportFrom:
     return node.with_changes(names=sorted([*kept, *added], key=lambda each: each.evaluated_name))
 
 
-def _with_name(node: cst.ImportFrom, names: list[cst.ImportAlias], name: str) -> list[cst.ImportAlias]:
-    """The names of an import with one more, in their order if they have one, and set as they are."""
+def _with_name(node: cst.ImportFrom, names: list[cst.ImportAlias], name: str) -> cst.ImportFrom:
+    """An import with one more name, in the names' order if they have one, and set as they are."""
     known = [each.evaluated_name for each in names]
     index = sum(each < name for each in known) if known == sorted(known) else len(known)
-    space = node.lpar.whitespace_after if node.lpar is not None else cst.SimpleWhitespace("")
+    space = node.lpar.whitespace_after if node.lpar is not None else None
     is_spread = isinstance(space, cst.ParenthesizedWhitespace)
-    comma = cst.Comma(whitespace_after=space if is_spread else cst.SimpleWhitespace(" "))
+    comma = cst.Comma(whitespace_after=_bare(space) if is_spread else cst.SimpleWhitespace(" "))
     added = cst.ImportAlias(cst.Name(name), comma=comma)
     if index < len(names):
-        return [*names[:index], added, *names[index:]]
-    last = names[-1]
-    return [*names[:-1], last.with_changes(comma=comma), added.with_changes(comma=last.comma)]
+        return node.with_changes(names=[*names[:index], added, *names[index:]])
+    *others, last = names
+    if is_spread and node.rpar is not None:
+        return _with_last_line(node, node.rpar, names, added)
+    return node.with_changes(names=[*others, last.with_changes(comma=comma), added.with_changes(comma=last.comma)])
+
+
+def _with_last_line(
+    node: cst.ImportFrom, rpar: cst.RightParen, names: list[cst.ImportAlias], added: cst.ImportAlias
+) -> cst.ImportFrom:
+    """An import with one more name in a last line of its own; what stands behind the name before it stays there."""
+    *others, last = names
+    has_comma = isinstance(last.comma, cst.Comma)
+    behind = last.comma.whitespace_after if isinstance(last.comma, cst.Comma) else rpar.whitespace_before
+    line = cst.ensure_type(added.comma, cst.Comma).whitespace_after
+    if isinstance(behind, cst.ParenthesizedWhitespace):
+        line = behind.with_changes(last_line=cst.ensure_type(line, cst.ParenthesizedWhitespace).last_line)
+    above = [*others, last.with_changes(comma=cst.Comma(whitespace_after=line))]
+    if has_comma:
+        return node.with_changes(names=[*above, added.with_changes(comma=cst.Comma(whitespace_after=_bare(behind)))])
+    end = rpar.with_changes(whitespace_before=_bare(behind))
+    return node.with_changes(names=[*above, added.with_changes(comma=cst.MaybeSentinel.DEFAULT)], rpar=end)
+
+
+def _bare(space: cst.BaseParenthesizableWhitespace | None) -> cst.BaseParenthesizableWhitespace:
+    """Space between names without the comments in it."""
+    if not isinstance(space, cst.ParenthesizedWhitespace):
+        return cst.SimpleWhitespace("")
+    line = space.first_line.with_changes(whitespace=cst.SimpleWhitespace(""), comment=None)
+    return space.with_changes(first_line=line, empty_lines=[])
 
 
 def _head(body: Sequence[cst.BaseStatement]) -> list[int]:

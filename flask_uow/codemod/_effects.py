@@ -117,7 +117,7 @@ class Effects:
                 effect |= self.of_call(inner, scope)
             elif isinstance(inner, (ast.Attribute, ast.Subscript)) and isinstance(inner.ctx, (ast.Store, ast.Del)):
                 effect |= self._of_store(inner, scope)
-            elif isinstance(inner, ast.Raise):
+            elif isinstance(inner, (ast.Assert, ast.Raise)):
                 effect |= Effect.RAISES
             elif isinstance(inner, ast.withitem):
                 effect |= self._of_manager(inner.context_expr, scope)

@@ -9,8 +9,8 @@ from fnmatch import fnmatchcase
 
 from ..lint._functions import DefinedNode, is_generator
 from ..lint._resolve import Resolver
-from ..lint._scopes import SCOPE_NODES, Module, Scope, all_nodes
-from ..lint._syntax import decorator_names
+from ..lint._scopes import SCOPE_NODES, Binding, Module, Scope, all_nodes
+from ..lint._syntax import decorator_names, dotted
 from ..lint._values import Method
 from ._edits import Edits, Place
 from ._effects import Effect, Effects, is_handed_in
@@ -20,8 +20,14 @@ NO_EXTENSION = (
     "it waits for the extension. Make UnitOfWork(app, session=db.session) where the app is made, and run this again"
 )
 SEVERAL_SESSIONS = "the files make more than one session, and a unit is of one. Which one this is, is yours to say"
-# What runs for itself, in an app context, as a view does.
-_ENTRIES = frozenset(("before_app_request", "before_request", "command", "shared_task", "task"))
+NO_CONTEXT = (
+    "nothing here says that it runs in an app context, which its session does without and a unit does not. "
+    "Put @with_appcontext under its command, or with app.app_context() into it, and make a unit there"
+)
+# What runs for itself, as a view does: in an app context, and where the session needs none maybe without.
+_BEFORE_REQUESTS = frozenset(("before_app_request", "before_request"))
+_ENTRIES = _BEFORE_REQUESTS | {"command", "shared_task", "task"}
+_FLASK_GROUPS = ("AppGroup", "FlaskGroup", ".cli.group")
 
 _LETTING_GO = frozenset(("expire", "expire_all", "expunge", "refresh"))
 
@@ -54,13 +60,16 @@ class Planner:
         self._resolver = resolver
         self._effects = effects
         self._names = names
+        self._may_lack_app = False
 
-    def plan(self, module: Module, obstacle: str = "") -> Plan:
+    def plan(self, module: Module, obstacle: str = "", *, may_lack_app: bool = False) -> Plan:
         """What is to be done in a module.
 
         :param obstacle: why nothing there may become a unit; empty if it may.
+        :param may_lack_app: whether its session works outside of app contexts.
         """
         plan = Plan()
+        self._may_lack_app = may_lack_app
         for node, scope in all_nodes(module.scope):
             if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
                 self._plan_function(node, scope, plan, obstacle)
@@ -96,6 +105,8 @@ class Planner:
             raise InTheWayError("it is a coroutine or generator function", node)
         if obstacle:
             raise InTheWayError(obstacle, node)
+        if self._may_lack_app and not (facts.is_view or is_named or _has_context(node, scope)):
+            raise InTheWayError(NO_CONTEXT, node)
         taken = [each for each in scope.module.scopes[node].find("transactional") if each.path != _TRANSACTIONAL]
         if taken:
             raise InTheWayError("the name transactional is something else there", node)
@@ -339,6 +350,23 @@ def qualified_name(node: DefinedNode, scope: Scope) -> str:
         names.append(getattr(outer.node, "name", outer.module.name))
         outer = outer.parent
     return ".".join(names[::-1])
+
+
+def _has_context(node: DefinedNode, scope: Scope) -> bool:
+    """Whether decorators see to it that a function runs in an app context, or it pushes one itself."""
+    if decorator_names(node) & (_BEFORE_REQUESTS | {"with_appcontext"}):
+        return True
+    if any(isinstance(inner, ast.Attribute) and inner.attr == "app_context" for inner in ast.walk(node)):
+        return True
+    calls = (each.func if isinstance(each, ast.Call) else each for each in node.decorator_list)
+    owners = [dotted(call).rpartition(".")[0] for call in calls]
+    return any(owner.endswith(".cli") or any(map(_is_of_flask, scope.find(owner))) for owner in owners if owner)
+
+
+def _is_of_flask(group: Binding) -> bool:
+    """Whether a group of commands is one of Flask's, which pushes a context around each."""
+    made = group.node.decorator_list if isinstance(group.node, ast.FunctionDef) else [group.node]
+    return any(name in ast.unparse(each) for each in made if each is not None for name in _FLASK_GROUPS)
 
 
 def _ways_to(node: ast.stmt, wanted: ast.stmt) -> list[tuple[ast.stmt, list[ast.stmt]]]:

@@ -21,7 +21,7 @@ from ._edits import Edits, Place, edit
 from ._effects import Effects
 from ._plan import NO_EXTENSION, SEVERAL_SESSIONS, Plan, Planner
 from ._report import Change, Left, Report
-from ._setup import Setups
+from ._setup import Setups, works_without_app
 
 _TOLD = frozenset(("UOW101", "UOW102", "UOW301", "UOW302", "UOW303", "UOW304"))
 
@@ -53,9 +53,13 @@ class _Run:
         """Plan all files, and change them in memory."""
         modules = self._modules.values()
         edits = {module: Edits() for module in modules}
-        obstacle = self._obstacle(edits)
+        sessions = [made for module in modules for made in self._setups.sessions_in(module)]
+        obstacle = SEVERAL_SESSIONS if len(sessions) > 1 else self._obstacle(edits)
+        may_lack_app = any(map(works_without_app, sessions))
         for path, module in self._modules.items():
-            plan = self._planner.plan(module, obstacle) if not module.is_migration else Plan()
+            plan = (
+                self._planner.plan(module, obstacle, may_lack_app=may_lack_app) if not module.is_migration else Plan()
+            )
             _merge(plan.edits, edits[module])
             if plan.edits and not self._change(path, plan.edits):
                 plan = Plan()
@@ -94,8 +98,6 @@ class _Run:
 
     def _obstacle(self, edits: dict[Module, Edits]) -> str:
         """Plan the extension where there is none; why units would not work all the same."""
-        if sum(map(self._setups.sessions_in, edits)) > 1:
-            return SEVERAL_SESSIONS
         is_made = any(map(self._setups.is_made_in, edits))
         is_planned = not is_made and [self._set_up(edits, module) for module in edits].count(True) > 0
         return "" if is_made or is_planned else NO_EXTENSION

@@ -18,6 +18,7 @@ _OWNERS = {
     "flask_sqlalchemy.extension.SQLAlchemy": "{db}.session",
     "flask_sqlalchemy_lite.SQLAlchemy": "lambda: {db}.session",
 }
+_FREE = SCOPED_CLASSES - {"flask_sqlalchemy_session.flask_scoped_session"}
 _MADE = "flask_uow.UnitOfWork"
 NAME = "uow"
 
@@ -61,11 +62,11 @@ class Setups:
         calls = ((node, scope) for node, scope in all_nodes(module.scope) if isinstance(node, ast.Call))
         return any(self._made_by(node, scope) == _MADE for node, scope in calls)
 
-    def sessions_in(self, module: Module) -> int:
-        """How many sessions of the whole app a module makes, those of libraries among them."""
+    def sessions_in(self, module: Module) -> list[str]:
+        """What makes the sessions of the whole app in a module, those of libraries among them."""
         calls = ((node, scope) for node, scope in all_nodes(module.scope) if isinstance(node, ast.Call))
         made = (self._made_by(node, scope) for node, scope in calls)
-        return sum(path in SCOPED_CLASSES or path in _OWNERS for path in made)
+        return [path for path in made if path in SCOPED_CLASSES or path in _OWNERS]
 
     def missing_in(self, module: Module) -> Iterator[Setup]:
         """How the apps of a module ought to get it."""
@@ -152,6 +153,11 @@ class Setups:
             if module is not None:
                 return self._owner(".".join(parts[count:]), module.scope, seen)
         return None
+
+
+def works_without_app(made: str) -> bool:
+    """Whether a session does that this class makes."""
+    return made in _FREE
 
 
 def _argument(call: ast.Call, name: str) -> str:

@@ -163,6 +163,7 @@ LINES = {
     "shutil.rmtree('a')": TELLS,
     "abort(404)": RAISES,
     "exit(1)": RAISES,
+    "assert account, 'nobody'": RAISES,
     "refuse(1)": RAISES,
     "db.get_or_404(Account, 1)": RAISES,
 }

@@ -195,6 +195,18 @@ LEFT: dict[str, tuple[str, str]] = {
         """,
         "5: open_account() is left as it is: line 6 raises after the commit, and a unit would roll back.",
     ),
+    "what is asserted after the commit": (
+        """
+        @app.post("/<owner>")
+        def open_account(owner):
+            db.session.add(Account(owner=owner))
+            if owner != "nobody":
+                db.session.commit()
+            assert owner == "bob"
+            return "", 201
+        """,
+        "5: open_account() is left as it is: line 6 may raise after the commit, and a unit would roll back.",
+    ),
     "one commit after the other": (
         """
         @app.post("/<owner>")

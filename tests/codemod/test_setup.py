@@ -9,6 +9,7 @@ import pytest
 
 from flask_uow import codemod
 from flask_uow.codemod._edits import Edits, edit
+from flask_uow.codemod._plan import NO_CONTEXT
 from tests.codemod.sources import change
 
 VIEW = """
@@ -74,6 +75,24 @@ other = 1
             "uow",
         ),
         ("from .database import (db, x,\n    y)", "db", "from .database import (db, uow, x,\n    y)", "uow"),
+        (
+            "from .database import (  # noqa: F401\n    # all\n    db,\n    other,  # too\n    # end\n)",
+            "db",
+            "from .database import (  # noqa: F401\n    # all\n    db,\n    other,  # too\n    # end\n    uow,\n)",
+            "uow",
+        ),
+        (
+            "from .database import (  # noqa: F401\n    db,\n    zeta,  # too\n)",
+            "db",
+            "from .database import (  # noqa: F401\n    db,\n    uow,\n    zeta,  # too\n)",
+            "uow",
+        ),
+        (
+            "from .database import (\n    db  # the one\n)",
+            "db",
+            "from .database import (\n    db,  # the one\n    uow\n)",
+            "uow",
+        ),
         ("from . import database", "database.db", "from . import database", "database.uow"),
         ("import bank.database", "bank.database.db", "import bank.database", "bank.database.uow"),
     ],
@@ -210,6 +229,65 @@ db.init_app(app)
     assert report.changes == []
     (left,) = report.left
     assert "the files make more than one session" in left.why
+
+
+FREE = """
+import click
+from flask import Flask
+from flask.cli import AppGroup, FlaskGroup, with_appcontext
+from sqlalchemy import create_engine
+from sqlalchemy.orm import scoped_session, sessionmaker
+
+from flask_uow import UnitOfWork, transactional
+
+app = Flask(__name__)
+session = scoped_session(sessionmaker(create_engine("sqlite://")))
+uow = UnitOfWork(app, session=session)
+plain, flasks, apps = click.Group(), FlaskGroup(), AppGroup("apps")
+
+@click.group(cls=FlaskGroup)
+def made(): ...
+
+DECORATOR
+def count():
+    session.add(object())
+    session.commit()
+"""
+
+
+@pytest.mark.parametrize(
+    ("decorator", "is_moved"),
+    [
+        ("@app.post('/')", True),
+        ("@app.before_request", True),
+        ("@app.cli.command()", True),
+        ("@apps.command()", True),
+        ("@flasks.command()", True),
+        ("@made.command()", True),
+        ("@plain.command()\n@with_appcontext", True),
+        ("@plain.command()", False),
+        ("@click.command()", False),
+        ("@queue.task", False),
+    ],
+)
+def test_what_may_run_without_an_app_is_left(tmp_path: Path, decorator: str, is_moved: bool) -> None:
+    """A session of SQLAlchemy's own needs no app context, and a unit does; Flask-SQLAlchemy's need one anyway."""
+    report = change(tmp_path, bank=FREE.replace("DECORATOR", decorator))
+    assert bool(report.changes) == is_moved
+    assert [each.why for each in report.left] == ([] if is_moved else [f"count() is left as it is: {NO_CONTEXT}."])
+
+    owned = "from flask_sqlalchemy import SQLAlchemy\ndb = SQLAlchemy(app)\nsession = db.session"
+    free = next(line for line in FREE.splitlines() if line.startswith("session ="))
+    assert change(tmp_path, bank=FREE.replace("DECORATOR", decorator).replace(free, owned)).changes
+
+
+def test_a_context_in_the_command_is_seen(tmp_path: Path) -> None:
+    """The unit stands inside of it."""
+    body = "    session.add(object())\n    session.commit()\n"
+    inner = f"    with app.app_context():\n{body.replace('    ', '        ')}"
+    report = change(tmp_path, bank=FREE.replace("DECORATOR", "@plain.command()").replace(body, inner))
+
+    assert "app_context():\n        with transactional():\n            session.add" in _after(report, "bank.py")
 
 
 def test_two_apps_of_one_function_are_left(tmp_path: Path) -> None:
