@@ -385,8 +385,8 @@ def _set_options(link: Link, unit: Unit) -> None:
         if late_options is not None:
             link.riders.add((late_options,))
         if unit.read_only:
-            link.reads_alone = link.dbapi_connection.is_read_only_at_start and unit.may_read_alone
-    if unit.remaining_s is not None:
+            link.reads_alone = link.dbapi_connection.is_read_only_at_start and unit.may_read_alone(link)
+    if unit.deadline is not None:
         limit_time(link, unit.remaining_s, is_outermost=unit.parent is None)
 
 

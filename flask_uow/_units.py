@@ -24,6 +24,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from enum import Enum
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
@@ -298,7 +299,7 @@ class Unit:
         :raises UnitOptionsError: if an option cannot hold here.
         """
         session, state, options = self.session, self._state, self._options
-        if state.links or (options.needs_connection and session.in_transaction()):
+        if state.links or (options.needs_connection and session._transaction is not None):
             _meet_open_transaction(session, state, options)
         if session._transaction is None:
             state.is_own_call = True
@@ -613,11 +614,11 @@ class Unit:
             begun = self.session.get_transaction() if owner.parent is None else None  # by a listener to the rollback
             owner._transaction = begun or self.session.begin(nested=owner.parent is not None)
 
-    @property
-    def may_read_alone(self) -> bool:
+    def may_read_alone(self, link: Link) -> bool:
         """Whether its harmless reads need no transaction: each would have a snapshot of its own in one as well."""
         options = outermost_of(self)._options
-        return options.read_only and options.timeout is None and _isolation_of(self.session, self) == "READ COMMITTED"
+        isolation = options.isolation or _isolation_by(link.connection.engine)
+        return options.read_only and options.timeout is None and isolation == "READ COMMITTED"
 
     def late_options(self, link: Link) -> str | None:
         """What gives the unit's options to a PostgreSQL connection taken without them: they ride, or it is late.
@@ -627,15 +628,12 @@ class Unit:
         options = outermost_of(self)._options
         if not options.needs_connection:
             return None
-        modes, given = [], link.connection.get_execution_options()
-        if options.isolation and given.get("isolation_level") != options.isolation:
-            modes.append(f"ISOLATION LEVEL {options.isolation}")
-        if options.read_only and not link.is_guest and not given.get("postgresql_readonly"):
-            modes.append("READ ONLY")
-        if options.deferrable and not given.get("postgresql_deferrable"):
-            modes.append("DEFERRABLE")
-        # LOCAL, or the server takes the modes for settings of the session that are not at their default.
-        return f"SET LOCAL TRANSACTION {', '.join(modes)}" if modes else None
+        given = link.connection.get_execution_options()
+        return _set_transaction(
+            None if given.get("isolation_level") == options.isolation else options.isolation,
+            read_only=options.read_only and not link.is_guest and not given.get("postgresql_readonly"),
+            deferrable=options.deferrable and not given.get("postgresql_deferrable"),
+        )
 
     def enlist(self, savepoint: SessionTransaction, connection: sa.Connection) -> None:
         """Note that a savepoint was sent on a connection, if it is the unit's."""
@@ -1100,15 +1098,26 @@ def _strength(level: str) -> int:
     return _STRENGTH[level]
 
 
+@lru_cache
+def _set_transaction(isolation: str | None, *, read_only: bool, deferrable: bool) -> str | None:
+    """The statement that gives a transaction its modes; None if there are none."""
+    modes = [f"ISOLATION LEVEL {isolation}"] if isolation else []
+    modes += ["READ ONLY"] * read_only + ["DEFERRABLE"] * deferrable
+    # LOCAL, or the server takes the modes for settings of the session that are not at their default.
+    return f"SET LOCAL TRANSACTION {', '.join(modes)}" if modes else None
+
+
 def _isolation_of(session: Session, unit: Unit) -> str:
     """The isolation of the transaction around: what it asked for, what its engine does, or PostgreSQL's default."""
     asked_for = outermost_of(unit)._options.isolation
     if asked_for is not None:
         return asked_for
     bind = bind_of(session)
-    if bind is None:
-        return "READ COMMITTED"
-    engine = bind.engine
+    return "READ COMMITTED" if bind is None else _isolation_by(bind.engine)
+
+
+def _isolation_by(engine: sa.Engine) -> str:
+    """The isolation of a transaction that asks for none."""
     if engine.dialect.name == "sqlite":
         return "SERIALIZABLE"
     by_server = getattr(engine.dialect, "default_isolation_level", None)
