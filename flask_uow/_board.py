@@ -500,7 +500,7 @@ def _span(at: int, record: struct.Struct) -> slice:
 
 
 def starter() -> int:
-    """What has started this process, as a board has it: a number below those that no worker counts.
+    """What has started this process, as a board has it: in so few digits that no reader takes it for damage.
 
     In a container that is started again, processes have the numbers that others had before: that is told by the time.
     """

@@ -157,15 +157,7 @@ def db_session_stats(
         raise click.UsageError("--explain is for people, --json for programs: leave one of them away.")
     wanted = stats.Filter(min_age, states, label, workers)
     request = _Request(as_json, wanted, conditions, Listing(sort, limit, explains, workers, _choice(wanted)))
-    try:
-        status = _show_once(request) if watch is None else _watch(request, watch)
-    except OSError as error:
-        if error.errno == errno.EPIPE:
-            raise  # click ends in silence, as whoever reads has had enough
-        click.echo(f"The output cannot be written: {error.strerror or error}.", err=True)
-        status = _UNREADABLE
-        with contextlib.suppress(OSError, ValueError):  # or Python tries again at its end, with a status of its own
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    status = _show_once(request) if watch is None else _watch(request, watch)
     click.get_current_context().exit(status)
 
 
@@ -187,7 +179,7 @@ def _show_once(request: _Request) -> int:
     snapshot = _take()
     shown = snapshot.only(request.wanted)
     if request.as_json:
-        click.echo(json.dumps(shown.as_dict(), indent=2))
+        _echo_json(shown, indent=2)
     elif not snapshot.databases or len(snapshot.errors) < len(snapshot.databases) or snapshot.workers or snapshot.ended:
         _echo(lambda console: print_parts(console, picture(shown, request.listing)))
     return _judge(snapshot, request)
@@ -204,11 +196,34 @@ def _take() -> stats.Snapshot:
 def _echo(draw_on: Callable[[Console], None]) -> None:
     """Draw for the terminal that the output goes to; in plain text where it goes elsewhere or NO_COLOR asks for it."""
     console = make_console()
-    with console.capture() as capture:
-        draw_on(console)
-    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"  # whoever wants the status alone may have closed it
-    # rich has decided on colours; click would take out those that FORCE_COLOR asks for.
-    click.echo(capture.get().encode(encoding, "replace").decode(encoding), nl=False, color=True)
+    with _writing():
+        with console.capture() as capture:
+            draw_on(console)
+        encoding = getattr(sys.stdout, "encoding", None) or "utf-8"  # whoever wants the status alone may have closed it
+        # rich has decided on colours; click would take out those that FORCE_COLOR asks for.
+        click.echo(capture.get().encode(encoding, "replace").decode(encoding), nl=False, color=True)
+
+
+def _echo_json(shown: stats.Snapshot, indent: int | None = None) -> None:
+    with _writing():
+        click.echo(json.dumps(shown.as_dict(), indent=indent))
+
+
+@contextlib.contextmanager
+def _writing() -> Iterator[None]:
+    """Write to the standard output in a ``with`` block.
+
+    :raises click.exceptions.Exit: with a status that no condition has, if that cannot be done.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno == errno.EPIPE:
+            raise  # click ends in silence, as whoever reads has had enough
+        click.echo(f"The output cannot be written: {error.strerror or error}.", err=True)
+        with contextlib.suppress(OSError, ValueError):  # or Python tries again at its end, with a status of its own
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise click.exceptions.Exit(_UNREADABLE) from error
 
 
 def _judge(snapshot: stats.Snapshot, request: _Request) -> int:
@@ -246,10 +261,9 @@ def _print_next(request: _Request, history: History) -> int:
     snapshot = _take()
     history.add(snapshot)
     if request.as_json:
-        click.echo(json.dumps(snapshot.only(request.wanted).as_dict()))
+        _echo_json(snapshot.only(request.wanted))
     else:
-        _echo(lambda console: print_parts(console, _frame(snapshot, (), history, request, console)))
-        click.echo()
+        _echo(lambda console: print_parts(console, (*_frame(snapshot, (), history, request, console), "")))
     return _judge(snapshot, request)
 
 

@@ -861,7 +861,7 @@ def test_a_container_that_is_started_again_is_another_starter(monkeypatch: pytes
     monkeypatch.setattr(os, "getppid", lambda: 1)
     found = []
     for started_s in (100.0, 100.0, 101.0):
-        monkeypatch.setattr(_board, "started_s", lambda pid, started_s=started_s: started_s, raising=False)
+        monkeypatch.setattr(_board, "started_s", lambda pid, started_s=started_s: started_s)
         found.append(_board.starter())
 
     assert found[0] == found[1] != found[2]

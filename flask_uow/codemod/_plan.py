@@ -54,22 +54,23 @@ class Planner:
     :param resolver: knows what names stand for.
     :param effects: knows what code may do.
     :param names: the functions that become units though they are no views.
+    :param may_lack_app: whether the session works outside of app contexts.
     """
 
-    def __init__(self, resolver: Resolver, effects: Effects, names: Collection[str]) -> None:
+    def __init__(
+        self, resolver: Resolver, effects: Effects, names: Collection[str], *, may_lack_app: bool = False
+    ) -> None:
         self._resolver = resolver
         self._effects = effects
         self._names = names
-        self._may_lack_app = False
+        self._may_lack_app = may_lack_app
 
-    def plan(self, module: Module, obstacle: str = "", *, may_lack_app: bool = False) -> Plan:
+    def plan(self, module: Module, obstacle: str = "") -> Plan:
         """What is to be done in a module.
 
         :param obstacle: why nothing there may become a unit; empty if it may.
-        :param may_lack_app: whether its session works outside of app contexts.
         """
         plan = Plan()
-        self._may_lack_app = may_lack_app
         for node, scope in all_nodes(module.scope):
             if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
                 self._plan_function(node, scope, plan, obstacle)

@@ -45,21 +45,19 @@ class _Run:
         self._resolver = Resolver(self._project, settings.sessions, settings.units)
         self._modules = dict(self._read(files))
         effects = Effects(self._resolver, self._modules.values())
-        self._planner = Planner(self._resolver, effects, functions)
         self._setups = Setups(self._project, self._resolver)
+        self._sessions = [made for module in self._modules.values() for made in self._setups.sessions_in(module)]
+        may_lack_app = any(map(works_without_app, self._sessions))
+        self._planner = Planner(self._resolver, effects, functions, may_lack_app=may_lack_app)
         self._check_names(functions)
 
     def report(self) -> Report:
         """Plan all files, and change them in memory."""
         modules = self._modules.values()
         edits = {module: Edits() for module in modules}
-        sessions = [made for module in modules for made in self._setups.sessions_in(module)]
-        obstacle = SEVERAL_SESSIONS if len(sessions) > 1 else self._obstacle(edits)
-        may_lack_app = any(map(works_without_app, sessions))
+        obstacle = self._obstacle(edits)
         for path, module in self._modules.items():
-            plan = (
-                self._planner.plan(module, obstacle, may_lack_app=may_lack_app) if not module.is_migration else Plan()
-            )
+            plan = self._planner.plan(module, obstacle) if not module.is_migration else Plan()
             _merge(plan.edits, edits[module])
             if plan.edits and not self._change(path, plan.edits):
                 plan = Plan()
@@ -98,6 +96,8 @@ class _Run:
 
     def _obstacle(self, edits: dict[Module, Edits]) -> str:
         """Plan the extension where there is none; why units would not work all the same."""
+        if len(self._sessions) > 1:
+            return SEVERAL_SESSIONS
         is_made = any(map(self._setups.is_made_in, edits))
         is_planned = not is_made and [self._set_up(edits, module) for module in edits].count(True) > 0
         return "" if is_made or is_planned else NO_EXTENSION

@@ -11,7 +11,7 @@ import dataclasses
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
-from ._values import ABORTED, SAID_BY_SERVER, DatabaseSnapshot, LiveUnit, ServerSession, Snapshot, State
+from ._values import ABORTED, SAID_BY_SERVER, DatabaseSnapshot, LiveUnit, ServerSession, Snapshot, State, last_holder
 
 
 @dataclasses.dataclass(frozen=True)
@@ -192,9 +192,8 @@ def _behind(
             # Two servers may have processes of the same number; then the client's process decides, where it is named,
             # and the bind.
             found = backends.get((session.pid, session.worker_pid), [])
-            sure = [number for number, unit in found if unit.has(session.pid, binds)]
             if found:
-                behind.setdefault(sure[-1] if sure else found[-1][0], []).append(session)
+                behind.setdefault(last_holder(found, session.pid, binds)[0], []).append(session)
     return behind
 
 

@@ -15,7 +15,7 @@ from collections.abc import Collection, Iterable, Iterator
 
 from .._application_name import is_of_another_host
 from .._board import started_s
-from ._values import IDLE, DatabaseSnapshot, LiveUnit, ServerSession, State, Worker, group_rank
+from ._values import IDLE, DatabaseSnapshot, LiveUnit, ServerSession, State, Worker, group_rank, last_holder
 from ._wording import counted
 
 
@@ -54,8 +54,7 @@ class Known:
             for live in stack
             if session.pid in live.backend_pids
         ]
-        sure = [found for found in holders if found[1].has(session.pid, binds)]
-        return next(reversed(sure or holders), None)
+        return last_holder(holders, session.pid, binds) if holders else None
 
     def is_behind_pooler(self, pid: int, sessions: Iterable[ServerSession]) -> bool:
         """Whether a worker's connections end at something that is not the server.

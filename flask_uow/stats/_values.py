@@ -12,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 import typing as t
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import datetime
 
 from .._board import BUCKET_BOUNDS_SECONDS, shown_name
@@ -279,6 +279,7 @@ class Histogram:
 NO_TIMES: t.Final = Histogram((0,) * (len(BUCKET_BOUNDS_SECONDS) + 1), 0.0)
 
 
+T = t.TypeVar("T")
 Numbers = t.TypeVar("Numbers", "UnitCounts", "SessionCounts")
 
 
@@ -431,6 +432,17 @@ class LiveUnit:
         """
         held = zip(self.backend_pids, self.binds, strict=False)
         return any(number == pid and bind in binds for number, bind in held)
+
+
+def last_holder(found: Sequence[tuple[T, LiveUnit]], pid: int, binds: Collection[str]) -> tuple[T, LiveUnit]:
+    """Give the last of those that hold a server's process: of those that are known to hold it by a bind, if any are.
+
+    :param found: some that hold a process of that number, on whichever server.
+    :param pid: the process.
+    :param binds: those of its database, as the board calls them.
+    """
+    sure = [each for each in found if each[1].has(pid, binds)]
+    return (sure or found)[-1]
 
 
 @dataclasses.dataclass(frozen=True)
