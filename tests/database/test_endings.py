@@ -805,6 +805,36 @@ def test_isolation_reaches_the_server(bench: Bench, isolation: str) -> None:
             assert level() == "read committed"
 
 
+@pytest.mark.parametrize("database", ["psycopg2", "psycopg"], indirect=True)
+@pytest.mark.parametrize("is_by_unit", [True, False])
+def test_a_read_only_unit_of_one_snapshot_reads_from_one(make_bench: MakeBench, is_by_unit: bool) -> None:
+    """What needs no transaction at READ COMMITTED needs one here, whether the unit asks for it or the engine."""
+    isolation = "REPEATABLE READ" if is_by_unit else None
+    engine_options = {} if is_by_unit else {"isolation_level": "REPEATABLE READ"}
+    bench = make_bench(SQLALCHEMY_ENGINE_OPTIONS=engine_options)
+    count = sa.select(sa.func.count()).select_from(Item)
+    other = sa.create_engine(bench.database.url)
+
+    with bench.app.app_context(), transactional(read_only=True, isolation=isolation):
+        assert bench.session.scalar(count) == 0
+        with other.begin() as connection:
+            connection.execute(sa.insert(Item).values(name="meanwhile"))
+        assert bench.session.scalar(count) == 0
+    other.dispose()
+
+    assert bench.committed() == ["meanwhile"]
+
+
+@pytest.mark.parametrize("database", ["psycopg2", "psycopg"], indirect=True)
+def test_a_deferrable_unit_reaches_the_server(bench: Bench) -> None:
+    """With its level, and for itself alone."""
+    with bench.app.app_context():
+        with transactional(isolation="SERIALIZABLE", read_only=True, deferrable=True):
+            assert bench.session.scalar(sa.text("SHOW transaction_deferrable")) == "on"
+        with transactional():
+            assert bench.session.scalar(sa.text("SHOW transaction_deferrable")) == "off"
+
+
 def test_read_only_is_enforced_by_the_database(bench: Bench) -> None:
     """What the rule does not see, the server refuses; afterwards the connection may write again."""
     with bench.app.app_context():
