@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 import sys
 import time
+import weakref
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -160,11 +161,13 @@ def _forget_checkout(dbapi_connection: Any, record: Any, *exception: Any) -> Non
 class Watch:
     """What is known of a pool besides what it knows itself.
 
+    A pool may outlive the app that has met it: Flask-SQLAlchemy's engines know their app by a weak reference alone.
+
     :param engine: whose pool it is.
     """
 
     def __init__(self, app_state: AppState, engine: sa.Engine) -> None:
-        self._app_state = app_state
+        self._find_app_state = weakref.ref(app_state)
         self._driver = engine.dialect.driver
         self._bind = _bind_name(app_state, engine)
         self._row: tuple[Board | None, int] = (None, -1)
@@ -221,7 +224,9 @@ class Watch:
         board, at = self.board, self._at(POOL_TIMEOUTS)
         if board is not None and at:
             board.count(at)
-        self._app_state.note_full(self._bind)
+        app_state = self._app_state
+        if app_state is not None:
+            app_state.note_full(self._bind)
 
     def _note_wait(self, board: Board, waited_s: float) -> None:
         at = self._at(POOL_LONGEST_S)
@@ -232,12 +237,27 @@ class Watch:
     @property
     def board(self) -> Board | None:
         """The board of its app."""
-        return self._app_state.board or self._app_state.open_board()
+        app_state = self._app_state
+        return app_state.board or app_state.open_board() if app_state is not None else None
+
+    @property
+    def _app_state(self) -> AppState | None:
+        """What is kept for its app; where that is gone, the app that uses the pool now takes its place."""
+        app_state = self._find_app_state()
+        if app_state is not None:
+            return app_state
+        context = find_context()
+        other: AppState | None = context.app.extensions.get(STATE_KEY) if context is not None else None
+        if other is not None:
+            self._find_app_state = weakref.ref(other)
+        return other
 
     def know(self, connection: Any, board: Board) -> Checkout:
         """A connection is met for the first time: give it a place on the board."""
         self._describe(board, connection._pool)
-        notice_removal(self._app_state.app, board)
+        app_state = self._app_state
+        if app_state is not None:
+            notice_removal(app_state.app, board)
         pid = server_process(self._driver, connection.dbapi_connection)
         checkout: Checkout = Checkout(board, self._row[1], pid)
         connection.info[CHECKOUT] = checkout

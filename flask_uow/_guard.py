@@ -14,7 +14,6 @@ from __future__ import annotations
 import math
 import threading
 import time
-import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
@@ -31,6 +30,7 @@ from ._checkouts import hold, meet_by_hand, watch_pool
 from ._commit import COMMIT, commit_in_order, in_order, learn_marks, run_locked, send_commit
 from ._drivers import TransactionStatus, sqlstate, status_probe
 from ._engines import NAME, begin_before_write, begin_sqlite, begins_by_statement
+from ._fronts import in_front_of
 from ._gevent import warn_of_what_blocks
 from ._harmless import is_harmless_read
 from ._limits import limit_again, limit_time
@@ -204,19 +204,13 @@ def _flushing(state: SessionState | None) -> Iterator[None]:
         state.is_flushing = False
 
 
-_guarded_classes: weakref.WeakKeyDictionary[type[Session], type[Session]] = weakref.WeakKeyDictionary()
-
-
 def guarded_class(base: type[Session]) -> type[Session]:
     """``base`` with the guard in front of it; made once."""
     if issubclass(base, GuardedSession):
         return base
-    guarded = _guarded_classes.get(base)
-    if guarded is None:
-        namespace = {"__module__": base.__module__, "_closes_as_sqlalchemy": base is orm.Session}
-        guarded = type(base.__name__, (GuardedSession, base), namespace)
-        _watch_sessions(guarded)
-        _guarded_classes[base] = guarded
+    guarded: type[Session] = in_front_of(
+        base, GuardedSession, _watch_sessions, _closes_as_sqlalchemy=base is orm.Session
+    )
     return guarded
 
 

@@ -22,6 +22,7 @@ from flask.ctx import AppContext
 from flask.globals import app_ctx
 
 from . import _fork
+from ._fronts import in_front_of
 from ._rules import violation
 
 if TYPE_CHECKING:
@@ -117,20 +118,10 @@ class NotingContext(_AppContext):
         super().push()
 
 
-_noting_classes: dict[type[AppContext], type[AppContext]] = {}
-
-
-def _noting_class(base: type[AppContext]) -> type[AppContext]:
-    noting = _noting_classes.get(base)
-    if noting is None:
-        noting = _noting_classes[base] = type(base.__name__, (NotingContext, base), {"__module__": base.__module__})
-    return noting
-
-
 def _noted(make_context: Callable[..., AppContext], *args: Any) -> AppContext:
     """A context as the app makes it, of whatever kind."""
     context = make_context(*args)
-    context.__class__ = _noting_class(type(context))
+    context.__class__ = in_front_of(type(context), NotingContext)
     return context
 
 
@@ -147,7 +138,7 @@ class Scopes:
         A listener to Flask's ``appcontext_pushed`` would see the same, for five times the price; a class that is put
         in front of an object that exists makes every look at it dearer.
         """
-        noting_class: Any = _noting_class(AppContext)
+        noting_class = in_front_of(AppContext, NotingContext)
         makers = {"app_context": partial(noting_class, app)}
         if hasattr(AppContext, "from_environ"):  # from Flask 3.2 on, the context of a request is an app context too
             makers["request_context"] = partial(noting_class.from_environ, app)

@@ -25,6 +25,7 @@ from . import _fork, signals
 from ._board import LEAKED
 from ._checkouts import report_leaks
 from ._drivers import TransactionStatus
+from ._fronts import in_front_of
 from ._guard import GuardedSession, connection_begun, know_connection, put_under_guard
 from ._reader import ReadingSession
 from ._rules import report_at_teardown, violation
@@ -215,12 +216,9 @@ class RoutedSession(_Session):
         return self.engines_by_name[key]
 
 
-_classes: weakref.WeakKeyDictionary[type[Session], dict[type, type[Session]]] = weakref.WeakKeyDictionary()
-
-
 def route(session: Session, engines: dict[str, sa.Engine]) -> None:
     """Let a session choose among several engines; one with a single engine is not asked at every statement."""
-    _put_in_front(RoutedSession, session)
+    session.__class__ = in_front_of(type(session), RoutedSession)
     session.engines_by_name = engines  # type: ignore[attr-defined]
 
 
@@ -229,16 +227,7 @@ def _let_choose(session: Session, app_state: AppState) -> None:
     if len(app_state.binds) > 1:
         route(session, app_state.binds)
     if app_state.readers is not None:
-        _put_in_front(ReadingSession, session)
-
-
-def _put_in_front(front: type, session: Session) -> None:
-    """Put a class in front of a session's class; made once."""
-    base = type(session)
-    made = _classes.setdefault(base, {})
-    if front not in made:
-        made[front] = type(base.__name__, (front, base), {"__module__": base.__module__})
-    session.__class__ = made[front]
+        session.__class__ = in_front_of(type(session), ReadingSession)
 
 
 def _bind_key(mapper: Any, clause: Any) -> str | None:
@@ -270,40 +259,51 @@ class AdoptedSessions:
 
     def __init__(self, scoped: scoped_session[Session]) -> None:
         self.scopes = Scopes()
-        self._scoped = scoped
-        event.listen(scoped, "after_begin", self._begun, insert=True)
+        self.scoped = scoped
+        if _IS_HEARD not in vars(scoped):  # a factory may adopt one registry for each of its apps
+            setattr(scoped, _IS_HEARD, True)
+            event.listen(scoped, "after_begin", _begun_in(weakref.ref(scoped)), insert=True)
 
     def current(self, context: AppContext) -> Session:
-        return _adopt(self.scopes.of(context), state_of_app(context.app, self), self._scoped())
+        return _adopt(self.scopes.of(context), state_of_app(context.app, self), self.scoped())
 
     def peek(self, context: AppContext) -> Session | None:
-        return self.current(context) if self._scoped.registry.has() else None
+        return self.current(context) if self.scoped.registry.has() else None
 
     def bind(self) -> sa.Engine:
-        return self._scoped.get_bind().engine
+        return self.scoped.get_bind().engine
 
     def binds(self) -> list[sa.Engine | sa.Connection]:
-        return _binds_of(self._scoped())
+        return _binds_of(self.scoped())
 
     def replace(self, context: AppContext, outer: Session) -> Session:
-        self._scoped.registry.set(self._scoped.session_factory())
+        self.scoped.registry.set(self.scoped.session_factory())
         return self.current(context)
 
     def restore(self, context: AppContext, outer: Session, inner: Session) -> None:
-        self._scoped.registry.set(outer)
+        self.scoped.registry.set(outer)
         close_session(inner)
 
-    def _begun(self, session: Session, transaction: SessionTransaction, connection: sa.Connection) -> None:
+
+_IS_HEARD = "_uow_is_heard"
+
+
+def _begun_in(find_scoped: weakref.ref[scoped_session[Session]]) -> Callable[..., None]:
+    # SQLAlchemy keeps what listens to a class for as long as there is the class, and a registry knows its class.
+    def begun(session: Session, transaction: SessionTransaction, connection: sa.Connection) -> None:
         """A session that no unit has met yet begins: its writes may be lost all the same (UOW103)."""
         context = find_context()
         if state_of(session) is not None or context is None:
             return
         app_state: AppState | None = context.app.extensions.get(STATE_KEY)
-        if app_state is None or app_state.sessions is not self:
+        sessions = None if app_state is None else app_state.sessions
+        if app_state is None or not isinstance(sessions, AdoptedSessions) or sessions.scoped is not find_scoped():
             return  # an app of the same owner's that has no extension, or one of its own
         put_under_guard(session, SessionState(app_state, is_own_session=False))
-        self.scopes.of(context).adopt(session)
+        sessions.scopes.of(context).adopt(session)
         connection_begun(session, transaction, connection)
+
+    return begun
 
 
 class CalledSessions:

@@ -19,6 +19,7 @@ LAYERS = (
     "_short_names",
     "_application_name",
     "_fork",
+    "_fronts",
     "_gevent",
     "_statements",
     "_harmless",

@@ -270,6 +270,31 @@ def test_a_class_of_the_users_own_is_closed_with_its_context(database: Database,
     assert closed == [False]
 
 
+@pytest.mark.parametrize("databases", ["one", "binds", "a reader"])
+def test_an_app_that_is_dropped_is_forgotten(database: Database, second_database: Database, databases: str) -> None:
+    """With the class of its sessions, and what that refers to."""
+    configs: dict[str, dict[str, Any]] = {
+        "one": {},
+        "binds": {"SQLALCHEMY_BINDS": {"other": second_database.url}},
+        "a reader": {"UOW_READER_URI": second_database.url},
+    }
+
+    def use_and_drop() -> list[weakref.ref[Any]]:
+        class Own(Session):
+            of_app: Any = None
+
+        uow = UnitOfWork(session_options={"class_": Own})
+        app = Own.of_app = make_app(database, uow, **configs[databases])
+        with app.app_context(), transactional():
+            uow.session.add(Item(name="a"))
+        return [weakref.ref(app), weakref.ref(Own)]
+
+    dropped = use_and_drop()
+    gc.collect()
+
+    assert [each() for each in dropped] == [None, None]
+
+
 @pytest.mark.skipif(not hasattr(orm_session, "_SessionCloseState"), reason="SQLAlchemy 2.0.22 has this")
 def test_a_session_that_ends_for_good_ends_with_its_context(database: Database) -> None:
     uow = UnitOfWork(session_options={"close_resets_only": False})

@@ -1,13 +1,16 @@
 """Sessions of other libraries: units and rules work on them, engines and teardown stay with their owner."""
 
+import gc
 import logging
 import threading
+import weakref
 from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 import sqlalchemy as sa
+from flask import Flask
 from sqlalchemy import event
 from sqlalchemy.orm import Session
 
@@ -60,6 +63,21 @@ def test_a_unit_that_fails_is_rolled_back(owned: Owned, database: Database) -> N
             owned.session().add(Item(name="next"))
 
     assert names(database) == ["next"]
+
+
+def test_an_app_that_is_dropped_is_forgotten(make_owned: Callable[..., Owned]) -> None:
+    """With its owner's sessions: a test suite makes an app for each of its tests."""
+
+    def use_and_drop() -> weakref.ref[Flask]:
+        owned = make_owned()
+        with owned.app.app_context(), transactional():
+            owned.session().add(Item(name="a"))
+        return weakref.ref(owned.app)
+
+    dropped = use_and_drop()
+    gc.collect()
+
+    assert dropped() is None
 
 
 @pytest.mark.parametrize("name", ["commit", "rollback", "close", "begin"])

@@ -1,6 +1,8 @@
 """Flask-SQLAlchemy: an app that has it adopts it in one line."""
 
+import gc
 import time
+import weakref
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -141,6 +143,64 @@ def test_one_database_serves_two_apps(database: Database, second_database: Datab
 
     assert [list(engines) for engines in named] == [[], ["default"]]
     assert database.rows("SELECT x FROM t") == second_database.rows("SELECT x FROM t") == [(1,)]
+
+
+@pytest.mark.parametrize("extension", ["of its own", "shared"])
+def test_an_app_of_a_factory_that_is_dropped_is_forgotten(database: Database, extension: str) -> None:
+    """While ``db`` lives on, and with it what ``db`` keeps for each app."""
+    database.execute("CREATE TABLE t (x INTEGER)")
+    db = flask_sqlalchemy.SQLAlchemy()
+    shared = UnitOfWork(session=db.session)
+
+    def use_and_drop(number: int) -> weakref.ref[Flask]:
+        app = Flask(__name__)
+        app.config["SQLALCHEMY_DATABASE_URI"] = database.url
+        db.init_app(app)
+        uow = UnitOfWork(session=db.session) if extension == "of its own" else shared
+        uow.init_app(app)
+        with app.app_context(), transactional():
+            db.session.execute(sa.text("INSERT INTO t VALUES (:x)"), {"x": number})
+        return weakref.ref(app)
+
+    dropped = [use_and_drop(number) for number in range(3)]
+    gc.collect()
+
+    assert [app() for app in dropped] == [None] * 3
+    assert database.rows("SELECT x FROM t ORDER BY x") == [(0,), (1,), (2,)]
+
+
+def test_an_engine_that_outlives_its_app_is_the_next_ones(database: Database) -> None:
+    """Its pool is on the board of the app that uses it now."""
+    engine = sa.create_engine(database.url)
+    scoped = orm.scoped_session(orm.sessionmaker(engine))
+
+    def make_app() -> Flask:
+        app = Flask(__name__)
+        UnitOfWork(app, session=scoped)
+        app.teardown_appcontext(lambda exception: scoped.remove())
+        return app
+
+    def use(app: Flask) -> None:
+        with app.app_context(), transactional():
+            scoped.scalar(sa.select(1))
+
+    dropped = make_app()
+    use(dropped)
+    find_dropped = weakref.ref(dropped)
+    del dropped
+    gc.collect()
+    assert find_dropped() is None
+    engine.dispose()
+    app = make_app()
+    with app.app_context():
+        connection = engine.connect()
+        gc.collect()
+        seen = stats.read_boards(app)
+        connection.close()
+    engine.dispose()
+
+    (worker,) = seen.workers
+    assert [(pool.bind, pool.checked_out) for pool in worker.pools] == [("default", 1)]
 
 
 def test_each_app_of_a_factory_may_have_an_extension_of_its_own(database: Database, second_database: Database) -> None:
