@@ -53,7 +53,7 @@ sample-postgres: $(VENV)/test.stamp ## Run the bank with gunicorn on a PostgreSQ
 # Behind a pooler as well, where Debian's package pgbouncer is installed: apt-get install pgbouncer. With
 # UOW_TEST_PGBOUNCER=required a missing one fails.
 test: lint types ## Run lint, types and all tests, on SQLite, PostgreSQL, PgBouncer (JOBS=, UOW_TEST_POSTGRES_URL= names a server)
-	@$(PYTEST) --numprocesses $(JOBS) --cov --cov-report=term-missing:skip-covered
+	@$(PYTEST) --numprocesses $(JOBS)
 
 .PHONY: lint
 lint: $(VENV)/dev.stamp ## Run ruff
@@ -63,6 +63,10 @@ lint: $(VENV)/dev.stamp ## Run ruff
 .PHONY: types
 types: $(VENV)/dev.stamp ## Run mypy
 	@$(PY) -m mypy
+
+.PHONY: coverage
+coverage: $(VENV)/dev.stamp ## Run all tests, and show the lines that none of them reaches
+	@$(PYTEST) --numprocesses $(JOBS) --cov --cov-report=term-missing:skip-covered
 
 .PHONY: test-plain
 test-plain: $(VENV)/dev.stamp ## Run what speaks to PostgreSQL once more, without statements that ride
