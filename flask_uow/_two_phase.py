@@ -14,7 +14,7 @@ import secrets
 import time
 from collections.abc import Iterator
 from contextlib import closing, suppress
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import sqlalchemy as sa
 
@@ -26,6 +26,8 @@ from ._state import Link, SessionState
 from .exceptions import CommitOutcomeUnknownError, UnitOptionsError
 
 _NO_SUCH_TRANSACTION = "42704"
+_IN_THE_FUTURE = "22023"
+"""What a standby that was promoted since says of a transaction that it has not got."""
 
 
 class PreparedName(NamedTuple):
@@ -71,10 +73,9 @@ def commit_by_two_phases(state: SessionState, links: list[Link]) -> None:
         commit_in_order(writers)
     else:
         decider, *others = writers
-        mark = marks[decider]
-        assert mark is not None
-        names = dict(_names(decider, mark.xid, others))
-        _decide(state, decider, mark, names)
+        known = {link: mark for link, mark in marks.items() if mark is not None}
+        names = dict(_names(decider, known[decider].xid, others))
+        _decide(state, decider, known, names)
         _carry_out(writers, names)
     for link in links:
         if marks[link] is None:
@@ -100,7 +101,7 @@ def _names(decider: Link, xid: str, others: list[Link]) -> Iterator[tuple[Link, 
         yield link, PreparedName(prefix, by, xid, as_part(bind_name(link)), secrets.token_hex(4))
 
 
-def _decide(state: SessionState, decider: Link, mark: Mark, names: dict[Link, PreparedName]) -> None:
+def _decide(state: SessionState, decider: Link, marks: dict[Link, Mark], names: dict[Link, PreparedName]) -> None:
     """Prepare all others, and commit the one that decides; if that fails, roll back what was prepared."""
     link, begun = decider, []
     try:
@@ -108,17 +109,17 @@ def _decide(state: SessionState, decider: Link, mark: Mark, names: dict[Link, Pr
             begun.append(link)
             _prepare(link, name)
         link = decider
-        state.lost_commit = LostCommit({decider.connection.engine: mark})
+        state.lost_commit = LostCommit({decider.connection.engine: marks[decider]})
         send_commit(decider)
     except BaseException as error:  # raised again, as it is or as SQLAlchemy's
         raised = as_sqlalchemys(link, error)
         if state.sent_commit and _is_in_doubt(state, raised):
-            unknown = _unknown(decider, mark.xid, names)
+            unknown = _unknown(decider, marks[decider].xid, names)
             if isinstance(error, Exception):
                 raise unknown from raised
             error.add_note(str(unknown))  # an interrupt goes on as it is
             raise
-        left = [names[link] for link in begun if not _conclude(link, names[link], commit=False)]
+        left = [names[link] for link in begun if not _conclude(link, names[link], to_undo=marks[link])]
         if left:
             raised.add_note(f"flask_uow: still prepared, and to be rolled back by hand: {', '.join(map(str, left))}")
         raise raised from (None if raised is error else error)
@@ -152,37 +153,51 @@ def _unknown(decider: Link, xid: str, names: dict[Link, PreparedName]) -> Commit
 
 def _carry_out(writers: list[Link], names: dict[Link, PreparedName]) -> None:
     for link, name in names.items():
-        link.was_committed = _conclude(link, name, commit=True)
+        link.was_committed = _conclude(link, name)
     left = [link for link in names if not link.was_committed]
     if left:
         commands = "; ".join(f"COMMIT PREPARED {_literal(names[link])} in {bind_name(link)!r}" for link in left)
         raise committed_in_part(writers, unknown=left, fix=f"It was decided, and is still prepared: {commands}.")
 
 
-def _conclude(link: Link, name: PreparedName, *, commit: bool) -> bool:
-    """End what was prepared, on its own connection or, where that is lost, on any other.
+def _conclude(link: Link, name: PreparedName, *, to_undo: Mark | None = None) -> bool:
+    """Commit what was prepared, on its own connection or, where that is lost, on any other.
 
+    :param to_undo: the mark of what is to be rolled back instead, and may not have been prepared.
     :return: whether it was done; a rollback of what was never prepared is.
     """
     dialect, engine = link.connection.dialect, link.connection.engine
-    statement = f"{'COMMIT' if commit else 'ROLLBACK'} PREPARED {_literal(name)}"
-    was_sent, end = False, time.monotonic() + DEADLINE_S
+    statement = f"{'ROLLBACK' if to_undo else 'COMMIT'} PREPARED {_literal(name)}"
+    was_sent = is_running = False
+    end = time.monotonic() + DEADLINE_S
     while True:
         try:
             if not was_sent and link.dbapi_connection is not None:
                 run_after_prepare(dialect.driver, link.dbapi_connection, statement)
             else:
                 with own_connection(engine) as connection:
+                    is_running = to_undo is not None and _is_running(connection.dbapi_connection, to_undo)
                     run_alone(connection.dbapi_connection, statement)
         except (dialect.loaded_dbapi.Error, sa.exc.SQLAlchemyError) as error:
-            if sqlstate(error) == _NO_SUCH_TRANSACTION:
-                return was_sent or not commit
+            if sqlstate(error) == _NO_SUCH_TRANSACTION and not is_running:
+                return was_sent or to_undo is not None
             if time.monotonic() > end:
                 return False
             time.sleep(POLL_S)
         else:
             return True
         was_sent = True
+
+
+def _is_running(dbapi_connection: Any, mark: Mark) -> bool:
+    """Whether a server that has lost its client may still be about to prepare what that has asked for."""
+    try:
+        status = run_alone(dbapi_connection, f"SELECT pg_xact_status('{mark.xid}')", is_question=True)
+    except Exception as error:
+        if sqlstate(error) == _IN_THE_FUTURE:
+            return False
+        raise
+    return bool(status == "in progress")
 
 
 def _literal(name: PreparedName) -> str:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
@@ -357,6 +358,35 @@ def test_a_lost_prepare_undoes_both(make_pair: MakePair, proxy: Proxy, cut: Cut)
 
     assert pair.committed() == []
     assert pair.prepared() == []
+
+
+@on_postgresql
+def test_a_prepare_that_outlasts_its_client_is_undone(make_pair: MakePair, proxy: Proxy) -> None:
+    """The server does not notice that nobody waits any more, and goes on with what it was told."""
+    pair = make_pair("audit", UOW_TWO_PHASE=True)
+    pair.second.execute(
+        "CREATE FUNCTION dawdle() RETURNS trigger AS 'BEGIN PERFORM pg_sleep(0.3); RETURN NULL; END' LANGUAGE plpgsql"
+    )
+    pair.second.execute(
+        "CREATE CONSTRAINT TRIGGER dawdle AFTER INSERT ON item DEFERRABLE INITIALLY DEFERRED "
+        "FOR EACH ROW EXECUTE FUNCTION dawdle()"
+    )
+    proxy.cut(Cut.AFTER, statement="PREPARE TRANSACTION")
+
+    with pytest.raises(sa.exc.OperationalError) as caught:
+        pair.write()
+
+    assert pair.second.sessions() == []
+    assert pair.prepared() == []
+    assert pair.committed() == []
+    assert not hasattr(caught.value, "__notes__")
+
+
+@on_postgresql
+def test_a_server_that_has_not_got_a_transaction_prepares_none(database: Database) -> None:
+    """A standby that was promoted since, say."""
+    with closing(database.connect()) as connection:
+        assert not _two_phase._is_running(connection, _outcome.Mark(str(1 << 40), "another"))
 
 
 @on_postgresql
