@@ -167,6 +167,7 @@ class OwnSessions:
     def _put(scope: Scope, slot: list[Session], session: Session) -> None:
         if slot is not scope.slots.get(scope.home):
             guarded_state(session).lock = threading.RLock()  # another thread takes it back
+            _forget_ended(scope)
         slot.append(session)
         if scope.is_over:  # looked at last, because another thread may be ending the context right now
             close_session(session)
@@ -421,6 +422,14 @@ def close_scope(scopes: Scopes, context: AppContext, exception: BaseException | 
         _close_leaked(scopes)
     if scope.taken:
         report_leaks(state_of_app(context.app), scope)
+
+
+def _forget_ended(scope: Scope) -> None:
+    """Forget the sessions of threads that have ended and left nothing in them: a context may outlive many threads."""
+    for token, slot in list(scope.slots.items()):
+        if token() is None and token is not scope.home and all(map(_has_nothing_to_close, slot)):
+            for session in scope.slots.pop(token, ()):
+                _close_of_another_thread(session, None)
 
 
 def _close_leaked(scopes: Scopes) -> None:
