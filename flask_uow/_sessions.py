@@ -469,6 +469,7 @@ def release_adopted(scope: Scope, exception: BaseException | None) -> None:
         state = state_of(session) if session is not None else None
         if session is None or state is None:
             continue
+        state.end_units()
         state.close()
         if exception is None:
             report_lost_writes(session)
@@ -511,6 +512,8 @@ def close_session(session: Session) -> bool:
     if state.generation != _fork.generation:
         return True
     links = state.links
+    if state.unit is not None:
+        state.end_units()
     state.close()
     state.is_over = state.is_own_call = True
     try:

@@ -226,6 +226,13 @@ class SessionState:
         """The app's rule book."""
         return self.app_state.rules
 
+    def end_units(self) -> None:
+        """Let the units be over that the session is closed under."""
+        unit, self.unit = self.unit, None
+        while unit is not None:
+            unit.outlive_session()
+            unit = unit.parent
+
     def close(self) -> None:
         """Forget the units that its owner closes it under, and count what it did outside of units."""
         while self.unit is not None:
