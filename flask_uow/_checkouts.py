@@ -50,6 +50,7 @@ from ._board import (
 from ._board_files import notice_removal
 from ._callsite import CallSite, application_site
 from ._drivers import server_process
+from ._fronts import made_of
 from ._pool import class_name
 from ._rules import report_at_teardown, violation
 from ._scopes import Scope, find_context
@@ -105,7 +106,6 @@ def _watched_class(base: Any) -> type[sa.Pool]:
     return WatchedPool
 
 
-_watched_classes: dict[type[sa.Pool], type[sa.Pool]] = {}
 _WATCH = "_uow_watch"
 """Where a watched pool has its :class:`Watch`."""
 
@@ -119,9 +119,10 @@ def watch_pool(engine: sa.Engine, app: Flask) -> None:
     if not app_state.settings.stats or hasattr(engine.pool, _WATCH):
         return
     base = type(engine.pool)
-    if base not in _watched_classes:
-        _watched_classes[base] = _watched_class(base)
-    engine.pool.__class__ = _watched_classes[base]
+    made = made_of(base)
+    if Watch not in made:
+        made[Watch] = _watched_class(base)
+    engine.pool.__class__ = made[Watch]
     setattr(engine.pool, _WATCH, Watch(app_state, engine))
     for what in ("connect", "invalidate", "detach", "close"):
         event.listen(engine, what, _forget_checkout)
