@@ -303,8 +303,9 @@ def _bind_name(app_state: AppState, engine: sa.Engine) -> str:
     for name, each in named.items():
         if each is engine:
             return name
-    name = name_without_bind(engine, (*named, *app_state.watched_pools))
-    app_state.watched_pools.append(name)
+    known = [each for each in app_state.watched_pools if each[0]() is not None]
+    name = name_without_bind(engine, {*named, *(its_name for _, its_name in known)})
+    app_state.watched_pools = [*known, (weakref.ref(engine), name)]
     return name
 
 

@@ -17,6 +17,7 @@ from sqlalchemy import orm
 from flask_uow import UnitOfWork, stats, testing, transactional
 from flask_uow._state import state_of_app
 from flask_uow.exceptions import RuleViolationError
+from tests.conftest import POOLS_OF_THE_TEST
 from tests.databases import Database
 
 DEADLINE_S = 30.0
@@ -229,6 +230,26 @@ def test_two_apps_share_an_engine(database: Database) -> None:
             assert told(app) == ("session", database.is_postgresql)
     assert told_pools(app) == [[("default", 0)]] * 2
     engine.dispose()
+
+
+def test_the_names_of_engines_that_are_gone_are_others(database: Database) -> None:
+    """A board has room for sixteen pools, and an engine may be made for each of a thousand customers, one by one."""
+    app = Flask(__name__)
+    scoped = orm.scoped_session(orm.sessionmaker())
+    UnitOfWork(app, session=scoped)
+    for _ in range(20):
+        engine = sa.create_engine(database.url)
+        with app.app_context(), scoped(bind=engine), transactional():
+            scoped.scalar(sa.select(1))
+        scoped.remove()
+        engine.dispose()
+        del engine
+        POOLS_OF_THE_TEST.clear()
+        gc.collect()
+
+    (worker,) = stats.read_boards(app).workers
+    assert [pool.bind for pool in worker.pools] == ["default"]
+    assert worker.untold == {}
 
 
 def test_each_app_of_a_factory_may_have_an_extension_of_its_own(database: Database, second_database: Database) -> None:
