@@ -16,7 +16,7 @@ class Body:
     :param request: the request, None outside of one.
     """
 
-    __slots__ = ("_had_form", "_positions", "_request", "_stream")
+    __slots__ = ("_had_form", "_positions", "_request", "_stream", "_taken")
 
     def __init__(self, request: Request | None) -> None:
         self._request = request
@@ -26,6 +26,7 @@ class Body:
             return
         self._had_form = "form" in vars(request)
         self._stream = _counted(request)
+        self._taken = self._stream.taken
         for file in _files(request):
             self._positions[id(file)] = None  # a closed one, which the unit cannot have read
             with contextlib.suppress(ValueError, OSError):
@@ -45,7 +46,7 @@ class Body:
                 file.stream.seek(position) if position is not None else None
             except (ValueError, OSError):
                 return False
-        return self._stream is None or not self._stream.taken or self._was_kept(self._request)
+        return self._stream is None or self._stream.taken == self._taken or self._was_kept(self._request)
 
     def _was_kept(self, request: Request) -> bool:
         """Whether Flask has kept the bytes that were taken off the stream: as data, or as a form that it has parsed."""
@@ -90,14 +91,12 @@ class _CountedStream:
 
 
 def _counted(request: Request) -> _CountedStream:
-    """Put the counting in the stream's place, where Flask and the app look for it."""
+    """Put the counting in the stream's place, where Flask and the app look for it; once for all units of a request."""
     touched = vars(request)
-    if "stream" in touched:
-        stream = _CountedStream(touched["stream"])
-        touched["stream"] = stream
-    else:
-        stream = _CountedStream(request.environ["wsgi.input"])
-        request.environ["wsgi.input"] = stream
+    place, name = (touched, "stream") if "stream" in touched else (request.environ, "wsgi.input")
+    stream = place[name]
+    if not isinstance(stream, _CountedStream):
+        stream = place[name] = _CountedStream(stream)
     return stream
 
 

@@ -50,6 +50,7 @@ from ._board import (
 from ._board_files import notice_removal
 from ._callsite import CallSite, application_site
 from ._drivers import server_process
+from ._fronts import made_of
 from ._pool import class_name
 from ._rules import report_at_teardown, violation
 from ._scopes import Scope, find_context
@@ -91,7 +92,7 @@ def _watched_class(base: Any) -> type[sa.Pool]:
                     pass  # nobody is that far away
                 except sa.exc.TimeoutError:  # another thread was faster
                     if self._uow_watch is not None:
-                        self._uow_watch.note_timeout()
+                        self._uow_watch.note_timeout(self)
                     raise
             watch = self._uow_watch
             return connect(self) if watch is None else watch.connect(self, connect)
@@ -105,7 +106,6 @@ def _watched_class(base: Any) -> type[sa.Pool]:
     return WatchedPool
 
 
-_watched_classes: dict[type[sa.Pool], type[sa.Pool]] = {}
 _WATCH = "_uow_watch"
 """Where a watched pool has its :class:`Watch`."""
 
@@ -119,9 +119,10 @@ def watch_pool(engine: sa.Engine, app: Flask) -> None:
     if not app_state.settings.stats or hasattr(engine.pool, _WATCH):
         return
     base = type(engine.pool)
-    if base not in _watched_classes:
-        _watched_classes[base] = _watched_class(base)
-    engine.pool.__class__ = _watched_classes[base]
+    made = made_of(base)
+    if Watch not in made:
+        made[Watch] = _watched_class(base)
+    engine.pool.__class__ = made[Watch]
     setattr(engine.pool, _WATCH, Watch(app_state, engine))
     for what in ("connect", "invalidate", "detach", "close"):
         event.listen(engine, what, _forget_checkout)
@@ -161,7 +162,8 @@ def _forget_checkout(dbapi_connection: Any, record: Any, *exception: Any) -> Non
 class Watch:
     """What is known of a pool besides what it knows itself.
 
-    A pool may outlive the app that has met it: Flask-SQLAlchemy's engines know their app by a weak reference alone.
+    A pool may serve several apps, and outlive the one that has met it: Flask-SQLAlchemy's engines know their app by a
+    weak reference alone.
 
     :param engine: whose pool it is.
     """
@@ -170,16 +172,16 @@ class Watch:
         self._find_app_state = weakref.ref(app_state)
         self._driver = engine.dialect.driver
         self._bind = _bind_name(app_state, engine)
-        self._row: tuple[Board | None, int] = (None, -1)
+        self._row: tuple[Callable[[], Board | None], int] = (lambda: None, -1)
 
     def connect(self, pool: sa.Pool, connect: Callable[[Any], Any]) -> Any:
         """Take a connection that somebody may have to wait for, or that no unit's session asks for."""
         board = self.board
         if board is None:
             return connect(pool)
-        self._describe(board, pool)
+        row = self._describe(board, pool)
         live, kind = self._find_holder(board, _getframe(2))
-        live.wait_for(self._row[1])
+        live.wait_for(row)
         is_full = isinstance(pool, sa.QueuePool) and -1 < pool._max_overflow <= pool.overflow() and not pool.checkedin()
         before, began_s = live.reals[live.at], time.monotonic()
         live.reals[live.at] = before // STATEMENT * STATEMENT + (WAITING + began_s)
@@ -191,15 +193,17 @@ class Watch:
             if kind != _UNIT:
                 live.free()
             if isinstance(error, sa.exc.TimeoutError):
-                self.note_timeout()
-            self._note_wait(board, time.monotonic() - began_s if is_full else 0.0)
+                self.note_timeout(pool)
+            _note_wait(board, row, time.monotonic() - began_s if is_full else 0.0)
             raise
         now_s = time.monotonic()
         live.wait_for(-1)
         live.reals[live.at] = before if kind == _UNIT else HELD + now_s
-        self._note_wait(board, now_s - began_s if is_full else 0.0)
+        _note_wait(board, row, now_s - began_s if is_full else 0.0)
         if kind != _UNIT:
-            checkout = connection.info.get(CHECKOUT) or self.know(connection, board)
+            checkout = connection.info.get(CHECKOUT)
+            if checkout is None or checkout.find_board() is not board:
+                checkout = self.know(connection, board)
             checkout.begin(live, now_s, connection)
             _note_taken(checkout, live)
         return connection
@@ -219,65 +223,72 @@ class Watch:
         kind = _OF_SESSION if is_of_session else _BY_HAND
         return board.occupy(kind, row, time.monotonic()), kind
 
-    def note_timeout(self) -> None:
+    def note_timeout(self, pool: sa.Pool) -> None:
         """Somebody has waited for a connection in vain."""
-        board, at = self.board, self._at(POOL_TIMEOUTS)
+        board = self.board
+        at = _at(self._describe(board, pool), POOL_TIMEOUTS) if board is not None else None
         if board is not None and at:
             board.count(at)
         app_state = self._app_state
         if app_state is not None:
             app_state.note_full(self._bind)
 
-    def _note_wait(self, board: Board, waited_s: float) -> None:
-        at = self._at(POOL_LONGEST_S)
-        if at and waited_s > board.reals[at]:
-            with board.lock:
-                board.reals[at] = max(waited_s, board.reals[at])
-
     @property
     def board(self) -> Board | None:
-        """The board of its app."""
+        """The board of the app that uses the pool."""
         app_state = self._app_state
         return app_state.board or app_state.open_board() if app_state is not None else None
 
     @property
     def _app_state(self) -> AppState | None:
-        """What is kept for its app; where that is gone, the app that uses the pool now takes its place."""
-        app_state = self._find_app_state()
-        if app_state is not None:
-            return app_state
-        context = find_context()
-        other: AppState | None = context.app.extensions.get(STATE_KEY) if context is not None else None
-        if other is not None:
-            self._find_app_state = weakref.ref(other)
-        return other
+        """What is kept for the app that uses the pool now; where that is not known, for the last one that did."""
+        known, context = self._find_app_state(), find_context()
+        user: AppState | None = context.app.extensions.get(STATE_KEY) if context is not None else None
+        if user is None or user is known or not user.settings.stats:
+            return known
+        self._find_app_state = weakref.ref(user)
+        return user
 
     def know(self, connection: Any, board: Board) -> Checkout:
-        """A connection is met for the first time: give it a place on the board."""
-        self._describe(board, connection._pool)
+        """A connection is met for the first time, or has been another app's: give it a place on the board."""
+        row = self._describe(board, connection._pool)
         app_state = self._app_state
         if app_state is not None:
             notice_removal(app_state.app, board)
         pid = server_process(self._driver, connection.dbapi_connection)
-        checkout: Checkout = Checkout(board, self._row[1], pid)
+        checkout: Checkout = Checkout(board, row, pid)
         connection.info[CHECKOUT] = checkout
         return checkout
 
-    def _describe(self, board: Board, pool: sa.Pool) -> None:
-        if self._row[0] is board:
-            return
-        self._row = (board, board.pool_row(self._bind, class_name(pool)))
+    def _describe(self, board: Board, pool: sa.Pool) -> int:
+        """Say once what pool it is.
+
+        :return: its row, -1 for none.
+        """
+        find_board, row = self._row
+        if find_board() is board:
+            return row
+        row = board.pool_row(self._bind, class_name(pool))
+        self._row = (weakref.ref(board), row)
         sizes = (-1, -1, -1)
         if isinstance(pool, sa.QueuePool):
             sizes = (pool.size(), pool._max_overflow, round(pool.timeout() * 1000))
         for field, number in zip((POOL_SIZE, POOL_MAX_OVERFLOW, POOL_TIMEOUT_MS), sizes, strict=True):
-            at = self._at(field)
+            at = _at(row, field)
             if at:
                 board.words[at] = number
+        return row
 
-    def _at(self, field: int) -> int | None:
-        row = self._row[1]
-        return AT_POOL_ROWS + POOL_WORDS * row + field if row >= 0 else None
+
+def _note_wait(board: Board, row: int, waited_s: float) -> None:
+    at = _at(row, POOL_LONGEST_S)
+    if at and waited_s > board.reals[at]:
+        with board.lock:
+            board.reals[at] = max(waited_s, board.reals[at])
+
+
+def _at(row: int, field: int) -> int | None:
+    return AT_POOL_ROWS + POOL_WORDS * row + field if row >= 0 else None
 
 
 def _is_of_session(frame: Any) -> bool:
@@ -292,8 +303,9 @@ def _bind_name(app_state: AppState, engine: sa.Engine) -> str:
     for name, each in named.items():
         if each is engine:
             return name
-    name = name_without_bind(engine, (*named, *app_state.watched_pools))
-    app_state.watched_pools.append(name)
+    known = [each for each in app_state.watched_pools if each[0]() is not None]
+    name = name_without_bind(engine, {*named, *(its_name for _, its_name in known)})
+    app_state.watched_pools = [*known, (weakref.ref(engine), name)]
     return name
 
 
@@ -334,15 +346,16 @@ class Checkout:
 
     :param pool_row: the row of its pool, -1 for none.
     :param pid: the server's process.
+    :ivar find_board: gives the board as long as its app is there, which a pool may outlive.
     :ivar number: its row and one, 0 if it has none.
     :ivar own: the place of whoever took it outside of units.
     :ivar is_of_session: whether that is a session that its context takes back.
     """
 
-    __slots__ = ("_at", "_board", "_since_s", "is_of_session", "number", "own")
+    __slots__ = ("_at", "_since_s", "find_board", "is_of_session", "number", "own")
 
     def __init__(self, board: Board, pool_row: int, pid: int) -> None:
-        self._board = board
+        self.find_board = weakref.ref(board)
         index = board.take_connection()
         self.number = 0 if index is None else index + 1
         self._at = 0 if index is None else AT_CONNECTIONS + CONNECTION_WORDS * index
@@ -356,8 +369,9 @@ class Checkout:
     def __del__(self) -> None:
         if self.own is not None:
             self.own.free()
-        if self.number:
-            self._board.free_connection(self.number - 1)
+        board = self.find_board()
+        if self.number and board is not None:
+            board.free_connection(self.number - 1)
 
     def begin(self, live: Live, now_s: float, pooled: Any) -> None:
         """It was taken outside of units; its pool calls back when it returns."""
@@ -374,9 +388,10 @@ class Checkout:
 
     def tell(self, live: Live | None) -> None:
         """Say who has it, where that does not say so itself."""
-        if self.number:
+        board = self.find_board()
+        if self.number and board is not None:
             held = 0 if live is None else live.turns << SLOT_BITS | live.index + 1
-            self._board.words[self._at + CONNECTION_HELD] = held
+            board.words[self._at + CONNECTION_HELD] = held
 
     def end(self) -> None:
         """It is back in the pool, or a unit's."""
@@ -384,7 +399,7 @@ class Checkout:
         if own is not None:
             self.tell(None)
             own.free()
-            self._board.count_checkout(time.monotonic() - self._since_s)
+            own.board.count_checkout(time.monotonic() - self._since_s)
 
 
 def hold(link: Link, state: SessionState) -> None:
@@ -392,7 +407,7 @@ def hold(link: Link, state: SessionState) -> None:
     pooled: Any = link.pooled
     record = pooled._connection_record  # its info by the public way takes twice as long
     checkout: Checkout | None = record.info.get(CHECKOUT) if record is not None else None
-    if checkout is None:
+    if checkout is None or checkout.find_board() is not state.board:
         checkout = _know(pooled, state)
         if checkout is None:
             return
@@ -446,8 +461,7 @@ def meet_by_hand(connection: sa.Connection) -> None:
 
 def _place(pooled: Any, checkout: Checkout, kind: int) -> None:
     """Say late who has a connection: the line that speaks is near the one that took it."""
-    watch: Watch | None = getattr(pooled._pool, _WATCH, None)
-    board = watch.board if watch is not None else None
+    board = checkout.find_board()
     if board is not None:
         site, now_s = application_site(), time.monotonic()
         live = board.occupy(kind, board.row(_label(site), site, is_inner=False), now_s)

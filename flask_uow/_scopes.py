@@ -37,11 +37,20 @@ else:
 contexts: ContextVar[AppContext] = app_ctx.__wrapped__  # type: ignore[attr-defined]
 
 
-class _Thread(threading.local):
-    """A thread's own mark; its number is reused, this is not."""
+class _Life:
+    """Lives as long as a thread."""
 
+    __slots__ = ("__weakref__",)
+
+
+Token = weakref.ref[_Life]
+"""A thread's own mark, which is dead when the thread has ended; its number is reused, this is not."""
+
+
+class _Thread(threading.local):
     def __init__(self) -> None:
-        self.token = object()
+        self._life = _Life()
+        self.token: Token = weakref.ref(self._life)
 
 
 thread = _Thread()
@@ -65,9 +74,9 @@ class Scope:
     turn: int | None = None
     written: float | None = None
 
-    def __init__(self, home: object) -> None:
+    def __init__(self, home: Token) -> None:
         self.home = home
-        self.slots: dict[object, list[Session]] = {}
+        self.slots: dict[Token, list[Session]] = {}
 
     def adopt(self, session: Session) -> None:
         """Know a session of another library."""

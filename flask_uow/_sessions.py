@@ -167,6 +167,7 @@ class OwnSessions:
     def _put(scope: Scope, slot: list[Session], session: Session) -> None:
         if slot is not scope.slots.get(scope.home):
             guarded_state(session).lock = threading.RLock()  # another thread takes it back
+            _forget_ended(scope)
         slot.append(session)
         if scope.is_over:  # looked at last, because another thread may be ending the context right now
             close_session(session)
@@ -423,6 +424,14 @@ def close_scope(scopes: Scopes, context: AppContext, exception: BaseException | 
         report_leaks(state_of_app(context.app), scope)
 
 
+def _forget_ended(scope: Scope) -> None:
+    """Forget the sessions of threads that have ended and left nothing in them: a context may outlive many threads."""
+    for token, slot in list(scope.slots.items()):
+        if token() is None and token is not scope.home and all(map(_has_nothing_to_close, slot)):
+            for session in scope.slots.pop(token, ()):
+                _close_of_another_thread(session, None)
+
+
 def _close_leaked(scopes: Scopes) -> None:
     leaked = scopes.leaked[:]
     del scopes.leaked[: len(leaked)]
@@ -460,6 +469,7 @@ def release_adopted(scope: Scope, exception: BaseException | None) -> None:
         state = state_of(session) if session is not None else None
         if session is None or state is None:
             continue
+        state.end_units()
         state.close()
         if exception is None:
             report_lost_writes(session)
@@ -502,6 +512,8 @@ def close_session(session: Session) -> bool:
     if state.generation != _fork.generation:
         return True
     links = state.links
+    if state.unit is not None:
+        state.end_units()
     state.close()
     state.is_over = state.is_own_call = True
     try:

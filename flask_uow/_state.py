@@ -53,7 +53,7 @@ class AppState:
     :param sessions: how its sessions are reached.
     :param readers: where its read-only units run; None for where all others do.
     :param dispatches: what serves a whole request as a unit; empty where requests are none.
-    :param watched_pools: what the pools of other libraries' engines are called.
+    :param watched_pools: other libraries' engines, and what their pools are called as long as there are those.
     :param board: where this process says what it does; None before there is something to say.
     :param note_full: is told the name of a pool that has had no connection for as long as somebody was to wait.
     :param view_labels: the label of each function that was called as a unit in a request, by endpoint, rule and method.
@@ -70,7 +70,7 @@ class AppState:
     readers: Readers | None = None
     dispatches: tuple[Callable[..., Any], ...] = ()
     board: Board | None = None
-    watched_pools: list[str] = field(default_factory=list)
+    watched_pools: list[tuple[weakref.ref[sa.Engine], str]] = field(default_factory=list)
     note_full: Callable[[str], None] = lambda bind: None
     board_lock: Any = field(default_factory=threading.Lock)
     view_labels: weakref.WeakKeyDictionary[Any, dict[tuple[str, str, str], str | None]] = field(
@@ -225,6 +225,13 @@ class SessionState:
     def rules(self) -> RuleBook:
         """The app's rule book."""
         return self.app_state.rules
+
+    def end_units(self) -> None:
+        """Let the units be over that the session is closed under."""
+        unit, self.unit = self.unit, None
+        while unit is not None:
+            unit.outlive_session()
+            unit = unit.parent
 
     def close(self) -> None:
         """Forget the units that its owner closes it under, and count what it did outside of units."""

@@ -75,6 +75,8 @@ _unit_began, _unit_committed, _unit_rolled_back = signals.unit_began, signals.un
 _COMMITTED, _ROLLED_BACK, _FAILED = int(End.COMMITTED), int(End.ROLLED_BACK), int(End.FAILED)
 _MANY_TOLD = STATEMENT * (1 << 16)
 """So many statements leave a time of which the last digit is a thirtieth of a second."""
+_CLOSED_BEFORE = "its session was closed before it ended"
+_END_BEFORE = "End the unit before its context, or the unit around it."
 SQLITE_HAS_ONE_WRITER = (
     "SQLite has one writer: a unit on a connection of its own cannot run after the unit around it has sent a statement."
 )
@@ -680,6 +682,7 @@ class Unit:
         state = self._state
         if not self.is_active or state.generation != _fork.generation or state.is_over:
             self.hooks = None  # in a forked child, they are the parent's to run
+            self._be_past()
             return exception or self._failure or self._outlived_error()
         if state.unit is not self:
             self._end_strays()
@@ -726,13 +729,30 @@ class Unit:
             if not self.was_committed:
                 self._notice_length(may_raise=False)
 
+    def _be_past(self) -> None:
+        """Let what was innermost around it be so again, if nothing else is."""
+        if get_innermost(None) is self:
+            set_innermost(self._around)
+
+    def outlive_session(self) -> None:
+        """Be over before the body has ended: its thread is not to take it for what is around its next units."""
+        self.leave_board(_ROLLED_BACK, is_error=True)
+        self._be_over(self._failure or self._not_committed(_CLOSED_BEFORE, _END_BEFORE))
+
+    def _be_over(self, error: BaseException) -> None:
+        """Be over before the body has ended.
+
+        :param error: what the body hears at its end.
+        """
+        self.is_active = False
+        self._failure = error
+        self._be_past()
+
     def _outlived_error(self) -> BaseException | None:
         if not self.is_active or not self._state.is_over:
             return None
         self.is_active = False
-        return self._not_committed(
-            "its session was closed before it ended", "End the unit before its context, or the unit around it."
-        )
+        return self._not_committed(_CLOSED_BEFORE, _END_BEFORE)
 
     def _carry_out(self, exception: BaseException | None) -> BaseException | None:
         joined = self._joined
@@ -794,8 +814,7 @@ class Unit:
             if stray._has_savepoint or stray._joined is not None or has_pending(self.session):
                 self._owner._unended = self._owner._unended or error
             stray._undo(error)
-            stray.is_active = False
-            stray._failure = error
+            stray._be_over(error)
             stray.leave_board(_FAILED, is_error=True)
             self._state.unit = stray.parent
 

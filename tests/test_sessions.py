@@ -15,6 +15,7 @@ from sqlalchemy.orm import session as orm_session
 from flask_uow import UnitOfWork, transactional
 from flask_uow._guard import guarded_class
 from flask_uow.exceptions import RuleViolationError
+from tests.conftest import POOLS_OF_THE_TEST
 from tests.databases import Database
 from tests.models import Item, checked_out, make_app, names, reuses_contexts
 
@@ -272,7 +273,7 @@ def test_a_class_of_the_users_own_is_closed_with_its_context(database: Database,
 
 @pytest.mark.parametrize("databases", ["one", "binds", "a reader"])
 def test_an_app_that_is_dropped_is_forgotten(database: Database, second_database: Database, databases: str) -> None:
-    """With the class of its sessions, and what that refers to."""
+    """With the classes of its sessions and its pool, and what those refer to."""
     configs: dict[str, dict[str, Any]] = {
         "one": {},
         "binds": {"SQLALCHEMY_BINDS": {"other": second_database.url}},
@@ -283,16 +284,23 @@ def test_an_app_that_is_dropped_is_forgotten(database: Database, second_database
         class Own(Session):
             of_app: Any = None
 
-        uow = UnitOfWork(session_options={"class_": Own})
-        app = Own.of_app = make_app(database, uow, **configs[databases])
+        class OwnPool(sa.QueuePool):
+            of_app: Any = None
+
+        uow = UnitOfWork(session_options={"class_": Own}, engine_options={"poolclass": OwnPool})
+        app = Own.of_app = OwnPool.of_app = make_app(database, uow, **configs[databases])
         with app.app_context(), transactional():
             uow.session.add(Item(name="a"))
-        return [weakref.ref(app), weakref.ref(Own)]
+        with app.app_context():
+            for engine in uow.engines.values():
+                engine.dispose()
+        return [weakref.ref(app), weakref.ref(Own), weakref.ref(OwnPool)]
 
     dropped = use_and_drop()
+    POOLS_OF_THE_TEST.clear()
     gc.collect()
 
-    assert [each() for each in dropped] == [None, None]
+    assert [each() for each in dropped] == [None, None, None]
 
 
 @pytest.mark.skipif(not hasattr(orm_session, "_SessionCloseState"), reason="SQLAlchemy 2.0.22 has this")

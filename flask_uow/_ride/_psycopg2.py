@@ -17,6 +17,7 @@ from psycopg2 import extensions, sql
 from psycopg2.extensions import connection as plain_connection
 from psycopg2.extensions import cursor as plain_cursor
 
+from .._fronts import in_front_of
 from ._characteristics import (
     AS_THE_SERVER,
     LEVELS,
@@ -53,8 +54,6 @@ _server_status: Callable[[plain_connection], int] = _members.get_transaction_sta
 
 # What texts were run, by the server's version, whose grammar they satisfied, and how it reads a backslash.
 _TEXTS: dict[tuple[int, str | None], Texts] = {}
-# The riding class in front of each class that a program has named.
-_CLASSES: dict[type[Any], type[RidingConnection]] = {}
 
 
 class RidingConnection(plain_connection):
@@ -777,10 +776,8 @@ def riding_connection_class(base: type[Any] | None) -> type[RidingConnection]:
         return RidingConnection
     if issubclass(base, RidingConnection):
         return base
-    if base not in _CLASSES:
-        namespace = {"__module__": base.__module__, "__doc__": base.__doc__}
-        _CLASSES[base] = type(base.__name__, (RidingConnection, base), namespace)
-    return _CLASSES[base]
+    riding: type[RidingConnection] = in_front_of(base, RidingConnection, __doc__=base.__doc__)
+    return riding
 
 
 def _raise_failed() -> NoReturn:

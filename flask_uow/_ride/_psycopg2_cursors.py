@@ -16,6 +16,7 @@ from psycopg2 import sql
 from psycopg2.extensions import connection as plain_connection
 from psycopg2.extensions import cursor as plain_cursor
 
+from .._fronts import in_front_of
 from ._positions import shift_back
 from ._riders import IDLE, IN_ERROR, IN_TRANSACTION, Riders, is_rider
 from ._shapes import are_odd
@@ -32,8 +33,6 @@ _RESETTING = frozenset(("RESET", "DISCARD ALL"))  # the tags of what takes the s
 _members: Any = plain_cursor
 _last_query = _members.query
 _last_tag = _members.statusmessage
-# The riding class in front of each class that a program has named, for named cursors or not.
-_CLASSES: dict[tuple[type[Any], bool], type[RidingCursor]] = {}
 _connection_members: Any = plain_connection
 # Those without a code after which something was sent: a connection that was lost, the end of a named cursor's rows.
 _ERRORS_OF_THE_WIRE = (psycopg2.OperationalError, psycopg2.DatabaseError, StopIteration)
@@ -528,8 +527,5 @@ def riding_cursor_class(base: type[Any], *, is_named: bool) -> type[RidingCursor
         return riding
     if issubclass(base, riding):
         return base
-    key = (base, is_named)
-    if key not in _CLASSES:
-        namespace = {"__module__": base.__module__, "__doc__": base.__doc__}
-        _CLASSES[key] = type(base.__name__, (riding, base), namespace)
-    return _CLASSES[key]
+    made: type[RidingCursor] = in_front_of(base, riding, __doc__=base.__doc__)
+    return made

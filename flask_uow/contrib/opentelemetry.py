@@ -72,9 +72,9 @@ def instrument(
         app.teardown_appcontext(_end_all)
     spans = app.extensions[_EXTENSION] = _UnitSpans(trace.get_tracer(_NAME, tracer_provider=tracer_provider))
     spans.listen_to(app)
-    # An SDK keeps the first of two instruments of one name; by the attribute, two apps have meters of their own.
+    # An SDK keeps the first of two instruments of one name; by the attribute, apps of other names have other meters.
     meter = metrics.get_meter(_NAME, meter_provider=meter_provider, attributes={"flask.app": app.name})
-    _create_instruments(meter, _OwnBoard(app))
+    _create_instruments(meter, _board_of(app, meter_provider))
 
 
 def uninstrument(app: Flask) -> None:
@@ -274,15 +274,16 @@ def _told_of(exception: BaseException) -> dict[str, str]:
 
 
 class _OwnBoard:
-    """What this process has published, read once for all of the instruments that are asked in a row.
+    """What this process has published of the apps of one name, read once for all of the instruments asked in a row."""
 
-    :param app: the app.
-    """
-
-    def __init__(self, app: Flask) -> None:
-        self._app = weakref.ref(app)  # an SDK never forgets its callbacks
+    def __init__(self) -> None:
+        self._apps: list[weakref.ref[Flask]] = []  # an SDK never forgets its callbacks
         self._asked: set[str] = set()
         self._reading: Reading | None = None
+
+    def add(self, app: Flask) -> None:
+        """Read of an app as well, as long as it is instrumented."""
+        self._apps = [*(each for each in self._apps if each() not in (None, app)), weakref.ref(app)]
 
     def reading_for(self, instrument: str) -> Reading | None:
         """Give what was read, anew if the instrument has had that already; None if there is nothing to tell."""
@@ -293,11 +294,22 @@ class _OwnBoard:
         return self._reading
 
     def _read(self) -> Reading | None:
-        app = self._app()
-        if app is None or _EXTENSION not in app.extensions:
-            return None
-        own = read_own(app)
-        return None if own is None else Reading.of(Boards((own,)))
+        apps = [app for each in self._apps if (app := each()) is not None and _EXTENSION in app.extensions]
+        known = map(read_own, apps)
+        workers = tuple(own for own in known if own is not None)
+        return Reading.of(Boards(workers)) if workers else None
+
+
+_boards: weakref.WeakKeyDictionary[object, dict[str, _OwnBoard]] = weakref.WeakKeyDictionary()
+"""By provider, and by the app's name: what an SDK has once been given goes on for the next app that has the name."""
+
+
+def _board_of(app: Flask, meter_provider: MeterProvider | None) -> _OwnBoard:
+    is_global = meter_provider in (None, metrics.get_meter_provider())
+    by_name = _boards.setdefault(metrics if is_global else meter_provider, {})
+    board = by_name.setdefault(app.name, _OwnBoard())
+    board.add(app)
+    return board
 
 
 def _create_instruments(meter: Meter, board: _OwnBoard) -> None:

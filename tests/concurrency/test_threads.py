@@ -4,8 +4,10 @@ import contextlib
 import contextvars
 import sys
 import threading
+import weakref
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import pytest
@@ -13,7 +15,7 @@ import sqlalchemy as sa
 from flask import Flask, copy_current_request_context, request
 from sqlalchemy.orm import Session
 
-from flask_uow import UnitOfWork, current_unit, signals, transactional
+from flask_uow import UnitOfWork, current_unit, signals, stats, transactional
 from flask_uow.exceptions import RuleViolationError, RuleWarning, UnitFailedError
 from tests.databases import Database
 from tests.models import Item, checked_out, make_app, names
@@ -169,6 +171,36 @@ def test_a_thread_under_another_ones_context_has_a_session_of_its_own(
 
     assert not session.in_transaction()
     assert checked_out(app) == 0
+
+
+def test_a_context_forgets_the_threads_that_have_ended_before_it(
+    app: Flask, uow: UnitOfWork, database: Database
+) -> None:
+    """A command's may start one for each of its jobs; only what one has left open is to be taken back."""
+    sessions: list[weakref.ref[Session]] = []
+
+    def work(number: int) -> None:
+        with transactional():
+            uow.session.execute(sa.insert(Item).values(name=f"item {number}"))
+        sessions.append(weakref.ref(uow.session()))
+
+    def read() -> Item:
+        return uow.session.scalars(sa.select(Item)).one()
+
+    with app.app_context():
+        run_in_thread(partial(contextvars.copy_context().run, work, 0))
+        left_open = run_in_thread(partial(contextvars.copy_context().run, read))
+        for number in range(1, 5):
+            run_in_thread(partial(contextvars.copy_context().run, work, number))
+        alive = [number for number, session in enumerate(sessions) if session() is not None]
+        (worker,) = stats.read_boards(app).workers
+        assert alive == [4]
+        assert worker.counts.sessions.opened - worker.counts.sessions.closed == 2
+        assert sa.inspect(left_open).session is not None
+        assert checked_out(app) == 1
+
+    assert checked_out(app) == 0
+    assert names(database) == [f"item {number}" for number in range(5)]
 
 
 def test_a_thread_is_closed_with_the_context_that_it_works_under(

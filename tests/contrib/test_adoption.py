@@ -80,6 +80,18 @@ def test_an_app_that_is_dropped_is_forgotten(make_owned: Callable[..., Owned]) -
     assert dropped() is None
 
 
+def test_a_unit_that_its_context_has_left_open_is_forgotten(owned: Owned, database: Database) -> None:
+    """Its thread goes on to serve others."""
+    with owned.app.app_context():
+        left_open = weakref.ref(transactional().__enter__())
+        owned.session().add(Item(name="lost"))
+        owned.session().flush()
+    gc.collect()
+
+    assert left_open() is None
+    assert names(database) == []
+
+
 @pytest.mark.parametrize("name", ["commit", "rollback", "close", "begin"])
 def test_an_end_by_hand_is_refused_inside_a_unit(owned: Owned, database: Database, name: str) -> None:
     """The owner's own session is under guard: the line is named, and the unit is as it was."""

@@ -17,6 +17,7 @@ from sqlalchemy import orm
 from flask_uow import UnitOfWork, stats, testing, transactional
 from flask_uow._state import state_of_app
 from flask_uow.exceptions import RuleViolationError
+from tests.conftest import POOLS_OF_THE_TEST
 from tests.databases import Database
 
 DEADLINE_S = 30.0
@@ -169,38 +170,86 @@ def test_an_app_of_a_factory_that_is_dropped_is_forgotten(database: Database, ex
     assert database.rows("SELECT x FROM t ORDER BY x") == [(0,), (1,), (2,)]
 
 
-def test_an_engine_that_outlives_its_app_is_the_next_ones(database: Database) -> None:
-    """Its pool is on the board of the app that uses it now."""
+def make_sharer(engine: sa.Engine) -> tuple[Flask, orm.scoped_session[orm.Session]]:
+    """An app on an engine that others use as well."""
+    app, scoped = Flask(__name__), orm.scoped_session(orm.sessionmaker(engine))
+    UnitOfWork(app, session=scoped)
+    app.teardown_appcontext(lambda exception: scoped.remove())
+    return app, scoped
+
+
+def told_pools(app: Flask) -> list[list[tuple[str, int | None]]]:
+    """The pools of each worker of an app, and how many of their connections are out."""
+    return [[(pool.bind, pool.checked_out) for pool in worker.pools] for worker in stats.read_boards(app).workers]
+
+
+@pytest.mark.parametrize("pool", ["emptied", "as it was"])
+def test_an_engine_that_outlives_its_app_is_the_next_ones(database: Database, pool: str) -> None:
+    """Its pool is on the board of the app that uses it now, and nothing keeps the board of the other."""
     engine = sa.create_engine(database.url)
-    scoped = orm.scoped_session(orm.sessionmaker(engine))
 
-    def make_app() -> Flask:
-        app = Flask(__name__)
-        UnitOfWork(app, session=scoped)
-        app.teardown_appcontext(lambda exception: scoped.remove())
-        return app
-
-    def use(app: Flask) -> None:
+    def use_and_drop() -> weakref.ref[Flask]:
+        app, scoped = make_sharer(engine)
         with app.app_context(), transactional():
             scoped.scalar(sa.select(1))
+        assert told_pools(app) == [[("default", 0)]]
+        return weakref.ref(app)
 
-    dropped = make_app()
-    use(dropped)
-    find_dropped = weakref.ref(dropped)
-    del dropped
+    find_dropped = use_and_drop()
     gc.collect()
     assert find_dropped() is None
-    engine.dispose()
-    app = make_app()
+    if pool == "emptied":
+        engine.dispose()
+    app, scoped = make_sharer(engine)
     with app.app_context():
-        connection = engine.connect()
-        gc.collect()
-        seen = stats.read_boards(app)
-        connection.close()
+        with transactional():
+            scoped.scalar(sa.select(1))
+            with engine.connect():
+                assert told_pools(app) == [[("default", 2)]]
+        assert told_pools(app) == [[("default", 0)]]
     engine.dispose()
 
-    (worker,) = seen.workers
-    assert [(pool.bind, pool.checked_out) for pool in worker.pools] == [("default", 1)]
+
+def test_two_apps_share_an_engine(database: Database) -> None:
+    """A connection is on the board of the app that has it, whichever had it before."""
+    engine = sa.create_engine(database.url)
+    apps = [make_sharer(engine) for _ in range(2)]
+
+    def told(app: Flask) -> tuple[str, bool]:
+        ((live, worker),) = [(live, worker) for worker in stats.read_boards(app).workers for live in worker.live]
+        assert [(pool.bind, pool.checked_out) for pool in worker.pools] == [("default", 1)]
+        assert sum(pools.count(("default", 1)) for pools in told_pools(app)) == 1
+        return live.kind, bool(live.backend_pids)
+
+    for app, scoped in apps * 2:
+        with app.app_context():
+            with transactional():
+                scoped.scalar(sa.select(1))
+                assert told(app) == ("unit", database.is_postgresql)
+            scoped.scalar(sa.select(1))
+            assert told(app) == ("session", database.is_postgresql)
+    assert told_pools(app) == [[("default", 0)]] * 2
+    engine.dispose()
+
+
+def test_the_names_of_engines_that_are_gone_are_others(database: Database) -> None:
+    """A board has room for sixteen pools, and an engine may be made for each of a thousand customers, one by one."""
+    app = Flask(__name__)
+    scoped = orm.scoped_session(orm.sessionmaker())
+    UnitOfWork(app, session=scoped)
+    for _ in range(20):
+        engine = sa.create_engine(database.url)
+        with app.app_context(), scoped(bind=engine), transactional():
+            scoped.scalar(sa.select(1))
+        scoped.remove()
+        engine.dispose()
+        del engine
+        POOLS_OF_THE_TEST.clear()
+        gc.collect()
+
+    (worker,) = stats.read_boards(app).workers
+    assert [pool.bind for pool in worker.pools] == ["default"]
+    assert worker.untold == {}
 
 
 def test_each_app_of_a_factory_may_have_an_extension_of_its_own(database: Database, second_database: Database) -> None:

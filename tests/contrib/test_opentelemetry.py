@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 from flask import Flask, abort, current_app
+from opentelemetry import metrics as metrics_api
 from opentelemetry import trace
 from opentelemetry.instrumentation.sqlalchemy import SQLAlchemyInstrumentor
 from opentelemetry.sdk.metrics import MeterProvider
@@ -437,7 +438,7 @@ def test_generators_that_end_out_of_order_leave_nothing_current(app: Flask, uow:
 
 
 def test_independent_generators_that_end_out_of_order(app: Flask, uow: UnitOfWork, traces: Traces) -> None:
-    """The last one's session is closed with the one before it: its span ends when the next unit begins."""
+    """The last one's session is closed with the one before it: its span ends when the next unit begins or ends."""
 
     def independent(label: str) -> Iterator[None]:
         with transactional(label=label, propagation="requires_new", read_only=True):
@@ -449,14 +450,14 @@ def test_independent_generators_that_end_out_of_order(app: Flask, uow: UnitOfWor
             next(each)
         list(second)
         list(first)
-        assert current_name() == "third"
+        assert current_name() is None
         with pytest.raises(UnitFailedError, match="session was closed"):
             list(third)
         with transactional(label="next"):
             assert current_name() == "next"
         assert current_name() is None
 
-    assert traces.tree() == [("second", "first"), ("first", None), ("third", "second"), ("next", None)]
+    assert traces.tree() == [("second", "first"), ("third", "second"), ("first", None), ("next", None)]
 
 
 def test_a_generator_that_is_left_ends_with_its_context(app: Flask, uow: UnitOfWork, traces: Traces) -> None:
@@ -813,6 +814,40 @@ def test_an_app_is_not_kept_by_its_instruments(reader: InMemoryMetricReader) -> 
     gc.collect()
 
     assert gone() is None
+    assert exported(reader) == {}
+    provider.shutdown()
+
+
+@pytest.mark.parametrize("of", ["a provider", "the global one"])
+def test_the_next_app_of_a_name_exports_in_its_place(
+    database: Database, reader: InMemoryMetricReader, monkeypatch: pytest.MonkeyPatch, of: str
+) -> None:
+    """A factory may be called again: an SDK has the first one's instruments, and takes no others of their names."""
+    provider = MeterProvider([reader])
+    if of == "the global one":
+        for module in (metrics_api, metrics_api._internal):
+            monkeypatch.setattr(module, "get_meter_provider", lambda: provider)
+
+    def serve(number: int, units: int) -> Flask:
+        app = make_app(database, UnitOfWork())
+        instrument(app, meter_provider=provider if of == "a provider" or number else None)
+        with app.app_context():
+            for unit in range(units):
+                with transactional(label="unit"):
+                    add(app.extensions["uow"], f"row {number} {unit}")
+        return app
+
+    dropped = weakref.ref(serve(0, 3))
+    gc.collect()
+    assert dropped() is None
+    app = serve(1, 2)
+    assert points(reader, "flask_uow.units_begun") == {(): 2}
+    other = serve(2, 5)
+    assert points(reader, "flask_uow.units_begun") == {(): 7}
+    assert points(reader, "flask_uow.label_units") == {("unit", "outermost"): 7}
+    uninstrument(app)
+    assert points(reader, "flask_uow.units_begun") == {(): 5}
+    uninstrument(other)
     assert exported(reader) == {}
     provider.shutdown()
 

@@ -1,8 +1,10 @@
 """Units inside units: Django's semantics for savepoints, Spring's names for the rest."""
 
+import gc
 import re
 import threading
 import time
+import weakref
 from collections.abc import Iterator
 from typing import Any
 
@@ -681,6 +683,34 @@ def test_an_independent_unit_that_a_generator_holds_is_closed_with_the_outer_one
             next(held, None)
 
     assert bench.committed() == ["next"]
+
+
+@pytest.mark.parametrize("propagation", ["nested", "required"])
+def test_a_unit_that_its_context_has_left_open_is_around_no_other(bench: Bench, propagation: str) -> None:
+    """The thread goes on to serve others, and keeps none of those units, nor what their hooks refer to."""
+    left_open: list[weakref.ref[Unit]] = []
+    for number in range(3):
+        with bench.app.app_context():
+            units = [transactional().__enter__()]
+            units.append(transactional(propagation=propagation).__enter__())  # type: ignore[call-overload]
+            bench.add(f"lost {number}")
+            left_open += map(weakref.ref, units)
+            del units
+    gc.collect()
+
+    assert [unit() for unit in left_open] == [None] * 6
+    with bench.app.app_context(), transactional() as unit:
+        assert not unit.has_unit_around
+    assert bench.committed() == []
+
+
+def test_a_savepoint_that_was_left_open_is_forgotten_with_the_unit_around_it(bench: Bench) -> None:
+    """The thread need not begin another unit for that."""
+    with bench.app.app_context():
+        with transactional():
+            left_open = weakref.ref(transactional().__enter__())
+        gc.collect()
+        assert left_open() is None
 
 
 def test_one_object_serves_generators_that_interleave(bench: Bench) -> None:

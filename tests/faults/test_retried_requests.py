@@ -1,6 +1,7 @@
 """A request whose unit is tried again: its body is read once more, or the client hears why not."""
 
 import io
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -179,6 +180,47 @@ def test_a_stream_that_was_read_before_the_unit_is_not_its_business(
 
     assert attempts.numbers == [1, 2]
     assert bodies[0] == bodies[1]
+
+
+def test_a_body_is_read_after_any_number_of_units(contested: Bench) -> None:
+    """A view that calls a function for each row of a file, say: none of them makes the body dearer to read."""
+
+    @transactional(retries=1)
+    def nothing() -> None: ...
+
+    @contested.app.post("/")
+    def view() -> bytes:
+        for _ in range(sys.getrecursionlimit()):
+            nothing()
+        return request.get_data()
+
+    assert contested.app.test_client().post("/", data=b"body").data == b"body"
+
+
+@pytest.mark.parametrize("part", ["first", "rest"])
+def test_what_an_earlier_unit_has_read_is_not_the_next_ones_business(
+    contested: Bench, attempts: Attempts, part: str
+) -> None:
+    """Of several units in one request, each answers for what itself has taken off the stream."""
+    taken: list[bytes] = []
+
+    @transactional(retries=1)
+    def earlier() -> None:
+        taken.append(request.stream.read(3))
+
+    bodies = serve(contested, attempts, lambda: request.stream.read() if part == "rest" else b"")
+    contested.app.before_request(earlier)
+    client = contested.app.test_client()
+
+    def post() -> str:
+        return client.post("/", data=b"123456", content_type="application/octet-stream").text
+
+    if part == "first":
+        assert post() == "value"
+        assert (taken, bodies) == ([b"123"], [b"", b""])
+    else:
+        with pytest.raises(UnitOptionsError, match="cannot be tried again"):
+            post()
 
 
 # ---- what of a body is gone

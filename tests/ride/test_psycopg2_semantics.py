@@ -1,9 +1,11 @@
 """A riding connection beside a plain one: whoever uses them must not see which is which."""
 
 import copy
+import gc
 import io
 import pickle
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
@@ -505,6 +507,27 @@ def test_cursor_factories(connect: MakeConnection, proxy: Proxy, factory: type, 
         assert proxy.requests()[0].startswith("BEGIN")
         riding.rollback()
         proxy.requests()
+
+
+@pytest.mark.parametrize("name", [None, "named"])
+def test_a_class_that_was_made_for_one_use_is_forgotten(postgres: PostgreSQLDatabase, name: str | None) -> None:
+    """Inside a function, a class is another one at each call."""
+
+    def use_and_drop() -> list[weakref.ref[Any]]:
+        class OwnCursor(psycopg2.extras.DictCursor): ...
+
+        class OwnConnection(extensions.connection): ...
+
+        own = psycopg2.connect(postgres.driverless_url, connection_factory=riding_factory(OwnConnection))
+        with own.cursor(name, cursor_factory=OwnCursor) as cursor:
+            cursor.execute("SELECT 1")
+        own.close()
+        return [weakref.ref(OwnCursor), weakref.ref(OwnConnection)]
+
+    dropped = use_and_drop()
+    gc.collect()
+
+    assert [each() for each in dropped] == [None, None]
 
 
 class OldFashioned(extensions.cursor):
