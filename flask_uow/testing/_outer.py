@@ -234,7 +234,7 @@ class OuterTransaction:
 
     def _undo(self, logical: LogicalConnection) -> None:
         self._clear_top(logical)
-        if self.is_aborted(logical):
+        if self._is_on_top(logical) and self.is_aborted(logical):  # else it was healed when it made way
             self._heal(logical)
         own = self._of(logical)
         place = self._savepoints.index(own[0]) if own else 0
@@ -267,7 +267,7 @@ class OuterTransaction:
         self._make_way(logical)
         if logical.is_aborted and not heals:
             raise logical.aborted_error()
-        if self._savepoints and self._savepoints[-1].owner is logical:
+        if self._is_on_top(logical):
             return
         is_first = not logical.is_open
         logical.is_open = True
@@ -333,8 +333,10 @@ class OuterTransaction:
         """Whether a connection's transaction takes nothing but a rollback."""
         if logical.is_aborted:
             return True
-        is_on_top = bool(self._savepoints) and self._savepoints[-1].owner is logical
-        return is_on_top and self.is_postgresql and _status(self.real) == _IN_ERROR
+        return self._is_on_top(logical) and self.is_postgresql and _status(self.real) == _IN_ERROR
+
+    def _is_on_top(self, logical: LogicalConnection) -> bool:
+        return bool(self._savepoints) and self._savepoints[-1].owner is logical
 
     # ---- savepoints
 
@@ -371,8 +373,7 @@ class OuterTransaction:
 
     def _check_constraints(self, logical: LogicalConnection) -> None:
         """Let the server check what it would have checked at COMMIT."""
-        is_on_top = bool(self._savepoints) and self._savepoints[-1].owner is logical
-        if self.is_postgresql and is_on_top and any(each.wrote for each in self._of(logical)):
+        if self.is_postgresql and self._is_on_top(logical) and any(each.wrote for each in self._of(logical)):
             for text in _CHECK:
                 self._send(text)
 

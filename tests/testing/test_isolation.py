@@ -327,6 +327,35 @@ def test_an_independent_unit_reports_what_has_failed(uow: UnitOfWork) -> None:
 
 @on_postgresql
 @pytest.mark.usefixtures("context")
+@on_postgresql
+@pytest.mark.usefixtures("context")
+@pytest.mark.parametrize("statement", ["SELECT 1 / 0", "INSERT INTO item (name) VALUES ('taken')"])
+def test_a_failed_transaction_that_made_way_is_rolled_back(
+    uow: UnitOfWork, statement: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It undoes nothing of the one that it has made way for, nor of the one in which it lay."""
+
+    def fail(report: str) -> None:
+        with transactional(propagation="requires_new"):
+            try:
+                uow.session.execute(sa.text(statement))
+            except sa.exc.DBAPIError:
+                add(uow, report, propagation="requires_new")
+                raise
+
+    add(uow, "taken")
+    with pytest.raises(sa.exc.DBAPIError):
+        fail("failure 1")
+    with transactional():
+        add(uow, "outer")
+        with pytest.raises(sa.exc.DBAPIError):
+            fail("failure 2")
+        add(uow, "outer again")
+
+    assert seen(uow) == ["failure 1", "failure 2", "outer", "outer again", "taken"]
+    assert "Exception during reset" not in caplog.text
+
+
 def test_a_writer_may_run_inside_a_read_only_unit(uow: UnitOfWork) -> None:
     """On a connection of its own; the outer one refuses writes again."""
     with pytest.raises(sa.exc.InternalError, match="read-only"), transactional(read_only=True):
