@@ -368,6 +368,19 @@ def test_a_unit_in_a_context_of_its_own_does_not_wait_for_the_one_around_it(benc
     assert bench.committed() == ["later", "outer"]
 
 
+@pytest.mark.parametrize("database", ["sqlite"], indirect=True)
+def test_a_writer_in_a_context_of_its_own_does_not_wait_for_a_reader_around_it(bench: Bench) -> None:
+    """What has read in its transaction keeps SQLite's other writers from their COMMIT, until it ends."""
+    with bench.app.app_context(), transactional(read_only=True):
+        with bench.app.app_context(), transactional():
+            bench.add("before its first statement")
+        assert bench.session.scalars(sa.select(Item.name)).all() == ["before its first statement"]
+        with pytest.raises(UnitOptionsError, match="SQLite has one writer"), bench.app.app_context(), transactional():
+            bench.add("behind it")
+
+    assert bench.committed() == ["before its first statement"]
+
+
 def test_a_unit_of_another_app_has_another_database_in_memory() -> None:
     """Two databases in memory have the same URL, and a lock each."""
     apps, uow = [Flask(name) for name in ("outer", "inner")], UnitOfWork()
