@@ -250,6 +250,20 @@ def test_units_that_hold_the_whole_pool_are_told_at_once(
 
 
 @pytest.mark.parametrize("database", ["psycopg2", "psycopg"], indirect=True)
+@pytest.mark.parametrize(("size", "overflow"), [(2, 0), (1, -1)], ids=["room for two", "no limit"])
+def test_a_pool_with_a_connection_left_is_not_full(make_bench: MakeBench, size: int, overflow: int) -> None:
+    """Units inside each other on one session hold one connection, and some pools have always one more."""
+    bench = make_bench(SQLALCHEMY_ENGINE_OPTIONS={"pool_size": size, "max_overflow": overflow})
+
+    with bench.app.app_context(), transactional():
+        bench.add("outer")
+        with transactional(), transactional(propagation="required"), transactional(propagation="requires_new"):
+            bench.add("inner")
+
+    assert bench.committed() == ["inner", "outer"]
+
+
+@pytest.mark.parametrize("database", ["psycopg2", "psycopg"], indirect=True)
 def test_a_pool_that_others_hold_is_waited_for(make_bench: MakeBench) -> None:
     """Another thread gives its connection back some time; and an outer unit that has sent nothing holds none."""
     bench = make_bench(SQLALCHEMY_ENGINE_OPTIONS={"pool_size": 1, "max_overflow": 0})
