@@ -292,3 +292,15 @@ class LogicalCursor:
             "executescript() commits what came before it, and cannot be had inside a test's transaction.",
             "Send the statements one by one, or make tables before the test.",
         )
+    def stream(self, text: Any, *parameters: Any, **options: Any) -> Any:
+        """Read rows as they come, as psycopg does."""
+        return self._logical.run(text, parameters[:1], lambda: self._real.stream(text, *parameters, **options))
+
+    def copy_from(self, *arguments: Any, **options: Any) -> Any:
+        """Copy a file into a table, as psycopg2 does."""
+        return self._logical.run(None, (), lambda: self._real.copy_from(*arguments, **options))
+
+    def copy_to(self, *arguments: Any, **options: Any) -> Any:
+        """Copy a table into a file, as psycopg2 does."""
+        return self._logical.run(None, (), lambda: self._real.copy_to(*arguments, **options))
+

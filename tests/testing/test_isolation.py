@@ -1,5 +1,6 @@
 """Isolation: the code under test does as in life, and nothing of it is left; what cannot hold says so."""
 
+import io
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
@@ -327,8 +328,6 @@ def test_an_independent_unit_reports_what_has_failed(uow: UnitOfWork) -> None:
 
 @on_postgresql
 @pytest.mark.usefixtures("context")
-@on_postgresql
-@pytest.mark.usefixtures("context")
 @pytest.mark.parametrize("statement", ["SELECT 1 / 0", "INSERT INTO item (name) VALUES ('taken')"])
 def test_a_failed_transaction_that_made_way_is_rolled_back(
     uow: UnitOfWork, statement: str, caplog: pytest.LogCaptureFixture
@@ -356,6 +355,8 @@ def test_a_failed_transaction_that_made_way_is_rolled_back(
     assert "Exception during reset" not in caplog.text
 
 
+@on_postgresql
+@pytest.mark.usefixtures("context")
 def test_a_writer_may_run_inside_a_read_only_unit(uow: UnitOfWork) -> None:
     """On a connection of its own; the outer one refuses writes again."""
     with pytest.raises(sa.exc.InternalError, match="read-only"), transactional(read_only=True):
@@ -673,6 +674,27 @@ def test_a_script_is_refused(app: Flask, uow: UnitOfWork) -> None:
     with isolated(app), app.app_context(), uow.engine.connect() as connection:
         with pytest.raises(IsolationError, match=r"executescript\(\) commits"):
             connection.connection.cursor().executescript("SELECT 1")
+
+
+@on_postgresql
+@pytest.mark.usefixtures("context")
+def test_what_a_driver_copies_or_streams_is_undone(uow: UnitOfWork, database: Database) -> None:
+    """What no statement of SQLAlchemy's writes is in its connection's transaction all the same."""
+
+    def write(number: int) -> None:
+        cursor: Any = connection.cursor()
+        if database.backend == "psycopg2":
+            cursor.copy_from(io.StringIO(f"{number}\titem {number}\n"), "item")
+        else:
+            list(cursor.stream(f"INSERT INTO item VALUES ({number}, 'item {number}') RETURNING id"))
+
+    with closing(uow.engine.raw_connection()) as connection:
+        write(1)
+        connection.rollback()
+        write(2)
+        connection.commit()
+
+    assert seen(uow) == ["item 2"]
 
 
 @on_postgresql
