@@ -10,7 +10,7 @@ from ._outer import OuterTransaction
 
 T = TypeVar("T")
 
-IDLE, IN_TRANSACTION, IN_ERROR = 0, 2, 3
+IDLE, IN_TRANSACTION, IN_ERROR, UNKNOWN = 0, 2, 3, 4
 
 _XACT_ID = "pg_current_xact_id_if_assigned()"
 
@@ -19,6 +19,8 @@ class LogicalSQLite(LogicalConnection):
     """sqlite3's: it begins a transaction by itself before what changes rows, unless it is told not to."""
 
     def __init__(self, outer: OuterTransaction) -> None:
+    _when_closed = ("ProgrammingError", "Cannot operate on a closed database.")
+
         super().__init__(outer)
         self.isolation_level = outer.real.isolation_level
 
@@ -31,11 +33,7 @@ class LogicalSQLite(LogicalConnection):
     def in_transaction(self) -> bool:
         """Whether one is open."""
         return self.is_open
-
-    @property
-    def closed(self) -> bool:
-        """Whether it is; sqlite3 does not say so of its own."""
-        return self._is_closed
+        self._check_open()
 
     def execute(self, text: str, parameters: Any = (), /) -> Any:
         """Execute a statement on a cursor of its own."""
@@ -95,14 +93,10 @@ class LogicalPostgreSQL(LogicalConnection):
     def transaction_status(self) -> int:
         """The status of its transaction, by libpq's number."""
         if not self.is_open:
+        if self._is_closed:
+            return UNKNOWN
             return IDLE
         return IN_ERROR if self._outer.is_aborted(self) else IN_TRANSACTION
-
-    def __enter__(self) -> LogicalPostgreSQL:
-        return self
-
-    def __exit__(self, kind: object, error: object, traceback: object) -> None:
-        self.commit() if kind is None else self.rollback()
 
     def as_seen(self, text: Any) -> Any:
         """A statement that has the answer in it that this connection would get in life.
@@ -127,6 +121,8 @@ class LogicalPsycopg2(LogicalPostgreSQL):
     """psycopg2's."""
 
     def get_transaction_status(self) -> int:
+    _when_closed = ("InterfaceError", "connection already closed")
+
         """The status of its transaction, by libpq's number."""
         return self.transaction_status
 
@@ -159,6 +155,12 @@ class LogicalPsycopg(LogicalPostgreSQL):
         return _Seen(self._outer.real.info, self)
 
     @property
+    _when_closed = ("OperationalError", "the connection is closed")
+
+    def __exit__(self, kind: object, error: object, traceback: object) -> None:
+        super().__exit__(kind, error, traceback)
+        self.close()
+
     def read_only(self) -> bool | None:
         """Whether the next transaction is read-only."""
         return self.readonly

@@ -676,6 +676,23 @@ def test_a_script_is_refused(app: Flask, uow: UnitOfWork) -> None:
             connection.connection.cursor().executescript("SELECT 1")
 
 
+@pytest.mark.usefixtures("context")
+def test_a_drivers_connection_is_a_block_as_in_life(uow: UnitOfWork, database: Database) -> None:
+    """It commits, or rolls back what has raised; psycopg's is closed by it."""
+    pooled: Any
+    with closing(uow.engine.raw_connection()) as pooled, pooled.driver_connection as connection:
+        connection.cursor().execute("INSERT INTO item (name) VALUES ('kept')")
+    with closing(uow.engine.raw_connection()) as pooled:
+        with pytest.raises(LookupError, match="no such account"), pooled.driver_connection as connection:
+            connection.cursor().execute("INSERT INTO item (name) VALUES ('undone')")
+            raise LookupError("no such account")
+        assert bool(getattr(connection, "closed", False)) == (database.backend == "psycopg")
+        if database.backend == "psycopg":
+            pooled.invalidate()
+
+    assert seen(uow) == ["kept"]
+
+
 @on_postgresql
 @pytest.mark.usefixtures("context")
 def test_what_a_driver_copies_or_streams_is_undone(uow: UnitOfWork, database: Database) -> None:
@@ -695,6 +712,27 @@ def test_what_a_driver_copies_or_streams_is_undone(uow: UnitOfWork, database: Da
         connection.commit()
 
     assert seen(uow) == ["item 2"]
+
+
+@pytest.mark.parametrize("goes_on", [True, False], ids=["which goes on", "at its end"])
+@pytest.mark.usefixtures("context")
+def test_a_unit_whose_connection_is_closed_is_lost(uow: UnitOfWork, database: Database, *, goes_on: bool) -> None:
+    """It fails by the error that it has in life; the pool lends another connection."""
+    error: type[Exception] = UnitFailedError
+    reason = "was not committed"
+    if goes_on or not database.is_postgresql:
+        driver = uow.engine.dialect.loaded_dbapi
+        error, reason = (sa.exc.DBAPIError if goes_on else driver.Error), "(?i)closed"
+    with pytest.raises(error, match=reason), transactional():
+        add(uow, "lost")
+        pooled: Any = uow.session.connection().connection
+        pooled.driver_connection.close()
+        if goes_on:
+            uow.session.execute(sa.text("INSERT INTO item (name) VALUES ('half')"))
+    uow.session.remove()
+
+    add(uow, "next")
+    assert seen(uow) == ["next"]
 
 
 @on_postgresql
