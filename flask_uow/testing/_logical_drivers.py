@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
+from .._ride._characteristics import level_of, on_or_off
 from ._logical import LogicalConnection
 from ._outer import OuterTransaction
 
@@ -18,9 +19,9 @@ _XACT_ID = "pg_current_xact_id_if_assigned()"
 class LogicalSQLite(LogicalConnection):
     """sqlite3's: it begins a transaction by itself before what changes rows, unless it is told not to."""
 
-    def __init__(self, outer: OuterTransaction) -> None:
     _when_closed = ("ProgrammingError", "Cannot operate on a closed database.")
 
+    def __init__(self, outer: OuterTransaction) -> None:
         super().__init__(outer)
         self.isolation_level = outer.real.isolation_level
 
@@ -32,8 +33,8 @@ class LogicalSQLite(LogicalConnection):
     @property
     def in_transaction(self) -> bool:
         """Whether one is open."""
-        return self.is_open
         self._check_open()
+        return self.is_open
 
     def execute(self, text: str, parameters: Any = (), /) -> Any:
         """Execute a statement on a cursor of its own."""
@@ -92,9 +93,9 @@ class LogicalPostgreSQL(LogicalConnection):
     @property
     def transaction_status(self) -> int:
         """The status of its transaction, by libpq's number."""
-        if not self.is_open:
         if self._is_closed:
             return UNKNOWN
+        if not self.is_open:
             return IDLE
         return IN_ERROR if self._outer.is_aborted(self) else IN_TRANSACTION
 
@@ -120,9 +121,9 @@ class LogicalPostgreSQL(LogicalConnection):
 class LogicalPsycopg2(LogicalPostgreSQL):
     """psycopg2's."""
 
-    def get_transaction_status(self) -> int:
     _when_closed = ("InterfaceError", "connection already closed")
 
+    def get_transaction_status(self) -> int:
         """The status of its transaction, by libpq's number."""
         return self.transaction_status
 
@@ -135,14 +136,30 @@ class LogicalPsycopg2(LogicalPostgreSQL):
         self, isolation_level: Any = None, readonly: Any = None, deferrable: Any = None, autocommit: Any = None
     ) -> None:
         """Set what the next transaction is to be."""
-        given = {"isolation_level": isolation_level, "readonly": readonly, "deferrable": deferrable}
-        for name, value in (given | {"autocommit": autocommit}).items():
-            if value is not None:
-                setattr(self, name, None if isinstance(value, str) and value.upper() == "DEFAULT" else value)
+        if isolation_level is not None:
+            self.isolation_level = level_of(isolation_level)
+        if readonly is not None:
+            self.readonly = on_or_off(readonly)
+        if deferrable is not None:
+            self.deferrable = on_or_off(deferrable)
+        if autocommit is not None:
+            self.autocommit = bool(autocommit)
+
+    def aborted_error(self) -> Exception:
+        """The driver's error for a statement in a transaction that has failed, with the server's code."""
+        error: Any = super().aborted_error()
+        error.__setstate__({"pgcode": "25P02", "pgerror": f"ERROR:  {error}\n"})
+        return cast(Exception, error)
 
 
 class LogicalPsycopg(LogicalPostgreSQL):
     """psycopg's."""
+
+    _when_closed = ("OperationalError", "the connection is closed")
+
+    def __exit__(self, kind: object, error: object, traceback: object) -> None:
+        super().__exit__(kind, error, traceback)
+        self.close()
 
     @property
     def pgconn(self) -> Any:
@@ -155,12 +172,6 @@ class LogicalPsycopg(LogicalPostgreSQL):
         return _Seen(self._outer.real.info, self)
 
     @property
-    _when_closed = ("OperationalError", "the connection is closed")
-
-    def __exit__(self, kind: object, error: object, traceback: object) -> None:
-        super().__exit__(kind, error, traceback)
-        self.close()
-
     def read_only(self) -> bool | None:
         """Whether the next transaction is read-only."""
         return self.readonly

@@ -12,6 +12,7 @@ from flask import Flask
 from sqlalchemy import orm
 
 from flask_uow import UnitOfWork, current_unit, transactional
+from flask_uow._drivers import sqlstate
 from flask_uow.exceptions import IsolationError, RuleViolationError, RuleWarning, UnitFailedError, UnitOptionsError
 from flask_uow.testing import Isolation, _outer, isolated
 from tests.contrib.owners import OWNERS
@@ -733,6 +734,44 @@ def test_a_unit_whose_connection_is_closed_is_lost(uow: UnitOfWork, database: Da
 
     add(uow, "next")
     assert seen(uow) == ["next"]
+
+
+@on_postgresql
+@pytest.mark.usefixtures("context")
+def test_a_failed_transaction_has_the_servers_code(uow: UnitOfWork) -> None:
+    """Also where the server was healed of it for another one."""
+    driver: Any = uow.engine.dialect.loaded_dbapi
+    with closing(uow.engine.raw_connection()) as connection:
+        cursor = connection.cursor()
+        with pytest.raises(driver.ProgrammingError, match="no_such_column"):
+            cursor.execute("SELECT no_such_column")
+        assert seen(uow) == []  # for which the failed one makes way
+        with pytest.raises(driver.errors.InFailedSqlTransaction, match="transaction is aborted") as caught:
+            cursor.execute("SELECT 1")
+        connection.rollback()
+
+    assert sqlstate(caught.value) == "25P02"
+
+
+@pytest.mark.parametrize("database", ["psycopg2"], indirect=True)
+@pytest.mark.usefixtures("context")
+def test_a_sessions_characteristics_are_read_as_they_are_set(uow: UnitOfWork) -> None:
+    """psycopg2 takes a name, and answers by a number; read-only is kept."""
+    with closing(uow.engine.raw_connection()) as pooled:
+        connection: Any = pooled.driver_connection
+        connection.set_session(isolation_level="serializable", readonly=True, deferrable=True)
+        given = connection.isolation_level, connection.readonly, connection.deferrable
+        with pytest.raises(connection.InternalError, match="read-only transaction"):
+            connection.cursor().execute("INSERT INTO item (name) VALUES ('refused')")
+        connection.rollback()
+        connection.set_session(isolation_level="default", readonly="default", deferrable="default", autocommit=True)
+        back = connection.isolation_level, connection.readonly, connection.deferrable
+        connection.cursor().execute("INSERT INTO item (name) VALUES ('at once')")
+        connection.rollback()
+        connection.autocommit = False
+
+    assert (given, back) == ((3, True, True), (None, None, None))
+    assert seen(uow) == ["at once"]
 
 
 @on_postgresql
