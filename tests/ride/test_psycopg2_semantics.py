@@ -226,6 +226,20 @@ def test_unknown_savepoint_is_an_error_at_once(either: Any) -> None:
     assert fail(either, "RELEASE SAVEPOINT nope").pgcode == "3B001"
 
 
+@pytest.mark.parametrize("end", ["ROLLBACK TO b", "RELEASE b"])
+def test_savepoints_of_one_name(either: Any, end: str) -> None:
+    """Behind the end of the inner one, or of what it lies in, a rollback goes back to the outer one."""
+    for statement in (
+        *("SAVEPOINT a", "INSERT INTO t VALUES (1)", "SAVEPOINT b", "SAVEPOINT a", "INSERT INTO t VALUES (2)"),
+        *(end, "ROLLBACK TO a"),
+    ):
+        either.cursor().execute(statement)
+    cursor = either.cursor()
+    cursor.execute("SELECT id FROM t")
+
+    assert cursor.fetchall() == []
+
+
 def test_savepoint_with_a_reserved_name_is_an_error_at_once(either: Any) -> None:
     """Dropped at COMMIT, its error would be lost; quoted, it is a name as any other."""
     cursor = either.cursor()
