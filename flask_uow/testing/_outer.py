@@ -234,8 +234,7 @@ class OuterTransaction:
 
     def _undo(self, logical: LogicalConnection) -> None:
         self._clear_top(logical)
-        if self._is_on_top(logical) and self.is_aborted(logical):  # else it was healed when it made way
-            self._heal(logical)
+        self._heal(logical)
         own = self._of(logical)
         place = self._savepoints.index(own[0]) if own else 0
         has_written = any(each.wrote for each in own)
@@ -299,8 +298,7 @@ class OuterTransaction:
             owner = self._savepoints[-1].owner
             if owner is None or owner is logical:
                 return False
-            if self.is_aborted(owner):
-                self._heal(owner)
+            self._heal(owner)
             if not self._move(owner):
                 thread = owner.thread
                 return thread is not threading.current_thread() and thread.is_alive()
@@ -320,12 +318,16 @@ class OuterTransaction:
         return True
 
     def _heal(self, owner: LogicalConnection) -> None:
-        """Undo what the server has aborted, back to its innermost savepoint; the connection goes on being aborted."""
+        """Undo what the server has aborted, back to its innermost savepoint; the connection goes on being aborted.
+
+        Once: what is innermost when it has made way, or is to be undone, is another savepoint.
+        """
+        if owner.is_aborted or not self.is_aborted(owner):
+            return
         top = self._savepoints[-1]
         if top.holds_commit:
             self._lose_commit()
-        if not owner.is_aborted:
-            self._send(f"ROLLBACK TO SAVEPOINT {top.name}")
+        self._send(f"ROLLBACK TO SAVEPOINT {top.name}")
         owner.is_aborted = True
         top.wrote = top.holds_commit = False
 

@@ -356,6 +356,54 @@ def test_a_failed_transaction_that_made_way_is_rolled_back(
     assert "Exception during reset" not in caplog.text
 
 
+@pytest.fixture
+def connections(uow: UnitOfWork) -> Iterator[list[sa.Connection]]:
+    """Two, outside of sessions."""
+    with uow.engine.connect() as first, uow.engine.connect() as second:
+        yield [first, second]
+
+
+def insert(connection: sa.Connection, name: str) -> None:
+    connection.execute(sa.text(f"INSERT INTO item (name) VALUES ('{name}')"))
+
+
+@on_postgresql
+@pytest.mark.usefixtures("context")
+def test_savepoints_of_two_connections_are_told_apart(connections: list[sa.Connection], uow: UnitOfWork) -> None:
+    """SQLAlchemy calls them alike: each goes back to its own."""
+    first, second = connections
+    first.execute(sa.text("SELECT 1"))
+    savepoint = first.begin_nested()
+    insert(first, "undone")
+    inner = second.begin_nested()
+    insert(second, "undone as well")
+    inner.rollback()
+    second.rollback()
+    savepoint.rollback()
+    insert(first, "kept")
+    first.commit()
+
+    assert seen(uow) == ["kept"]
+
+
+@on_postgresql
+@pytest.mark.usefixtures("context")
+def test_a_failed_transaction_that_made_way_undoes_all_of_its_own(
+    connections: list[sa.Connection], uow: UnitOfWork
+) -> None:
+    """What it had written before another one began, too."""
+    first, second = connections
+    insert(first, "undone")
+    insert(second, "of another")
+    with pytest.raises(sa.exc.DataError, match="division by zero"):
+        first.execute(sa.text("SELECT 1 / 0"))
+    insert(second, "of another again")
+    second.rollback()
+    first.rollback()
+
+    assert seen(uow) == []
+
+
 @on_postgresql
 @pytest.mark.usefixtures("context")
 def test_a_writer_may_run_inside_a_read_only_unit(uow: UnitOfWork) -> None:
