@@ -266,12 +266,13 @@ class OuterTransaction:
         self._make_way(logical)
         if logical.is_aborted and not heals:
             raise logical.aborted_error()
-        if self._is_on_top(logical):
+        moved = logical.take_moved()
+        if self._is_on_top(logical) and not moved:
             return
         is_first = not logical.is_open
         logical.is_open = True
         self._push(Savepoint(logical, f"uow_test_{next(self._numbers)}"))
-        for name in logical.take_moved():
+        for name in moved:
             self._push(Savepoint(logical, name, is_own=True))
         if not is_first:
             logical.apply_settings(self)

@@ -388,6 +388,25 @@ def test_savepoints_of_two_connections_are_told_apart(connections: list[sa.Conne
 
 @on_postgresql
 @pytest.mark.usefixtures("context")
+def test_a_savepoint_is_there_again_for_who_made_way(connections: list[sa.Connection], uow: UnitOfWork) -> None:
+    """Also where an earlier part of its transaction has written, and is the innermost."""
+    first, second = connections
+    for name, connection in (("first", first), ("second", second), ("first again", first)):
+        insert(connection, name)
+    savepoint = second.begin_nested()
+    with pytest.raises(sa.exc.DataError, match="division by zero"):
+        first.execute(sa.text("SELECT 1 / 0"))
+    savepoint.commit()
+    second.commit()
+    assert seen(uow) == ["first", "second"]
+
+    first.rollback()
+    with pytest.raises(IsolationError, match="another one had committed inside"):
+        seen(uow)
+
+
+@on_postgresql
+@pytest.mark.usefixtures("context")
 def test_a_failed_transaction_that_made_way_undoes_all_of_its_own(
     connections: list[sa.Connection], uow: UnitOfWork
 ) -> None:
