@@ -172,6 +172,9 @@ class OuterTransaction:
         with self._changed:
             self._open(logical)
             place = self._place_of(logical, name)
+            if place is not None and self._has_others(logical, place):
+                self._savepoints[place].is_own = False  # it goes with its transaction: they lie upon it
+                return
             self._send(f"RELEASE SAVEPOINT {name}")
             if place is not None:
                 self._drop(place, is_commit=False)
@@ -181,7 +184,9 @@ class OuterTransaction:
         with self._changed:
             self._open(logical, heals=True)
             place = self._place_of(logical, name)
-            if place is not None and any(each.holds_commit for each in self._savepoints[place:]):
+            if place is not None and self._has_others(logical, place):
+                self._lose(f"A savepoint was rolled back while a transaction upon it was open, {_UNTRUE}", _EARLIER)
+            elif place is not None and any(each.holds_commit for each in self._savepoints[place:]):
                 self._lose_commit()
             self._send(f"ROLLBACK TO SAVEPOINT {name}")
             logical.is_aborted = False
@@ -353,9 +358,14 @@ class OuterTransaction:
 
     def _place_of(self, logical: LogicalConnection, name: str) -> int | None:
         for place in range(len(self._savepoints) - 1, -1, -1):
-            if self._savepoints[place].owner is logical and self._savepoints[place].name == name:
+            savepoint = self._savepoints[place]
+            if savepoint.owner is logical and savepoint.is_own and savepoint.name == name:
                 return place
         return None
+
+    def _has_others(self, logical: LogicalConnection, place: int) -> bool:
+        """Whether savepoints that are not a connection's own lie upon one of its own."""
+        return any(each.owner is not logical for each in self._savepoints[place:])
 
     def _push(self, savepoint: Savepoint) -> None:
         self._send(f"SAVEPOINT {savepoint.name}")

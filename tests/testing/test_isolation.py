@@ -425,6 +425,35 @@ def test_a_failed_transaction_that_made_way_undoes_all_of_its_own(
 
 @on_postgresql
 @pytest.mark.usefixtures("context")
+def test_a_savepoint_below_another_transaction_stays(connections: list[sa.Connection]) -> None:
+    """It cannot be rolled back: what lies upon it would be lost in silence."""
+    first, second = connections
+    savepoint = first.begin_nested()
+    insert(first, "first")
+    insert(second, "second")
+    with pytest.raises(IsolationError, match="A savepoint was rolled back while a transaction upon it was open"):
+        savepoint.rollback()
+        insert(second, "lost")
+
+
+@on_postgresql
+@pytest.mark.usefixtures("context")
+def test_a_savepoint_below_another_transaction_is_released(connections: list[sa.Connection], uow: UnitOfWork) -> None:
+    """Nothing of what lies upon it is ended by that."""
+    first, second = connections
+    savepoint = first.begin_nested()
+    insert(first, "first")
+    insert(second, "second")
+    savepoint.commit()
+    insert(second, "second again")
+    second.commit()
+    first.commit()
+
+    assert seen(uow) == ["first", "second", "second again"]
+
+
+@on_postgresql
+@pytest.mark.usefixtures("context")
 def test_a_writer_may_run_inside_a_read_only_unit(uow: UnitOfWork) -> None:
     """On a connection of its own; the outer one refuses writes again."""
     with pytest.raises(sa.exc.InternalError, match="read-only"), transactional(read_only=True):
