@@ -209,6 +209,23 @@ def test_a_kept_exception_does_not_fail_what_was_joined(bench: Bench) -> None:
     assert bench.committed() == ["row"]
 
 
+@pytest.mark.parametrize("is_undone", [True, False], ids=["undone", "kept"])
+def test_a_savepoint_by_hand_that_was_left_open_ends_with_its_unit(bench: Bench, is_undone: bool) -> None:
+    """What was done in it has the fate of the unit inside which it was made, and the outer one goes on."""
+    with bench.app.app_context(), transactional():
+        bench.add("outer")
+        with transactional() as unit:
+            bench.add("inner")
+            bench.session.begin_nested()
+            bench.add("by hand")
+            if is_undone:
+                unit.set_rollback_only()
+        bench.add("outer again")
+
+    of_inner = [] if is_undone else ["by hand", "inner"]
+    assert bench.committed() == [*of_inner, "outer", "outer again"]
+
+
 def test_set_rollback_only_in_a_join_is_the_whole_units(bench: Bench) -> None:
     """No exception, nothing kept."""
     with bench.app.app_context(), transactional():
