@@ -265,6 +265,18 @@ def test_binds_beside_a_reader(make_bench: MakeBench, both: Replicated, is_bound
         assert bench.uow.session.scalars(sa.select(logged.c.name)).all() == ["new"]
 
 
+@pytest.mark.parametrize("mode", ["lsn", "time"])
+def test_a_write_to_a_bind_keeps_nobody_from_the_reader(make_bench: MakeBench, both: Replicated, mode: str) -> None:
+    """The reader has no copy of it to be late with."""
+    bench = make_bench(SQLALCHEMY_BINDS={"log": both.primary.url}, UOW_READ_YOUR_WRITES=mode)
+    logged = sa.Table("item", sa.MetaData(), sa.Column("name"), info={"bind_key": "log"})
+    bench.both.pause()
+    with bench.app.app_context():
+        with transactional():
+            bench.uow.session.execute(sa.insert(logged).values(name="new"))
+        assert bench.read()
+
+
 def test_two_phases_beside_a_reader(make_bench: MakeBench, both: Replicated) -> None:
     """A unit that reads in two databases ends on the standby as well."""
     bench = make_bench(SQLALCHEMY_BINDS={"log": both.primary.url}, UOW_TWO_PHASE=True)
