@@ -272,12 +272,12 @@ def connection_begun(session: Session, transaction: SessionTransaction, connecti
     _, _, ends_transaction, closes_connection = transaction._connections[connection]  # whether SQLAlchemy does so
     link = know_connection(state, connection, None if closes_connection else not ends_transaction)
     unit = state.unit
-    if unit is None:
-        _notice_begin(session, state)
-    elif state.is_own_call and not outermost_of(unit).owns(transaction):
+    if unit is not None and state.is_own_call and not outermost_of(unit).owns(transaction):
         unit = None  # a listener to its end has begun another transaction
     begin = _begin if state.lock is None else _begin_locked
     begin(link, connection, unit)
+    if state.unit is None:
+        _notice_begin(session, state)  # which may raise, and whoever swallows that goes on in the transaction
     if unit is not None and unit.parent is not None and session.connection_callable is not None:
         unit.expose(connection)
 
