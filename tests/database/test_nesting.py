@@ -647,6 +647,25 @@ def test_a_deadline_inside_ends_its_own_statements_alone(bench: Bench) -> None:
 
 
 @pytest.mark.parametrize("database", ["psycopg2", "psycopg"], indirect=True)
+@pytest.mark.parametrize("rides", [True, False])
+@pytest.mark.parametrize("propagation", ["nested", "required"])
+def test_a_deadline_inside_a_later_one_gives_the_time_back(
+    make_bench: MakeBench, propagation: Any, *, rides: bool
+) -> None:
+    """The server takes the lower of two limits, and has to forget the inner one."""
+    bench = make_bench(UOW_RIDE=rides)
+    limit_ms = sa.text("SELECT setting::int FROM pg_settings WHERE name = 'statement_timeout'")
+    with bench.app.app_context(), transactional(timeout=6000):
+        with transactional(propagation=propagation, timeout=60):
+            inner_ms = bench.session.scalar(limit_ms)
+        outer_ms = bench.session.scalar(limit_ms)
+
+    assert inner_ms is not None
+    assert outer_ms is not None
+    assert 0 < inner_ms <= 60_000 < outer_ms <= 6_000_000
+
+
+@pytest.mark.parametrize("database", ["psycopg2", "psycopg"], indirect=True)
 def test_the_first_statement_may_come_in_an_inner_unit(bench: Bench) -> None:
     """What a unit, or a listener, says when the transaction begins is said once, before the savepoint's statements."""
 
