@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 from flask import Request
 
+_READING = frozenset(("read", "read1", "readall", "readinto", "readinto1", "readline", "readlines"))
 _FORMS = ("multipart/form-data", "application/x-www-form-urlencoded")
 
 
@@ -55,39 +58,32 @@ class Body:
 
 
 class _CountedStream:
-    """A request's stream that counts what is taken off it; Werkzeug looks whether it has ``readinto``, as few have."""
+    """A request's stream that counts what is taken off it, by whichever of its methods; servers' have not the same."""
 
     def __init__(self, stream: Any) -> None:
         self._stream = stream
         self.taken = 0
-        if hasattr(stream, "readinto"):
-            self.readinto = self._readinto
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self._stream, name)
+        found = getattr(self._stream, name)
+        return partial(self._read_by, found) if name in _READING else found
 
-    def __iter__(self) -> Any:
-        for line in self._stream:
-            self.taken += len(line)
-            yield line
+    def __iter__(self) -> Iterator[bytes]:
+        return map(self._take, self._stream)
 
-    def _take(self, data: Any) -> Any:
-        self.taken += len(data) if isinstance(data, bytes) else int(data or 0)
-        return data
+    def __next__(self) -> Any:
+        return self._take(next(self._stream))
 
-    def read(self, *size: Any) -> Any:
-        return self._take(self._stream.read(*size))
+    def _read_by(self, read: Callable[..., Any], *arguments: Any) -> Any:
+        return self._take(read(*arguments))
 
-    def readline(self, *size: Any) -> Any:
-        return self._take(self._stream.readline(*size))
-
-    def _readinto(self, buffer: Any) -> Any:
-        return self._take(self._stream.readinto(buffer))
-
-    def readlines(self, *hint: Any) -> Any:
-        lines = self._stream.readlines(*hint)
-        self.taken += sum(map(len, lines))
-        return lines
+    def _take(self, taken: Any) -> Any:
+        """Count bytes, lines, or the number of bytes that are in the caller's buffer."""
+        if isinstance(taken, list):
+            self.taken += sum(map(len, taken))
+        else:
+            self.taken += len(taken) if isinstance(taken, bytes) else int(taken or 0)
+        return taken
 
 
 def _counted(request: Request) -> _CountedStream:

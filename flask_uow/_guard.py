@@ -49,7 +49,7 @@ from ._session_transactions import shorten
 from ._state import STATUS_PROBE, Begins, Link, SessionState, link_of, outermost_of
 from ._statements import Kind, is_select, kind_of
 from ._two_phase import commit_by_two_phases
-from ._units import LET_IT_WRITE_FIRST, SQLITE_HAS_ONE_WRITER, is_inside_writer, state_that_holds
+from ._units import LET_IT_WRITE_FIRST, SQLITE_HAS_ONE_WRITER, is_inside_another, state_that_holds
 from .exceptions import RuleViolationError, UnitFailedError, UnitOptionsError
 
 if TYPE_CHECKING:
@@ -272,12 +272,12 @@ def connection_begun(session: Session, transaction: SessionTransaction, connecti
     _, _, ends_transaction, closes_connection = transaction._connections[connection]  # whether SQLAlchemy does so
     link = know_connection(state, connection, None if closes_connection else not ends_transaction)
     unit = state.unit
-    if unit is None:
-        _notice_begin(session, state)
-    elif state.is_own_call and not outermost_of(unit).owns(transaction):
+    if unit is not None and state.is_own_call and not outermost_of(unit).owns(transaction):
         unit = None  # a listener to its end has begun another transaction
     begin = _begin if state.lock is None else _begin_locked
     begin(link, connection, unit)
+    if state.unit is None:
+        _notice_begin(session, state)  # which may raise, and whoever swallows that goes on in the transaction
     if unit is not None and unit.parent is not None and session.connection_callable is not None:
         unit.expose(connection)
 
@@ -358,7 +358,7 @@ def _begin_on_sqlite(link: Link, unit: Unit | None) -> None:
     if driver.in_transaction and (link.is_lent or driver.isolation_level is not None):
         link.is_lent = True  # a transaction of its lender's; an engine's own recipe for BEGIN leaves no isolation level
     elif unit is not None:
-        if unit.has_unit_around and not unit.read_only and is_inside_writer(link):
+        if unit.has_unit_around and not unit.read_only and is_inside_another(link):
             begin_sqlite(driver, for_writing=False)  # for what the body sends if it swallows the error
             raise UnitOptionsError(SQLITE_HAS_ONE_WRITER, unit.where, LET_IT_WRITE_FIRST)
         begin_sqlite(driver, for_writing=not unit.read_only)

@@ -33,9 +33,7 @@ class Outcome(Enum):
 
 
 def transaction_id(connection: sa.Connection) -> str | None:
-    """The id of a PostgreSQL transaction that wrote, one round trip; None if it wrote nothing, or elsewhere."""
-    if connection.dialect.name != "postgresql":
-        return None
+    """The id of a PostgreSQL transaction that wrote, one round trip; None if it wrote nothing."""
     xid: str | None = connection.scalar(_LEARN)
     return xid
 

@@ -110,12 +110,15 @@ def is_used_up(pool: sa.Pool) -> bool:
     return connections_held(pool) >= pool.size() + pool._max_overflow
 
 
-def is_inside_writer(link: Link) -> bool:
-    """Whether a unit around, in an app context of its own, has SQLite's write lock: it would be waited for in vain."""
+def is_inside_another(link: Link) -> bool:
+    """Whether a unit around, in an app context of its own, has a lock on SQLite's file: it would be waited for in vain.
+
+    One that has only read keeps the COMMIT of another one waiting.
+    """
     return any(
         other.status() is TransactionStatus.IN_TRANSACTION
         for state in _states_around()
-        if state is not link.state and state.unit is not None and not outermost_of(state.unit).read_only
+        if state is not link.state and state.unit is not None
         for other in state.links
         if _is_same_file(other, link)
     )

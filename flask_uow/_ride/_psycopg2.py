@@ -584,7 +584,7 @@ class RidingConnection(plain_connection):
             return self._leave_autocommit()
         wanted = self._session_wanted
         if wanted[1] is None and self.is_read_only_at_start:
-            if is_harmless or query in _ALONE_IN_AUTOCOMMIT:
+            if is_harmless or (isinstance(query, str) and query in _ALONE_IN_AUTOCOMMIT):
                 return None
             wanted = (wanted[0], False, wanted[2])
         if wanted != self._session:

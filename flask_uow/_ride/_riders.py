@@ -60,7 +60,7 @@ class Riders:
     """
 
     __slots__ = (
-        *("_head", "_is_told", "_last_setting", "_savepoints"),
+        *("_has_namesakes", "_head", "_is_told", "_last_setting", "_savepoints"),
         *("along", "is_begin_waiting", "is_begun", "is_doomed", "waiting"),
     )
 
@@ -78,6 +78,8 @@ class Riders:
         self.along: tuple[str, ...] = ()
         # The names of the open savepoints and where each waits, -1 for one that was sent; inner ones last.
         self._savepoints: list[tuple[str, int]] = []
+        # Whether two savepoints of one name were open at once in this transaction.
+        self._has_namesakes = False
         # Whether something waits that may fail by itself, so that it is not dropped at COMMIT.
         self._is_told = False
         # Where the last setting waits, if one does that may fail.
@@ -122,7 +124,7 @@ class Riders:
 
     def end(self) -> None:
         """Believe that no transaction is open; nothing waits any more."""
-        self.is_begun = self.is_begin_waiting = self.is_doomed = self._is_told = False
+        self.is_begun = self.is_begin_waiting = self.is_doomed = self._is_told = self._has_namesakes = False
         self._head = 0
         self.along = ()
         self.waiting.clear()
@@ -152,8 +154,10 @@ class Riders:
         if match["savepoint"]:
             name = _fold(match["made"])
             is_reserved = name in _RESERVED and match["made"][0] != '"'
-            if is_reserved or (self._is_told and self._find(name) is not None):
+            is_namesake = self._find(name) is not None
+            if is_reserved or (self._is_told and is_namesake):
                 return False  # if what waits fails, the server knows the outer one of two alike alone
+            self._has_namesakes |= is_namesake
             self._savepoints.append((name, len(self.waiting)))
         else:
             self._is_told = True
@@ -275,6 +279,8 @@ class Riders:
         if depth is None:
             return False
         place = self._savepoints[depth][1]
+        if place < 0 and self.waiting and self._has_namesakes:
+            return False  # what waits may have ended an inner one of that name, and is not to be dropped
         del self._savepoints[depth + 1 :]
         del self.waiting[place + 1 :]  # all of it, where the savepoint was sent
         self._last_setting = min(self._last_setting, place)

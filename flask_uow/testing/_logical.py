@@ -11,7 +11,7 @@ import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from importlib import import_module
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 from .._statements import Kind, kind_of
 from ._outer import OuterTransaction
@@ -39,6 +39,7 @@ class LogicalConnection(ABC):
         "deferrable isolation_level".split()
     )
     _hidden = frozenset(("riders", "needs_no_transaction", "is_read_only_at_start", "trips", "tpc_begin", "xid"))
+    _when_closed: tuple[str, str]  # the driver's error and its text
 
     def __init__(self, outer: OuterTransaction) -> None:
         self._outer = outer
@@ -65,12 +66,20 @@ class LogicalConnection(ABC):
         """A cursor of the real connection's, whose statements run in this one's transaction."""
         return LogicalCursor(self, self._outer.real.cursor(*arguments, **options))
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: object, error: object, traceback: object) -> None:
+        self.commit() if kind is None else self.rollback()
+
     def commit(self) -> None:
         """Release what this connection has done."""
+        self._check_open()
         self._outer.commit(self)
 
     def rollback(self) -> None:
         """Undo it."""
+        self._check_open()
         self._outer.rollback(self)
 
     def close(self) -> None:
@@ -83,6 +92,11 @@ class LogicalConnection(ABC):
     def closed(self) -> Any:
         """Whether it is."""
         return self._is_closed or self._outer.real.closed
+
+    def _check_open(self) -> None:
+        if self._is_closed:
+            name, text = self._when_closed
+            raise getattr(self._outer.dialect.loaded_dbapi, name)(text)
 
     # ---- for the outer transaction
 
@@ -155,6 +169,7 @@ class LogicalConnection(ABC):
         :param parameters: as the driver takes them.
         :param statement: sends it on the real connection.
         """
+        self._check_open()
         text = text.decode() if isinstance(text, bytes) else text
         kind, writes = Kind.WRITE, True
         if isinstance(text, str):
@@ -281,6 +296,18 @@ class LogicalCursor:
     def copy(self, text: Any, *arguments: Any, **options: Any) -> Any:
         """Copy rows, as psycopg does."""
         return self._logical.run(None, (), lambda: self._real.copy(text, *arguments, **options))
+
+    def stream(self, text: Any, *parameters: Any, **options: Any) -> Any:
+        """Read rows as they come, as psycopg does."""
+        return self._logical.run(text, parameters[:1], lambda: self._real.stream(text, *parameters, **options))
+
+    def copy_from(self, *arguments: Any, **options: Any) -> Any:
+        """Copy a file into a table, as psycopg2 does."""
+        return self._logical.run(None, (), lambda: self._real.copy_from(*arguments, **options))
+
+    def copy_to(self, *arguments: Any, **options: Any) -> Any:
+        """Copy a table into a file, as psycopg2 does."""
+        return self._logical.run(None, (), lambda: self._real.copy_to(*arguments, **options))
 
     def copy_expert(self, text: Any, *arguments: Any, **options: Any) -> Any:
         """Copy rows, as psycopg2 does."""

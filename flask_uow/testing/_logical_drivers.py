@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
+from .._ride._characteristics import level_of, on_or_off
 from ._logical import LogicalConnection
 from ._outer import OuterTransaction
 
 T = TypeVar("T")
 
-IDLE, IN_TRANSACTION, IN_ERROR = 0, 2, 3
+IDLE, IN_TRANSACTION, IN_ERROR, UNKNOWN = 0, 2, 3, 4
 
 _XACT_ID = "pg_current_xact_id_if_assigned()"
 
 
 class LogicalSQLite(LogicalConnection):
     """sqlite3's: it begins a transaction by itself before what changes rows, unless it is told not to."""
+
+    _when_closed = ("ProgrammingError", "Cannot operate on a closed database.")
 
     def __init__(self, outer: OuterTransaction) -> None:
         super().__init__(outer)
@@ -30,12 +33,8 @@ class LogicalSQLite(LogicalConnection):
     @property
     def in_transaction(self) -> bool:
         """Whether one is open."""
+        self._check_open()
         return self.is_open
-
-    @property
-    def closed(self) -> bool:
-        """Whether it is; sqlite3 does not say so of its own."""
-        return self._is_closed
 
     def execute(self, text: str, parameters: Any = (), /) -> Any:
         """Execute a statement on a cursor of its own."""
@@ -94,15 +93,11 @@ class LogicalPostgreSQL(LogicalConnection):
     @property
     def transaction_status(self) -> int:
         """The status of its transaction, by libpq's number."""
+        if self._is_closed:
+            return UNKNOWN
         if not self.is_open:
             return IDLE
         return IN_ERROR if self._outer.is_aborted(self) else IN_TRANSACTION
-
-    def __enter__(self) -> LogicalPostgreSQL:
-        return self
-
-    def __exit__(self, kind: object, error: object, traceback: object) -> None:
-        self.commit() if kind is None else self.rollback()
 
     def as_seen(self, text: Any) -> Any:
         """A statement that has the answer in it that this connection would get in life.
@@ -126,6 +121,8 @@ class LogicalPostgreSQL(LogicalConnection):
 class LogicalPsycopg2(LogicalPostgreSQL):
     """psycopg2's."""
 
+    _when_closed = ("InterfaceError", "connection already closed")
+
     def get_transaction_status(self) -> int:
         """The status of its transaction, by libpq's number."""
         return self.transaction_status
@@ -139,14 +136,30 @@ class LogicalPsycopg2(LogicalPostgreSQL):
         self, isolation_level: Any = None, readonly: Any = None, deferrable: Any = None, autocommit: Any = None
     ) -> None:
         """Set what the next transaction is to be."""
-        given = {"isolation_level": isolation_level, "readonly": readonly, "deferrable": deferrable}
-        for name, value in (given | {"autocommit": autocommit}).items():
-            if value is not None:
-                setattr(self, name, None if isinstance(value, str) and value.upper() == "DEFAULT" else value)
+        if isolation_level is not None:
+            self.isolation_level = level_of(isolation_level)
+        if readonly is not None:
+            self.readonly = on_or_off(readonly)
+        if deferrable is not None:
+            self.deferrable = on_or_off(deferrable)
+        if autocommit is not None:
+            self.autocommit = bool(autocommit)
+
+    def aborted_error(self) -> Exception:
+        """The driver's error for a statement in a transaction that has failed, with the server's code."""
+        error: Any = super().aborted_error()
+        error.__setstate__({"pgcode": "25P02", "pgerror": f"ERROR:  {error}\n"})
+        return cast(Exception, error)
 
 
 class LogicalPsycopg(LogicalPostgreSQL):
     """psycopg's."""
+
+    _when_closed = ("OperationalError", "the connection is closed")
+
+    def __exit__(self, kind: object, error: object, traceback: object) -> None:
+        super().__exit__(kind, error, traceback)
+        self.close()
 
     @property
     def pgconn(self) -> Any:

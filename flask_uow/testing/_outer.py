@@ -172,6 +172,9 @@ class OuterTransaction:
         with self._changed:
             self._open(logical)
             place = self._place_of(logical, name)
+            if place is not None and self._has_others(logical, place):
+                self._savepoints[place].is_own = False  # it goes with its transaction: they lie upon it
+                return
             self._send(f"RELEASE SAVEPOINT {name}")
             if place is not None:
                 self._drop(place, is_commit=False)
@@ -181,7 +184,9 @@ class OuterTransaction:
         with self._changed:
             self._open(logical, heals=True)
             place = self._place_of(logical, name)
-            if place is not None and any(each.holds_commit for each in self._savepoints[place:]):
+            if place is not None and self._has_others(logical, place):
+                self._lose(f"A savepoint was rolled back while a transaction upon it was open, {_UNTRUE}", _EARLIER)
+            elif place is not None and any(each.holds_commit for each in self._savepoints[place:]):
                 self._lose_commit()
             self._send(f"ROLLBACK TO SAVEPOINT {name}")
             logical.is_aborted = False
@@ -234,8 +239,7 @@ class OuterTransaction:
 
     def _undo(self, logical: LogicalConnection) -> None:
         self._clear_top(logical)
-        if self.is_aborted(logical):
-            self._heal(logical)
+        self._heal(logical)
         own = self._of(logical)
         place = self._savepoints.index(own[0]) if own else 0
         has_written = any(each.wrote for each in own)
@@ -267,12 +271,13 @@ class OuterTransaction:
         self._make_way(logical)
         if logical.is_aborted and not heals:
             raise logical.aborted_error()
-        if self._savepoints and self._savepoints[-1].owner is logical:
+        moved = logical.take_moved()
+        if self._is_on_top(logical) and not moved:
             return
         is_first = not logical.is_open
         logical.is_open = True
         self._push(Savepoint(logical, f"uow_test_{next(self._numbers)}"))
-        for name in logical.take_moved():
+        for name in moved:
             self._push(Savepoint(logical, name, is_own=True))
         if not is_first:
             logical.apply_settings(self)
@@ -299,8 +304,7 @@ class OuterTransaction:
             owner = self._savepoints[-1].owner
             if owner is None or owner is logical:
                 return False
-            if self.is_aborted(owner):
-                self._heal(owner)
+            self._heal(owner)
             if not self._move(owner):
                 thread = owner.thread
                 return thread is not threading.current_thread() and thread.is_alive()
@@ -320,12 +324,16 @@ class OuterTransaction:
         return True
 
     def _heal(self, owner: LogicalConnection) -> None:
-        """Undo what the server has aborted, back to its innermost savepoint; the connection goes on being aborted."""
+        """Undo what the server has aborted, back to its innermost savepoint; the connection goes on being aborted.
+
+        Once: what is innermost when it has made way, or is to be undone, is another savepoint.
+        """
+        if owner.is_aborted or not self.is_aborted(owner):
+            return
         top = self._savepoints[-1]
         if top.holds_commit:
             self._lose_commit()
-        if not owner.is_aborted:
-            self._send(f"ROLLBACK TO SAVEPOINT {top.name}")
+        self._send(f"ROLLBACK TO SAVEPOINT {top.name}")
         owner.is_aborted = True
         top.wrote = top.holds_commit = False
 
@@ -333,8 +341,10 @@ class OuterTransaction:
         """Whether a connection's transaction takes nothing but a rollback."""
         if logical.is_aborted:
             return True
-        is_on_top = bool(self._savepoints) and self._savepoints[-1].owner is logical
-        return is_on_top and self.is_postgresql and _status(self.real) == _IN_ERROR
+        return self._is_on_top(logical) and self.is_postgresql and _status(self.real) == _IN_ERROR
+
+    def _is_on_top(self, logical: LogicalConnection) -> bool:
+        return bool(self._savepoints) and self._savepoints[-1].owner is logical
 
     # ---- savepoints
 
@@ -348,9 +358,14 @@ class OuterTransaction:
 
     def _place_of(self, logical: LogicalConnection, name: str) -> int | None:
         for place in range(len(self._savepoints) - 1, -1, -1):
-            if self._savepoints[place].owner is logical and self._savepoints[place].name == name:
+            savepoint = self._savepoints[place]
+            if savepoint.owner is logical and savepoint.is_own and savepoint.name == name:
                 return place
         return None
+
+    def _has_others(self, logical: LogicalConnection, place: int) -> bool:
+        """Whether savepoints that are not a connection's own lie upon one of its own."""
+        return any(each.owner is not logical for each in self._savepoints[place:])
 
     def _push(self, savepoint: Savepoint) -> None:
         self._send(f"SAVEPOINT {savepoint.name}")
@@ -371,8 +386,7 @@ class OuterTransaction:
 
     def _check_constraints(self, logical: LogicalConnection) -> None:
         """Let the server check what it would have checked at COMMIT."""
-        is_on_top = bool(self._savepoints) and self._savepoints[-1].owner is logical
-        if self.is_postgresql and is_on_top and any(each.wrote for each in self._of(logical)):
+        if self.is_postgresql and self._is_on_top(logical) and any(each.wrote for each in self._of(logical)):
             for text in _CHECK:
                 self._send(text)
 

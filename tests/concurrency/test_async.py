@@ -54,6 +54,19 @@ def test_an_object_that_was_loaded_before_the_view_is_used_in_it(
     assert checked_out(app) == 0
 
 
+def test_the_status_of_an_async_view_vetoes_its_commit(app: Flask, uow: UnitOfWork, database: Database) -> None:
+    """What it returns is looked at as that of any other view."""
+
+    @app.get("/<int:status>")
+    @transactional(rollback_on_status=400)
+    async def view(status: int) -> tuple[str, int]:
+        uow.session.add(Item(name=f"{status}"))
+        return "answer", status
+
+    assert [app.test_client().get(f"/{status}").status_code for status in (422, 201)] == [422, 201]
+    assert names(database) == ["201"]
+
+
 def test_a_context_of_the_apps_own_kind_is_known_by_its_thread_too(database: Database) -> None:
     """An app that makes contexts of its own class keeps it, and its first use may be in the event loop's thread."""
 

@@ -211,6 +211,23 @@ def test_a_kept_exception_does_not_fail_what_was_joined(bench: Bench) -> None:
     assert bench.committed() == ["row"]
 
 
+@pytest.mark.parametrize("is_undone", [True, False], ids=["undone", "kept"])
+def test_a_savepoint_by_hand_that_was_left_open_ends_with_its_unit(bench: Bench, is_undone: bool) -> None:
+    """What was done in it has the fate of the unit inside which it was made, and the outer one goes on."""
+    with bench.app.app_context(), transactional():
+        bench.add("outer")
+        with transactional() as unit:
+            bench.add("inner")
+            bench.session.begin_nested()
+            bench.add("by hand")
+            if is_undone:
+                unit.set_rollback_only()
+        bench.add("outer again")
+
+    of_inner = [] if is_undone else ["by hand", "inner"]
+    assert bench.committed() == [*of_inner, "outer", "outer again"]
+
+
 def test_set_rollback_only_in_a_join_is_the_whole_units(bench: Bench) -> None:
     """No exception, nothing kept."""
     with bench.app.app_context(), transactional():
@@ -249,6 +266,20 @@ def test_units_that_hold_the_whole_pool_are_told_at_once(
         assert bench.checked_out == 0
 
     assert bench.committed() == sorted([*map(str, range(1, deep + 1)), "goes on"])
+
+
+@pytest.mark.parametrize("database", ["psycopg2", "psycopg"], indirect=True)
+@pytest.mark.parametrize(("size", "overflow"), [(2, 0), (1, -1)], ids=["room for two", "no limit"])
+def test_a_pool_with_a_connection_left_is_not_full(make_bench: MakeBench, size: int, overflow: int) -> None:
+    """Units inside each other on one session hold one connection, and some pools have always one more."""
+    bench = make_bench(SQLALCHEMY_ENGINE_OPTIONS={"pool_size": size, "max_overflow": overflow})
+
+    with bench.app.app_context(), transactional():
+        bench.add("outer")
+        with transactional(), transactional(propagation="required"), transactional(propagation="requires_new"):
+            bench.add("inner")
+
+    assert bench.committed() == ["inner", "outer"]
 
 
 @pytest.mark.parametrize("database", ["psycopg2", "psycopg"], indirect=True)
@@ -368,6 +399,19 @@ def test_a_unit_in_a_context_of_its_own_does_not_wait_for_the_one_around_it(benc
         current_unit.after_commit(add_later)
 
     assert bench.committed() == ["later", "outer"]
+
+
+@pytest.mark.parametrize("database", ["sqlite"], indirect=True)
+def test_a_writer_in_a_context_of_its_own_does_not_wait_for_a_reader_around_it(bench: Bench) -> None:
+    """What has read in its transaction keeps SQLite's other writers from their COMMIT, until it ends."""
+    with bench.app.app_context(), transactional(read_only=True):
+        with bench.app.app_context(), transactional():
+            bench.add("before its first statement")
+        assert bench.session.scalars(sa.select(Item.name)).all() == ["before its first statement"]
+        with pytest.raises(UnitOptionsError, match="SQLite has one writer"), bench.app.app_context(), transactional():
+            bench.add("behind it")
+
+    assert bench.committed() == ["before its first statement"]
 
 
 def test_a_unit_of_another_app_has_another_database_in_memory() -> None:
@@ -602,6 +646,25 @@ def test_a_deadline_inside_ends_its_own_statements_alone(bench: Bench) -> None:
     outer, inner, *later = limits
     assert (outer, later) == ("0", ["0", "0"])
     assert re.fullmatch(r"1min|59\d\d\dms", inner)  # what is left of it
+
+
+@pytest.mark.parametrize("database", ["psycopg2", "psycopg"], indirect=True)
+@pytest.mark.parametrize("rides", [True, False])
+@pytest.mark.parametrize("propagation", ["nested", "required"])
+def test_a_deadline_inside_a_later_one_gives_the_time_back(
+    make_bench: MakeBench, propagation: Any, *, rides: bool
+) -> None:
+    """The server takes the lower of two limits, and has to forget the inner one."""
+    bench = make_bench(UOW_RIDE=rides)
+    limit_ms = sa.text("SELECT setting::int FROM pg_settings WHERE name = 'statement_timeout'")
+    with bench.app.app_context(), transactional(timeout=6000):
+        with transactional(propagation=propagation, timeout=60):
+            inner_ms = bench.session.scalar(limit_ms)
+        outer_ms = bench.session.scalar(limit_ms)
+
+    assert inner_ms is not None
+    assert outer_ms is not None
+    assert 0 < inner_ms <= 60_000 < outer_ms <= 6_000_000
 
 
 @pytest.mark.parametrize("database", ["psycopg2", "psycopg"], indirect=True)

@@ -386,6 +386,37 @@ def test_a_slow_statement_is_no_idling(make_bench: MakeBench) -> None:
     assert codes(seen) == []
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("mode", ["warn", "error"])
+def test_a_transaction_goes_on_behind_a_violation_that_was_swallowed(make_bench: MakeBench, mode: str) -> None:
+    """It has begun all the same: on SQLite a savepoint would be its own transaction, and its RELEASE a COMMIT."""
+    bench = make_bench(**only("UOW107", mode))
+
+    with bench.app.test_request_context():
+        with transactional():
+            bench.add("kept")
+        with pytest.raises((RuleViolationError, RuleWarning), match=r"^\[UOW107\] "):
+            bench.session.scalars(sa.select(Item)).all()
+        with bench.session.begin_nested():
+            bench.add("undone")
+        bench.session.rollback()
+
+    assert bench.committed() == ["kept"]
+
+
+def test_idling_outside_a_transaction_is_none(make_bench: MakeBench) -> None:
+    """A text has ended it, and nobody waits for what is not open."""
+    bench = make_bench(**only("UOW109", "warn"))
+
+    with noticed(bench) as seen, bench.app.app_context():
+        bench.run_sql("INSERT INTO item (name) VALUES ('kept')")
+        bench.run_sql("COMMIT")
+        time.sleep(TOO_LONG_S)
+        assert bench.session.scalars(sa.select(Item.name)).all() == ["kept"]
+
+    assert "UOW109" not in codes(seen)
+
+
 def test_idling_that_is_an_error_at_the_commit_commits_nothing(make_bench: MakeBench) -> None:
     """It is raised before COMMIT is sent."""
     bench = make_bench(**only("UOW109", "error"))

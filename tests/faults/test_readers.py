@@ -19,7 +19,7 @@ from flask_uow._state import Link
 from flask_uow.exceptions import ConfigurationError, RuleViolationError, UnitOptionsError
 from tests.databases import PostgreSQLDatabase, SQLiteDatabase
 from tests.faults.proxy import LISTEN, Cut, Proxy, run_proxy
-from tests.models import RIDES, Item, make_app, names
+from tests.models import RIDES, Item, checked_out, make_app, names
 from tests.replicas import Replicated, await_that, replicated, run_replicated
 from tests.throwaway_server import find_free_port, throwaway_server
 
@@ -263,6 +263,18 @@ def test_binds_beside_a_reader(make_bench: MakeBench, both: Replicated, is_bound
         bench.both.primary.execute("INSERT INTO item (name) VALUES ('new')")
         assert bench.uow.session.scalars(sa.select(table.c.name)).all() == []
         assert bench.uow.session.scalars(sa.select(logged.c.name)).all() == ["new"]
+
+
+@pytest.mark.parametrize("mode", ["lsn", "time"])
+def test_a_write_to_a_bind_keeps_nobody_from_the_reader(make_bench: MakeBench, both: Replicated, mode: str) -> None:
+    """The reader has no copy of it to be late with."""
+    bench = make_bench(SQLALCHEMY_BINDS={"log": both.primary.url}, UOW_READ_YOUR_WRITES=mode)
+    logged = sa.Table("item", sa.MetaData(), sa.Column("name"), info={"bind_key": "log"})
+    bench.both.pause()
+    with bench.app.app_context():
+        with transactional():
+            bench.uow.session.execute(sa.insert(logged).values(name="new"))
+        assert bench.read()
 
 
 def test_two_phases_beside_a_reader(make_bench: MakeBench, both: Replicated) -> None:
@@ -517,6 +529,24 @@ def test_a_position_that_cannot_be_learnt(make_bench: MakeBench, caplog: pytest.
     with client.session_transaction() as cookie:
         assert isinstance(cookie[_reader.WRITTEN], float)
     assert look(client) == (["new"], False)
+
+
+@pytest.mark.parametrize("rides", [True, False])
+def test_a_reader_that_is_lost_when_it_is_asked(
+    make_bench: MakeBench, caplog: pytest.LogCaptureFixture, rides: bool
+) -> None:
+    """How far it has come nobody knows, and the unit runs on the primary."""
+    bench = make_bench(UOW_READ_YOUR_WRITES="lsn", UOW_RIDE=rides)
+    bench.warm_up()
+    bench.servers.before_standby.cut(Cut.BEFORE, statement="pg_last_wal_replay_lsn")
+    with bench.app.app_context():
+        bench.add("new")
+        with transactional(read_only=True) as unit:
+            assert not bench.is_on_standby()
+        assert unit.was_committed
+
+    assert len(warnings(caplog)) == 1
+    assert checked_out(bench.app) == 0
 
 
 @pytest.mark.parametrize("mode", ["lsn", "time"])

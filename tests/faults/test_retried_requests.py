@@ -248,6 +248,35 @@ def test_what_no_attempt_could_read_again_is_no_empty_body(
     assert contested.committed() == ["contested"]
 
 
+@pytest.mark.parametrize("is_terminated", [False, True], ids=["Werkzeug's", "the server's own"])
+@pytest.mark.parametrize(
+    "read",
+    [
+        pytest.param(list, id="all lines"),
+        pytest.param(next, id="next"),
+        pytest.param(lambda stream: stream.readline(), id="readline"),
+        pytest.param(lambda stream: stream.readlines(), id="readlines"),
+        pytest.param(lambda stream: getattr(stream, "read1", stream.read)(4), id="read1"),
+        pytest.param(lambda stream: getattr(stream, "readall", stream.read)(), id="readall"),
+        pytest.param(lambda stream: stream.readinto(bytearray(4)), id="readinto"),
+        pytest.param(lambda stream: io.TextIOWrapper(stream).read(), id="text"),
+    ],
+)
+def test_a_stream_that_was_met_before_the_unit_is_counted(
+    contested: Bench, attempts: Attempts, read: Callable[[Any], Any], *, is_terminated: bool
+) -> None:
+    """By whichever of its methods it is read."""
+    contested.app.before_request(lambda: request.stream and None)
+    bodies = serve(contested, attempts, lambda: read(request.stream))
+    body = {"wsgi.input": io.BytesIO(b"123456\n")} | ({"wsgi.input_terminated": True} if is_terminated else {})
+
+    with pytest.raises(UnitOptionsError, match="cannot be tried again"):
+        contested.app.test_client().post("/", content_length=7, environ_overrides=body)
+
+    assert len(bodies) == 1
+    assert contested.committed() == ["contested"]
+
+
 def test_a_stream_that_was_begun_before_the_unit_is_not_read_on_twice(contested: Bench, attempts: Attempts) -> None:
     """Its rest is gone as well."""
     contested.app.before_request(lambda: request.stream.read(2) and None)

@@ -7,13 +7,14 @@ import pickle
 import threading
 import weakref
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from functools import partial
 from typing import Any
 
 import psycopg2
 import psycopg2.extras
 import pytest
-from psycopg2 import extensions
+from psycopg2 import extensions, sql
 
 from flask_uow._ride import _texts
 from flask_uow._ride._psycopg2 import RidingConnection, riding_factory
@@ -226,6 +227,34 @@ def test_commit_of_a_failed_transaction_is_an_error(riding: RidingConnection, pr
 def test_unknown_savepoint_is_an_error_at_once(either: Any) -> None:
     """Dropped at COMMIT, its error would be lost."""
     assert fail(either, "RELEASE SAVEPOINT nope").pgcode == "3B001"
+
+
+@pytest.mark.parametrize("end", ["ROLLBACK TO b", "RELEASE b"])
+def test_savepoints_of_one_name(either: Any, end: str) -> None:
+    """Behind the end of the inner one, or of what it lies in, a rollback goes back to the outer one."""
+    for statement in (
+        *("SAVEPOINT a", "INSERT INTO t VALUES (1)", "SAVEPOINT b", "SAVEPOINT a", "INSERT INTO t VALUES (2)"),
+        *(end, "ROLLBACK TO a"),
+    ):
+        either.cursor().execute(statement)
+    cursor = either.cursor()
+    cursor.execute("SELECT id FROM t")
+
+    assert cursor.fetchall() == []
+
+
+@pytest.mark.parametrize("options", ["", "-c default_transaction_read_only=on"])
+def test_composed_statements_in_autocommit(connect: MakeConnection, options: str) -> None:
+    """What psycopg2.sql composes is no text, and nothing that can be looked for among texts."""
+    connection = connect(options=options)
+    connection.autocommit = True
+    insert = sql.SQL("INSERT INTO {} (id) VALUES (%s)").format(sql.Identifier("t"))
+    with closing(connection.cursor()) as cursor:
+        cursor.execute(insert, (1,))
+        cursor.executemany(insert, [(2,), (3,)])
+        cursor.execute(sql.SQL("SELECT id FROM {} ORDER BY id").format(sql.Identifier("t")))
+
+        assert cursor.fetchall() == [(1,), (2,), (3,)]
 
 
 def test_savepoint_with_a_reserved_name_is_an_error_at_once(either: Any) -> None:

@@ -200,3 +200,18 @@ def test_savepoint_of_a_known_name_does_not_wait_behind_a_setting() -> None:
 
     assert not riders.defer("SAVEPOINT a")
     assert riders.defer("SAVEPOINT b")
+
+
+def test_rollback_to_one_of_two_savepoints_alike_is_sent_at_once() -> None:
+    """The server is to hear first what has ended the inner one, or it would go back to that."""
+    riders = Riders()
+    riders.begin("BEGIN")
+    for statement in ("SAVEPOINT a", "SAVEPOINT b", "SAVEPOINT a"):
+        assert riders.defer(statement)
+    riders.sent()
+    assert riders.defer("ROLLBACK TO b")
+
+    assert not riders.defer("ROLLBACK TO a")
+    assert riders.waiting == ["ROLLBACK TO b"]
+    riders.sent()
+    assert riders.defer("ROLLBACK TO a")

@@ -1,5 +1,6 @@
 """Isolation: the code under test does as in life, and nothing of it is left; what cannot hold says so."""
 
+import io
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
@@ -11,6 +12,7 @@ from flask import Flask
 from sqlalchemy import orm
 
 from flask_uow import UnitOfWork, current_unit, transactional
+from flask_uow._drivers import sqlstate
 from flask_uow.exceptions import IsolationError, RuleViolationError, RuleWarning, UnitFailedError, UnitOptionsError
 from flask_uow.testing import Isolation, _outer, isolated
 from tests.contrib.owners import OWNERS
@@ -323,6 +325,131 @@ def test_an_independent_unit_reports_what_has_failed(uow: UnitOfWork) -> None:
             raise
 
     assert seen(uow) == ["failure", "taken"]
+
+
+@on_postgresql
+@pytest.mark.usefixtures("context")
+@pytest.mark.parametrize("statement", ["SELECT 1 / 0", "INSERT INTO item (name) VALUES ('taken')"])
+def test_a_failed_transaction_that_made_way_is_rolled_back(
+    uow: UnitOfWork, statement: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It undoes nothing of the one that it has made way for, nor of the one in which it lay."""
+
+    def fail(report: str) -> None:
+        with transactional(propagation="requires_new"):
+            try:
+                uow.session.execute(sa.text(statement))
+            except sa.exc.DBAPIError:
+                add(uow, report, propagation="requires_new")
+                raise
+
+    add(uow, "taken")
+    with pytest.raises(sa.exc.DBAPIError):
+        fail("failure 1")
+    with transactional():
+        add(uow, "outer")
+        with pytest.raises(sa.exc.DBAPIError):
+            fail("failure 2")
+        add(uow, "outer again")
+
+    assert seen(uow) == ["failure 1", "failure 2", "outer", "outer again", "taken"]
+    assert "Exception during reset" not in caplog.text
+
+
+@pytest.fixture
+def connections(uow: UnitOfWork) -> Iterator[list[sa.Connection]]:
+    """Two, outside of sessions."""
+    with uow.engine.connect() as first, uow.engine.connect() as second:
+        yield [first, second]
+
+
+def insert(connection: sa.Connection, name: str) -> None:
+    connection.execute(sa.text(f"INSERT INTO item (name) VALUES ('{name}')"))
+
+
+@on_postgresql
+@pytest.mark.usefixtures("context")
+def test_savepoints_of_two_connections_are_told_apart(connections: list[sa.Connection], uow: UnitOfWork) -> None:
+    """SQLAlchemy calls them alike: each goes back to its own."""
+    first, second = connections
+    first.execute(sa.text("SELECT 1"))
+    savepoint = first.begin_nested()
+    insert(first, "undone")
+    inner = second.begin_nested()
+    insert(second, "undone as well")
+    inner.rollback()
+    second.rollback()
+    savepoint.rollback()
+    insert(first, "kept")
+    first.commit()
+
+    assert seen(uow) == ["kept"]
+
+
+@on_postgresql
+@pytest.mark.usefixtures("context")
+def test_a_savepoint_is_there_again_for_who_made_way(connections: list[sa.Connection], uow: UnitOfWork) -> None:
+    """Also where an earlier part of its transaction has written, and is the innermost."""
+    first, second = connections
+    for name, connection in (("first", first), ("second", second), ("first again", first)):
+        insert(connection, name)
+    savepoint = second.begin_nested()
+    with pytest.raises(sa.exc.DataError, match="division by zero"):
+        first.execute(sa.text("SELECT 1 / 0"))
+    savepoint.commit()
+    second.commit()
+    assert seen(uow) == ["first", "second"]
+
+    first.rollback()
+    with pytest.raises(IsolationError, match="another one had committed inside"):
+        seen(uow)
+
+
+@on_postgresql
+@pytest.mark.usefixtures("context")
+def test_a_failed_transaction_that_made_way_undoes_all_of_its_own(
+    connections: list[sa.Connection], uow: UnitOfWork
+) -> None:
+    """What it had written before another one began, too."""
+    first, second = connections
+    insert(first, "undone")
+    insert(second, "of another")
+    with pytest.raises(sa.exc.DataError, match="division by zero"):
+        first.execute(sa.text("SELECT 1 / 0"))
+    insert(second, "of another again")
+    second.rollback()
+    first.rollback()
+
+    assert seen(uow) == []
+
+
+@on_postgresql
+@pytest.mark.usefixtures("context")
+def test_a_savepoint_below_another_transaction_stays(connections: list[sa.Connection]) -> None:
+    """It cannot be rolled back: what lies upon it would be lost in silence."""
+    first, second = connections
+    savepoint = first.begin_nested()
+    insert(first, "first")
+    insert(second, "second")
+    with pytest.raises(IsolationError, match="A savepoint was rolled back while a transaction upon it was open"):
+        savepoint.rollback()
+        insert(second, "lost")
+
+
+@on_postgresql
+@pytest.mark.usefixtures("context")
+def test_a_savepoint_below_another_transaction_is_released(connections: list[sa.Connection], uow: UnitOfWork) -> None:
+    """Nothing of what lies upon it is ended by that."""
+    first, second = connections
+    savepoint = first.begin_nested()
+    insert(first, "first")
+    insert(second, "second")
+    savepoint.commit()
+    insert(second, "second again")
+    second.commit()
+    first.commit()
+
+    assert seen(uow) == ["first", "second", "second again"]
 
 
 @on_postgresql
@@ -644,6 +771,103 @@ def test_a_script_is_refused(app: Flask, uow: UnitOfWork) -> None:
     with isolated(app), app.app_context(), uow.engine.connect() as connection:
         with pytest.raises(IsolationError, match=r"executescript\(\) commits"):
             connection.connection.cursor().executescript("SELECT 1")
+
+
+@pytest.mark.usefixtures("context")
+def test_a_drivers_connection_is_a_block_as_in_life(uow: UnitOfWork, database: Database) -> None:
+    """It commits, or rolls back what has raised; psycopg's is closed by it."""
+    pooled: Any
+    with closing(uow.engine.raw_connection()) as pooled, pooled.driver_connection as connection:
+        connection.cursor().execute("INSERT INTO item (name) VALUES ('kept')")
+    with closing(uow.engine.raw_connection()) as pooled:
+        with pytest.raises(LookupError, match="no such account"), pooled.driver_connection as connection:
+            connection.cursor().execute("INSERT INTO item (name) VALUES ('undone')")
+            raise LookupError("no such account")
+        assert bool(getattr(connection, "closed", False)) == (database.backend == "psycopg")
+        if database.backend == "psycopg":
+            pooled.invalidate()
+
+    assert seen(uow) == ["kept"]
+
+
+@on_postgresql
+@pytest.mark.usefixtures("context")
+def test_what_a_driver_copies_or_streams_is_undone(uow: UnitOfWork, database: Database) -> None:
+    """What no statement of SQLAlchemy's writes is in its connection's transaction all the same."""
+
+    def write(number: int) -> None:
+        cursor: Any = connection.cursor()
+        if database.backend == "psycopg2":
+            cursor.copy_from(io.StringIO(f"{number}\titem {number}\n"), "item")
+        else:
+            list(cursor.stream(f"INSERT INTO item VALUES ({number}, 'item {number}') RETURNING id"))
+
+    with closing(uow.engine.raw_connection()) as connection:
+        write(1)
+        connection.rollback()
+        write(2)
+        connection.commit()
+
+    assert seen(uow) == ["item 2"]
+
+
+@pytest.mark.parametrize("goes_on", [True, False], ids=["which goes on", "at its end"])
+@pytest.mark.usefixtures("context")
+def test_a_unit_whose_connection_is_closed_is_lost(uow: UnitOfWork, database: Database, *, goes_on: bool) -> None:
+    """It fails by the error that it has in life; the pool lends another connection."""
+    error: type[Exception] = UnitFailedError
+    reason = "was not committed"
+    if goes_on or not database.is_postgresql:
+        driver = uow.engine.dialect.loaded_dbapi
+        error, reason = (sa.exc.DBAPIError if goes_on else driver.Error), "(?i)closed"
+    with pytest.raises(error, match=reason), transactional():
+        add(uow, "lost")
+        pooled: Any = uow.session.connection().connection
+        pooled.driver_connection.close()
+        if goes_on:
+            uow.session.execute(sa.text("INSERT INTO item (name) VALUES ('half')"))
+    uow.session.remove()
+
+    add(uow, "next")
+    assert seen(uow) == ["next"]
+
+
+@on_postgresql
+@pytest.mark.usefixtures("context")
+def test_a_failed_transaction_has_the_servers_code(uow: UnitOfWork) -> None:
+    """Also where the server was healed of it for another one."""
+    driver: Any = uow.engine.dialect.loaded_dbapi
+    with closing(uow.engine.raw_connection()) as connection:
+        cursor = connection.cursor()
+        with pytest.raises(driver.ProgrammingError, match="no_such_column"):
+            cursor.execute("SELECT no_such_column")
+        assert seen(uow) == []  # for which the failed one makes way
+        with pytest.raises(driver.errors.InFailedSqlTransaction, match="transaction is aborted") as caught:
+            cursor.execute("SELECT 1")
+        connection.rollback()
+
+    assert sqlstate(caught.value) == "25P02"
+
+
+@pytest.mark.parametrize("database", ["psycopg2"], indirect=True)
+@pytest.mark.usefixtures("context")
+def test_a_sessions_characteristics_are_read_as_they_are_set(uow: UnitOfWork) -> None:
+    """psycopg2 takes a name, and answers by a number; read-only is kept."""
+    with closing(uow.engine.raw_connection()) as pooled:
+        connection: Any = pooled.driver_connection
+        connection.set_session(isolation_level="serializable", readonly=True, deferrable=True)
+        given = connection.isolation_level, connection.readonly, connection.deferrable
+        with pytest.raises(connection.InternalError, match="read-only transaction"):
+            connection.cursor().execute("INSERT INTO item (name) VALUES ('refused')")
+        connection.rollback()
+        connection.set_session(isolation_level="default", readonly="default", deferrable="default", autocommit=True)
+        back = connection.isolation_level, connection.readonly, connection.deferrable
+        connection.cursor().execute("INSERT INTO item (name) VALUES ('at once')")
+        connection.rollback()
+        connection.autocommit = False
+
+    assert (given, back) == ((3, True, True), (None, None, None))
+    assert seen(uow) == ["at once"]
 
 
 @on_postgresql
