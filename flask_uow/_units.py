@@ -22,6 +22,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from enum import Enum
 from functools import lru_cache
@@ -413,9 +414,10 @@ class Unit:
         told, place = state.told, self._place
         self._idle_before_s = state.idle_s
         row = board.rows.get(self.label)
-        if row is None or row.place is not place:
+        if row is None or row.find_function() is not place:
             row = board.row(self.label, self._site, is_inner=False)
-            row.place = place
+            if not isinstance(place, CallSite):
+                row.find_function = weakref.ref(place)
         self._row = row
         live = board.homes.get(_get_ident())
         if live is None or live.is_taken or self.attempt > 1:

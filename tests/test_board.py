@@ -6,6 +6,7 @@ import gc
 import re
 import threading
 import time
+import weakref
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
@@ -326,6 +327,29 @@ def test_one_label_on_two_lines_is_two(app: Flask, uow: UnitOfWork) -> None:
 
 
 @on_sqlite
+def test_a_function_that_is_defined_inside_another_goes_with_what_it_refers_to(app: Flask, uow: UnitOfWork) -> None:
+    """A label stays for as long as the process, and what a view has read for one request does not."""
+
+    class Upload: ...
+
+    def serve() -> weakref.ref[Upload]:
+        upload = Upload()
+
+        @transactional(label="save")
+        def save() -> Upload:
+            return upload
+
+        save()
+        return weakref.ref(upload)
+
+    with app.app_context():
+        uploads = [serve() for _ in range(2)]
+    gc.collect()
+
+    assert [upload() for upload in uploads] == [None, None]
+    assert label_counts(app, "save").count == 2
+
+
 def test_labels_without_room_are_counted_as_others(app: Flask, uow: UnitOfWork) -> None:
     """How many found no row is told, and their units are in the sums, inner ones apart."""
     room = _board.MAX_LABELS - 2
