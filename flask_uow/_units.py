@@ -994,7 +994,9 @@ class Unit:
         if self.was_committed:
             if _unit_committed.receivers:
                 self.tell(_unit_committed)
-        elif _unit_rolled_back.receivers and not self._is_in_doubt:
+            return
+        self._failure = None  # its traceback holds the frames, and those this unit
+        if _unit_rolled_back.receivers and not self._is_in_doubt:
             self.tell(_unit_rolled_back, exception=leaving)
 
     def tell(self, signal: NamedSignal, **details: Any) -> None:
