@@ -298,6 +298,26 @@ def test_any_label_is_counted_and_shown_as_far_as_there_is_room(app: Flask, uow:
 
 
 @on_sqlite
+def test_a_session_whose_context_was_dropped_is_closed(app: Flask, uow: UnitOfWork) -> None:
+    """A thread may push a context and end without another word; its unit is not at work for ever."""
+
+    def work() -> None:
+        app.app_context().push()
+        transactional(label="left open", read_only=True).__enter__()
+        uow.session.execute(ONE)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join(DEADLINE_S)
+    gc.collect()
+
+    (worker,) = stats.read_boards(app).workers
+    assert worker.live == ()
+    assert (worker.counts.sessions.opened, worker.counts.sessions.closed) == (1, 1)
+    assert (worker.counts.units.begun, worker.counts.units.rolled_back) == (1, 1)
+
+
+@on_sqlite
 def test_one_label_on_two_lines_is_two(app: Flask, uow: UnitOfWork) -> None:
     """Each is shown with its line, and so is a label that is inside another unit as well as by itself."""
     with app.app_context():
