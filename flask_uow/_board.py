@@ -16,6 +16,7 @@ import struct
 import threading
 import time
 from bisect import bisect_left
+from collections.abc import Callable
 from enum import IntEnum
 from pathlib import Path
 from types import CodeType
@@ -140,6 +141,10 @@ _MAX_KNOWN_LABELS = 10_000
 _get_ident = threading.get_ident
 
 
+def _no_function() -> None:
+    """Nothing was called yet."""
+
+
 class Live:
     """A slot in which somebody says what it does; reused, and never by two at a time.
 
@@ -224,18 +229,22 @@ class _Guest:
 
 
 class Row:
-    """Where the units of a label are counted."""
+    """Where the units of a label are counted.
 
-    __slots__ = ("at", "code", "count", "errors", "failed", "held_s", "idle_s", "index", "is_inner", "line",
-                 "long_held", "long_idle", "long_units",
-                 "place", "rare_ends", "rare_lengths", "rolled_back", "span", "statements",
+    :ivar find_function: gives the decorated function whose unit was the last one, as long as there is that: one that is
+        defined inside another holds whatever it refers to there.
+    """
+
+    __slots__ = ("at", "code", "count", "errors", "failed", "find_function", "held_s", "idle_s", "index", "is_inner",
+                 "line", "long_held", "long_idle", "long_units",
+                 "rare_ends", "rare_lengths", "rolled_back", "span", "statements",
                  "took_s", "without_connection", "worst_s")  # fmt: skip
 
     def __init__(self, index: int, site: CallSite | None, *, is_inner: bool) -> None:
         self.index = index
         self.at = AT_LABEL_ROWS + LABEL_WORDS * index
         self.span = _span(self.at + LABEL_RECORD, LABEL)
-        self.place: object = None
+        self.find_function: Callable[[], object] = _no_function
         self.code: CodeType | None = site[0] if site else None
         self.line = site[1] if site else 0
         self.is_inner = is_inner

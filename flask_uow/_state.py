@@ -185,6 +185,7 @@ class SessionState:
     begin_site: CallSite | None = None
     write_site: CallSite | None = None
     confirms = sent_commit = False
+    board: Board | None = None
     lost_commit: LostCommit | None = None  # who is to be asked when a COMMIT loses its connection
 
     def __init__(self, app_state: AppState, *, is_own_session: bool) -> None:
@@ -207,6 +208,12 @@ class SessionState:
         self.board = board = app_state.board or app_state.open_board()
         if board is not None:
             board.count(OPENED)
+
+    def __del__(self) -> None:
+        """Count a session that was dropped: its owner has removed it, or its context was left without an end."""
+        if self.board is not None and not self.is_closed:
+            self.end_units()
+            self.close()
 
     def begin_transaction(self) -> None:
         """Forget the transaction before."""

@@ -22,6 +22,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from enum import Enum
 from functools import lru_cache
@@ -416,9 +417,10 @@ class Unit:
         told, place = state.told, self._place
         self._idle_before_s = state.idle_s
         row = board.rows.get(self.label)
-        if row is None or row.place is not place:
+        if row is None or row.find_function() is not place:
             row = board.row(self.label, self._site, is_inner=False)
-            row.place = place
+            if not isinstance(place, CallSite):
+                row.find_function = weakref.ref(place)
         self._row = row
         live = board.homes.get(_get_ident())
         if live is None or live.is_taken or self.attempt > 1:
@@ -995,7 +997,9 @@ class Unit:
         if self.was_committed:
             if _unit_committed.receivers:
                 self.tell(_unit_committed)
-        elif _unit_rolled_back.receivers and not self._is_in_doubt:
+            return
+        self._failure = None  # its traceback holds the frames, and those this unit
+        if _unit_rolled_back.receivers and not self._is_in_doubt:
             self.tell(_unit_rolled_back, exception=leaving)
 
     def tell(self, signal: NamedSignal, **details: Any) -> None:

@@ -6,6 +6,7 @@ import gc
 import re
 import threading
 import time
+import weakref
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
@@ -297,6 +298,26 @@ def test_any_label_is_counted_and_shown_as_far_as_there_is_room(app: Flask, uow:
 
 
 @on_sqlite
+def test_a_session_whose_context_was_dropped_is_closed(app: Flask, uow: UnitOfWork) -> None:
+    """A thread may push a context and end without another word; its unit is not at work for ever."""
+
+    def work() -> None:
+        app.app_context().push()
+        transactional(label="left open", read_only=True).__enter__()
+        uow.session.execute(ONE)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join(DEADLINE_S)
+    gc.collect()
+
+    (worker,) = stats.read_boards(app).workers
+    assert worker.live == ()
+    assert (worker.counts.sessions.opened, worker.counts.sessions.closed) == (1, 1)
+    assert (worker.counts.units.begun, worker.counts.units.rolled_back) == (1, 1)
+
+
+@on_sqlite
 def test_one_label_on_two_lines_is_two(app: Flask, uow: UnitOfWork) -> None:
     """Each is shown with its line, and so is a label that is inside another unit as well as by itself."""
     with app.app_context():
@@ -326,6 +347,29 @@ def test_one_label_on_two_lines_is_two(app: Flask, uow: UnitOfWork) -> None:
 
 
 @on_sqlite
+def test_a_function_that_is_defined_inside_another_goes_with_what_it_refers_to(app: Flask, uow: UnitOfWork) -> None:
+    """A label stays for as long as the process, and what a view has read for one request does not."""
+
+    class Upload: ...
+
+    def serve() -> weakref.ref[Upload]:
+        upload = Upload()
+
+        @transactional(label="save")
+        def save() -> Upload:
+            return upload
+
+        save()
+        return weakref.ref(upload)
+
+    with app.app_context():
+        uploads = [serve() for _ in range(2)]
+    gc.collect()
+
+    assert [upload() for upload in uploads] == [None, None]
+    assert label_counts(app, "save").count == 2
+
+
 def test_labels_without_room_are_counted_as_others(app: Flask, uow: UnitOfWork) -> None:
     """How many found no row is told, and their units are in the sums, inner ones apart."""
     room = _board.MAX_LABELS - 2

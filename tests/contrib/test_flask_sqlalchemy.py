@@ -170,6 +170,25 @@ def test_an_app_of_a_factory_that_is_dropped_is_forgotten(database: Database, ex
     assert database.rows("SELECT x FROM t ORDER BY x") == [(0,), (1,), (2,)]
 
 
+def test_sessions_that_the_app_removes_are_closed(database: Database) -> None:
+    """Between two parts of a long job, say; what they have sent outside of units is counted as well."""
+    app = Flask(__name__)
+    app.config["SQLALCHEMY_DATABASE_URI"] = database.url
+    db = flask_sqlalchemy.SQLAlchemy(app)
+    UnitOfWork(app, session=db.session)
+    with app.app_context():
+        for _ in range(3):
+            with transactional():
+                db.session.execute(sa.text("SELECT 1"))
+            db.session.execute(sa.text("SELECT 1"))
+            db.session.remove()
+    gc.collect()
+
+    counts = stats.read_boards(app).totals
+    assert (counts.sessions.opened, counts.sessions.closed) == (3, 3)
+    assert counts.statements == 6
+
+
 def make_sharer(engine: sa.Engine) -> tuple[Flask, orm.scoped_session[orm.Session]]:
     """An app on an engine that others use as well."""
     app, scoped = Flask(__name__), orm.scoped_session(orm.sessionmaker(engine))

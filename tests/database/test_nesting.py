@@ -767,6 +767,38 @@ def test_a_unit_that_its_context_has_left_open_is_around_no_other(bench: Bench, 
     assert bench.committed() == []
 
 
+@pytest.mark.parametrize("is_swallowed", [False, True])
+def test_what_has_failed_a_joined_unit_is_kept_by_no_cycle(
+    bench: Bench, without_collector: None, is_swallowed: bool
+) -> None:
+    """What the function that failed has read, and the frames around it, need not wait for the collector."""
+
+    class Upload: ...
+
+    uploads: list[weakref.ref[Upload]] = []
+
+    @transactional(propagation="required")
+    def join() -> None:
+        raise KeyError
+
+    @transactional
+    def view() -> None:
+        upload = Upload()
+        uploads.append(weakref.ref(upload))
+        bench.run_sql("SELECT 1")
+        try:
+            join()
+        except KeyError:
+            if not is_swallowed:
+                raise
+
+    with bench.app.app_context(), pytest.raises(UnitFailedError if is_swallowed else KeyError) as caught:
+        view()
+    del caught
+
+    assert uploads[0]() is None
+
+
 def test_a_savepoint_that_was_left_open_is_forgotten_with_the_unit_around_it(bench: Bench) -> None:
     """The thread need not begin another unit for that."""
     with bench.app.app_context():
