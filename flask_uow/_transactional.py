@@ -422,7 +422,10 @@ class Boundary:
         try:
             if self._options.on_error is None or is_kept or not isinstance(error, Exception):
                 raise error
-            return self._options.on_error(error)
+            try:
+                raise error  # so that it can be logged, raised again, and is the context of what follows from it
+            except Exception:  # noqa: BLE001
+                return self._options.on_error(error)
         finally:
             del error  # its traceback holds this frame
 
