@@ -679,8 +679,7 @@ class Unit:
         """
         state = self._state
         if not self.is_active or state.generation != _fork.generation or state.is_over:
-            self.hooks = None  # in a forked child, they are the parent's to run
-            return exception or self._failure or self._outlived_error()
+            return self._end_too_late(exception)
         if state.unit is not self:
             self._end_strays()
         leaving = exception
@@ -726,13 +725,20 @@ class Unit:
             if not self.was_committed:
                 self._notice_length(may_raise=False)
 
-    def _outlived_error(self) -> BaseException | None:
-        if not self.is_active or not self._state.is_over:
-            return None
-        self.is_active = False
-        return self._not_committed(
+    def _end_too_late(self, exception: BaseException | None) -> BaseException | None:
+        """It has ended already, is the parent process's, or was rolled back with its session, which is closed."""
+        if not self.is_active or self._state.generation != _fork.generation:
+            self.hooks = None  # in a forked child, they are the parent's to run
+            return exception or self._failure
+        self.is_active = self.is_repeatable = False
+        self.took_s = _monotonic() - self._began_s
+        self._told = self._state.told - self._told_before
+        leaving = exception or self._not_committed(
             "its session was closed before it ended", "End the unit before its context, or the unit around it."
         )
+        if self._joined is None:
+            self._announce(leaving)
+        return leaving
 
     def _carry_out(self, exception: BaseException | None) -> BaseException | None:
         joined = self._joined
