@@ -149,7 +149,7 @@ def is_in_memory(url: sa.URL) -> bool:
     """Whether ``url`` is a SQLite database that lives as long as its connection."""
     if url.get_backend_name() != "sqlite":
         return False
-    return url.database in (None, "", ":memory:") or url.query.get("mode") == "memory"
+    return url.database in (None, "", ":memory:", "file::memory:") or url.query.get("mode") == "memory"
 
 
 def _refuse_unknown(config: Mapping[str, Any]) -> None:
