@@ -299,6 +299,8 @@ class Unit:
         :raises UnitOptionsError: if an option cannot hold here.
         """
         session, state, options = self.session, self._state, self._options
+        if not state.links and get_innermost(None) is not None:
+            self._check_memory()
         if state.links or (options.needs_connection and session._transaction is not None):
             _meet_open_transaction(session, state, options)
         if session._transaction is None:
@@ -320,6 +322,15 @@ class Unit:
                 _connect(session, options)
             else:
                 self.take_connection()
+
+    def _check_memory(self) -> None:
+        """A database in memory has one connection, which a unit around, in an app context of its own, may have.
+
+        :raises UnitOptionsError: at once, instead of a wait that only that unit's end could end.
+        """
+        bind = bind_of(self.session)
+        if bind is not None and is_in_memory(bind.engine.url) and is_used_up(bind.engine.pool):
+            raise UnitOptionsError(SQLITE_HAS_ONE_WRITER, self.where, LET_IT_WRITE_FIRST)
 
     def take_connection(self) -> None:
         """Take the connection with the unit's options: from a reader that will do, else from the primary."""

@@ -368,6 +368,27 @@ def test_a_unit_in_a_context_of_its_own_does_not_wait_for_the_one_around_it(benc
     assert bench.committed() == ["later", "outer"]
 
 
+def test_a_database_in_memory_does_not_make_a_unit_wait_for_the_one_around_it() -> None:
+    """It has one connection, which a unit in a context of its own cannot have, not even to read."""
+    app, uow = Flask(__name__), UnitOfWork()
+    app.config.update(SQLALCHEMY_DATABASE_URI="sqlite://", SQLALCHEMY_ENGINE_OPTIONS={"pool_timeout": 0.05})
+    uow.init_app(app)
+
+    with app.app_context():
+        with transactional():
+            with app.app_context(), transactional():
+                uow.session.execute(sa.text("CREATE TABLE first (name TEXT)"))
+            uow.session.execute(sa.text("CREATE TABLE second (name TEXT)"))
+            for read_only in (False, True):
+                with (
+                    pytest.raises(UnitOptionsError, match="SQLite has one writer"),
+                    app.app_context(),
+                    transactional(read_only=read_only),
+                ):
+                    uow.session.execute(sa.text("SELECT 1"))
+        assert sa.inspect(uow.engine).get_table_names() == ["first", "second"]
+
+
 def test_a_unit_of_another_app_has_another_database_in_memory() -> None:
     """Two databases in memory have the same URL, and a lock each."""
     apps, uow = [Flask(name) for name in ("outer", "inner")], UnitOfWork()
