@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
-from functools import wraps
+from functools import partial, wraps
 from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, TypeVar, Unpack, cast, overload
 
@@ -92,11 +92,14 @@ class Transactional:
         """
         if isinstance(function, (staticmethod, classmethod)):
             return cast(F, type(function)(self(function.__func__)))
-        _check_function(function)
-        decorate = self._decorate_async if inspect.iscoroutinefunction(function) else self._decorate
+        body = _body_of(function)
+        _check_function(body)
+        decorate = self._decorate_async if any(map(inspect.iscoroutinefunction, _ways_in(body))) else self._decorate
         decorated = decorate(function)
+        if body is not function:
+            decorated.__name__, decorated.__qualname__ = body.__name__, body.__qualname__
         setattr(decorated, OPTIONS, self._options)
-        setattr(decorated, SITE, defined_at(function))
+        setattr(decorated, SITE, defined_at(body))
         return cast(F, decorated)
 
     def _decorate(self, function: Callable[..., Any]) -> Callable[..., Any]:
@@ -510,10 +513,24 @@ def _check_pool(session: Session, state: SessionState, *, may_read_elsewhere: bo
         )
 
 
+def _body_of(function: Any) -> Any:
+    """What has the name and the lines of what is decorated: a partial's function, an object's ``__call__``."""
+    while isinstance(function, partial):
+        function = function.func
+    has_name = hasattr(function, "__qualname__") or not callable(function)
+    return function if has_name else type(function).__call__
+
+
+def _ways_in(function: object) -> tuple[object, object]:
+    """A function, and the ``__call__`` of an object that bears a function's name."""
+    return function, getattr(function, "__call__", None)  # noqa: B004
+
+
 def _check_function(function: object) -> None:
-    if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
+    kinds = (inspect.isgeneratorfunction, inspect.isasyncgenfunction)
+    if any(is_kind(way) for is_kind in kinds for way in _ways_in(function)):
         raise TypeError(
-            f"@transactional cannot decorate the generator function {function.__qualname__!r}: "
+            f"@transactional cannot decorate the generator function {getattr(function, '__qualname__', function)!r}: "
             "its body runs when the generator is read, after the unit has ended. "
             "Decorate the function that reads it, or use `with transactional():` inside."
         )

@@ -1,6 +1,7 @@
 """``@transactional`` on everything that may carry it."""
 
 import asyncio
+import functools
 import inspect
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import ExitStack
@@ -258,6 +259,61 @@ def test_a_generator_function_is_refused_at_decoration(function: Callable[..., o
     """Its body would run after the unit has ended."""
     with pytest.raises(TypeError, match=f"generator function '{function.__name__}'"):
         decorate(function)
+
+
+class Adder:
+    """An object that is called as a function."""
+
+    def __init__(self, bench: Bench) -> None:
+        self.bench = bench
+
+    def __call__(self, name: str) -> str:
+        self.bench.add(name)
+        return f"{current_unit.label} at {current_unit.where}"
+
+
+class AsyncAdder(Adder):
+    """An object that is called as a coroutine function."""
+
+    async def __call__(self, name: str) -> str:  # type: ignore[override]
+        await asyncio.sleep(0)
+        return super().__call__(name)
+
+
+class Numbers:
+    """An object that is called as a generator function."""
+
+    def __call__(self) -> Iterator[int]:
+        yield 1
+
+
+@pytest.mark.parametrize("kind", ["object", "partial", "async object", "async partial", "async object with a name"])
+def test_what_is_called_as_a_function_has_its_name_and_line(bench: Bench, kind: str) -> None:
+    """A partial, and an object: its unit is not called after our own functions, and lies around what is awaited."""
+    adder: Any = AsyncAdder(bench) if "async" in kind else Adder(bench)
+    name = f"{type(adder).__name__}.__call__"
+    called: Callable[[], Any]
+    if "partial" in kind:
+        called = transactional(functools.partial(adder, "a"))
+    elif "with a name" in kind:
+        called = functools.partial(transactional(functools.update_wrapper(adder, Adder.__call__)), "a")
+        name = "Adder.__call__"
+    else:
+        called = functools.partial(transactional(adder), "a")
+
+    with bench.app.app_context():
+        told = asyncio.run(called()) if "async" in kind else called()
+
+    assert told.startswith(f"{name} at ")
+    assert told.endswith(f" in {name}")
+    assert bench.committed() == ["a"]
+
+
+@pytest.mark.parametrize("function", [Numbers(), functools.partial(numbers)], ids=["object", "partial"])
+def test_what_is_called_as_a_generator_function_is_refused_too(function: Callable[..., object]) -> None:
+    """By the name of what would run."""
+    with pytest.raises(TypeError, match=r"generator function '(numbers|Numbers\.__call__)'"):
+        transactional(function)
 
 
 def test_what_is_no_function_is_refused() -> None:
