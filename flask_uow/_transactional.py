@@ -27,7 +27,7 @@ from ._callsite import CallSite, application_site, defined_at
 from ._drivers import TransactionStatus
 from ._hiding import shown_value
 from ._notices import has_written_unseen
-from ._options import Propagation, Relation, UnitOptions, is_vetoed, relation
+from ._options import Propagation, Relation, UnitOptions, is_coroutine_function, is_vetoed, relation
 from ._retry import delay_s, has_lost_connection, is_retryable
 from ._scopes import current_context, find_context
 from ._sessions import Sessions, report_lost_writes
@@ -94,7 +94,7 @@ class Transactional:
             return cast(F, type(function)(self(function.__func__)))
         body = _body_of(function)
         _check_function(body)
-        decorate = self._decorate_async if any(map(inspect.iscoroutinefunction, _ways_in(body))) else self._decorate
+        decorate = self._decorate_async if is_coroutine_function(body) else self._decorate
         decorated = decorate(function)
         if body is not function:
             decorated.__name__, decorated.__qualname__ = body.__name__, body.__qualname__
@@ -521,16 +521,10 @@ def _body_of(function: Any) -> Any:
     return function if has_name else type(function).__call__
 
 
-def _ways_in(function: object) -> tuple[object, object]:
-    """A function, and the ``__call__`` of an object that bears a function's name."""
-    return function, getattr(function, "__call__", None)  # noqa: B004
-
-
 def _check_function(function: object) -> None:
-    kinds = (inspect.isgeneratorfunction, inspect.isasyncgenfunction)
-    if any(is_kind(way) for is_kind in kinds for way in _ways_in(function)):
+    if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
         raise TypeError(
-            f"@transactional cannot decorate the generator function {getattr(function, '__qualname__', function)!r}: "
+            f"@transactional cannot decorate the generator function {function.__qualname__!r}: "
             "its body runs when the generator is read, after the unit has ended. "
             "Decorate the function that reads it, or use `with transactional():` inside."
         )
