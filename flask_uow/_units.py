@@ -587,7 +587,7 @@ class Unit:
         return unit is self
 
     def check_deadline(self) -> None:
-        """Refuse a statement that comes after ``timeout``.
+        """Refuse a statement, or an end without an error, that comes after ``timeout``.
 
         :raises UnitTimeoutError: then.
         """
@@ -762,8 +762,10 @@ class Unit:
         if decision is _COMMIT:
             if self.parent is None:
                 self._commit()
-            elif joined is None:
-                self._release()
+            else:
+                self.check_deadline()
+                if joined is None:
+                    self._release()
             self.was_committed = True
             return exception
         return self._failed_error() if decision is Ending.FAIL else exception

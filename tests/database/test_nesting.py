@@ -4,6 +4,7 @@ import re
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -568,6 +569,19 @@ def test_a_deadline_inside_does_not_keep_its_part_from_being_undone(bench: Bench
         bench.add("outer again")
 
     assert bench.committed() == ["outer", "outer again"]
+
+
+@pytest.mark.parametrize("propagation", ["nested", "required"])
+def test_a_unit_inside_that_ends_after_its_deadline_is_not_kept(bench: Bench, propagation: Any) -> None:
+    """Although it has sent nothing since: its part is undone, or fails the unit that it joined."""
+    is_join = propagation == "required"
+    with bench.app.app_context(), pytest.raises(UnitFailedError) if is_join else nullcontext(), transactional():
+        bench.add("outer")
+        with pytest.raises(UnitTimeoutError), transactional(propagation=propagation, timeout=0.05):
+            bench.add("inner")
+            time.sleep(0.1)
+
+    assert bench.committed() == ([] if is_join else ["outer"])
 
 
 @pytest.mark.parametrize("database", ["psycopg2", "psycopg"], indirect=True)
