@@ -33,10 +33,11 @@ from ._scopes import current_context, find_context
 from ._sessions import Sessions, report_lost_writes
 from ._state import STATE_KEY, AppState, SessionState, bind_of, guarded_state, state_of, state_of_app
 from ._units import LET_IT_WRITE_FIRST, SQLITE_HAS_ONE_WRITER, Unit, connections_held, is_used_up
-from ._views import find_request, status_of_response, view_label
+from ._views import find_request, parts_of_view, status_of_response, view_label
 from .exceptions import NoActiveUnitError, UnitOfWorkError, UnitOptionsError
 
 if TYPE_CHECKING:
+    from flask import Request
     from sqlalchemy.orm import Session
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -334,6 +335,8 @@ class Boundary:
             rule = self._app_state.settings.rollback_on_status
             if rule is None or self.unit is None or not self.unit.is_view:
                 return
+            if self._place in self._app_state.dispatches:
+                rule = _own_veto(self._app_state, self.unit.request) or rule
         if self.unit is not None and is_vetoed(rule, status_of_response(value)):
             self.unit.set_rollback_only()
 
@@ -511,6 +514,13 @@ def _check_pool(session: Session, state: SessionState, *, may_read_elsewhere: bo
             "so that one on a connection of its own would wait for itself.",
             fix="Nest fewer of them, or raise pool_size or max_overflow in SQLALCHEMY_ENGINE_OPTIONS.",
         )
+
+
+def _own_veto(app_state: AppState, request: Request | None) -> int | Callable[[int], bool] | None:
+    """What the view of a request says itself of its status, in place of the configuration."""
+    parts = parts_of_view(app_state, request) if request is not None else ()
+    options = (getattr(part, OPTIONS, None) for part in parts)
+    return next((own.rollback_on_status for own in options if own and own.rollback_on_status is not None), None)
 
 
 def _body_of(function: Any) -> Any:

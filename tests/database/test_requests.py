@@ -310,6 +310,25 @@ def test_the_configured_veto_judges_the_response(make_bench: MakeBench, status: 
     assert bench.committed() == (["row"] if status < 400 else [])
 
 
+@pytest.mark.parametrize(("own", "kept"), [(lambda status: status == 403, True), (404, False)], ids=["other", "same"])
+def test_a_views_own_veto_stands_in_place_of_the_configured_one(make_bench: MakeBench, own: Any, kept: bool) -> None:
+    """As it does where requests are no units."""
+    bench = make_bench(UOW_ATOMIC_REQUESTS=True, UOW_ROLLBACK_ON_STATUS=400)
+
+    @bench.app.before_request
+    def count() -> None:
+        bench.add("before")
+
+    @bench.app.post("/")
+    @transactional(rollback_on_status=own)
+    def view() -> tuple[str, int]:
+        bench.add("in the view")
+        return "", 404
+
+    assert bench.app.test_client().post("/").status_code == 404
+    assert bench.committed() == (["before", "in the view"] if kept else [])
+
+
 def test_a_commit_that_fails_is_an_error_and_not_a_success(answering: Bench) -> None:
     """The client never hears of a success that was none."""
     bench = answering
