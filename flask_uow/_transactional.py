@@ -326,6 +326,8 @@ class Boundary:
         retries = self._options.retries
         if retries is None:
             retries = self._app_state.settings.retries
+            if retries and self._place in self._app_state.dispatches:
+                retries = retries_of_request(self._app_state)
         return 0 if retries and isinstance(self._place, CallSite) else retries
 
     def look_at(self, value: object) -> None:
@@ -336,7 +338,8 @@ class Boundary:
             if rule is None or self.unit is None or not self.unit.is_view:
                 return
             if self._place in self._app_state.dispatches:
-                rule = _own_veto(self._app_state, self.unit.request) or rule
+                own = _said_by_view("rollback_on_status", self._app_state, self.unit.request)
+                rule = rule if own is None else own
         if self.unit is not None and is_vetoed(rule, status_of_response(value)):
             self.unit.set_rollback_only()
 
@@ -516,11 +519,18 @@ def _check_pool(session: Session, state: SessionState, *, may_read_elsewhere: bo
         )
 
 
-def _own_veto(app_state: AppState, request: Request | None) -> int | Callable[[int], bool] | None:
-    """What the view of a request says itself of its status, in place of the configuration."""
+def retries_of_request(app_state: AppState) -> int:
+    """How often the unit of a whole request may be tried again: as configured, or as the view says itself."""
+    configured = app_state.settings.retries
+    own = _said_by_view("retries", app_state, find_request()) if configured else None
+    return configured if own is None else int(own)
+
+
+def _said_by_view(option: str, app_state: AppState, request: Request | None) -> Any:
+    """What a request's view says itself, in place of the configuration; None if nothing."""
     parts = parts_of_view(app_state, request) if request is not None else ()
-    options = (getattr(part, OPTIONS, None) for part in parts)
-    return next((own.rollback_on_status for own in options if own and own.rollback_on_status is not None), None)
+    said = (getattr(getattr(part, OPTIONS, None), option, None) for part in parts)
+    return next((value for value in said if value is not None), None)
 
 
 def _body_of(function: Any) -> Any:

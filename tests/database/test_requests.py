@@ -407,6 +407,31 @@ def test_a_request_that_loses_is_served_again(make_bench: MakeBench) -> None:
     assert bench.committed() == ["changed"]
 
 
+@pytest.mark.parametrize("database", ["psycopg2", "psycopg"], indirect=True)
+@pytest.mark.parametrize(("retries", "attempts"), [(None, [1, 2]), (0, [1]), (2, [1, 2, 3])], ids=str)
+def test_a_view_says_itself_how_often_its_request_is_served_again(
+    make_bench: MakeBench, retries: int | None, attempts: list[int]
+) -> None:
+    """In place of ``UOW_RETRIES``, also where the end loses: it may tell others what it must tell once."""
+    bench = make_bench(UOW_ATOMIC_REQUESTS=True, UOW_RETRIES=1, TESTING=False)
+    seen: list[int] = []
+    lose = "DO $$ BEGIN RAISE EXCEPTION 'lost' USING ERRCODE = '40001'; END $$"
+
+    @bench.app.post("/<when>")
+    @transactional(retries=retries)
+    def view(when: str) -> str:
+        unit = current_unit.parent
+        assert unit
+        seen.append(unit.attempt)
+        unit.before_commit(lambda: bench.run_sql(lose)) if when == "late" else bench.run_sql(lose)
+        return "ok"
+
+    for when in ("late", "at-once"):
+        assert bench.app.test_client().post(f"/{when}").status_code == 500
+        assert seen == attempts
+        seen.clear()
+
+
 # ---- who stays out
 
 
