@@ -157,11 +157,11 @@ class Transactional:
         :return: the unit; ``current_unit``, which is false, where the propagation makes none.
         :raises UnitOptionsError: for an option that needs a function to repeat, or a value to look at.
         """
-        self._check_block()
         frame = sys._getframe(1)
         site = CallSite(frame.f_code, frame.f_lineno)
         if frame.f_code is _ENTER_CONTEXT:
             site = application_site() or site
+        self._check_block(site)
         boundary = Boundary(self._options, self._bound_to, site)
         boundary.enter()
         self._entered.setdefault(_owner_of_block(frame), []).append(boundary)
@@ -175,12 +175,13 @@ class Transactional:
         if boundary.error is not exception:
             boundary.answer()
 
-    def _check_block(self) -> None:
+    def _check_block(self, site: CallSite) -> None:
         for name in ("retries", "on_error", "rollback_on_status"):
             if getattr(self._options, name):
                 raise UnitOptionsError(
                     f"{name} was given to a with block, which cannot be repeated and returns nothing.",
-                    fix=f"Drop {name}, or put the block into a function and decorate that.",
+                    str(site),
+                    f"Drop {name}, or put the block into a function and decorate that.",
                 )
 
     def _leave_last(self, frame: FrameType) -> Boundary:

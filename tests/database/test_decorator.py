@@ -330,6 +330,21 @@ def test_an_unknown_option_is_refused_at_decoration() -> None:
         transactional(isolaton="serializable")  # type: ignore[call-overload]
 
 
+@pytest.mark.parametrize("option", ["retries", "on_error", "rollback_on_status"])
+def test_what_a_block_cannot_do_is_refused_at_its_line(bench: Bench, option: str) -> None:
+    """Also where a stack enters it."""
+    block = transactional(**{option: repr if option == "on_error" else 400})  # type: ignore[call-overload]
+
+    with bench.app.app_context(), ExitStack() as stack:
+        with pytest.raises(UnitOptionsError, match=f"{option} was given to a with block") as by_with, block:
+            pass
+        with pytest.raises(UnitOptionsError, match=f"{option} was given to a with block") as by_stack:
+            stack.enter_context(block)
+
+    for caught in (by_with, by_stack):
+        assert " in test_what_a_block_cannot_do" in str(caught.value.where)
+
+
 def test_the_bound_decorator_serves_its_extension_only(database: Database) -> None:
     """``uow.transactional`` in another app's context is an error, not a unit on the wrong database."""
     uow, other = UnitOfWork(), UnitOfWork()
