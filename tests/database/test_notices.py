@@ -237,6 +237,23 @@ def test_a_commit_after_what_was_committed_is_a_mistake(make_bench: MakeBench, h
     assert bench.committed() == ["kept"]
 
 
+@pytest.mark.skipif(not hasattr(Session, "merge_all"), reason="SQLAlchemy has it from 2.1 on.")
+@pytest.mark.parametrize(("name", "code"), [("merge_all", "UOW105"), ("delete_all", "UOW106")])
+def test_several_at_once_are_mistakes_as_well(make_bench: MakeBench, name: str, code: str) -> None:
+    """SQLAlchemy calls the method for a single one for none of them."""
+    bench = make_bench(**only(code, "warn"))
+
+    with bench.app.app_context(), noticed(bench) as seen:
+        with transactional():
+            items = [Item(name="first"), Item(name="second")]
+            bench.session.add_all(items)
+        with transactional():
+            getattr(bench.session, name)(iter(items))
+
+    assert codes(seen) == [code, code]
+    assert bench.committed() == (["first", "second"] if name == "merge_all" else [])
+
+
 def test_a_commit_as_the_end_of_a_block_is_no_mistake(bench: Bench) -> None:
     """``with session.begin()`` commits whatever there is; nobody wrote a commit too many."""
     with noticed(bench) as seen, bench.app.app_context(), bench.session.begin():
