@@ -13,7 +13,7 @@ from flask import g
 
 from flask_uow import UnitOfWork, current_unit, transactional
 from flask_uow.exceptions import ConfigurationError, UnitOptionsError
-from tests.database.conftest import Bench
+from tests.database.conftest import Bench, MakeBench
 from tests.databases import Database
 from tests.models import Item, make_app
 
@@ -328,6 +328,28 @@ def test_an_unknown_option_is_refused_at_decoration() -> None:
     """With its name."""
     with pytest.raises((TypeError, UnitOptionsError), match="isolaton"):
         transactional(isolaton="serializable")  # type: ignore[call-overload]
+
+
+@pytest.mark.parametrize("is_inside", [False, True], ids=["of a unit", "in a unit"])
+def test_a_partial_is_a_view_as_any_other(make_bench: MakeBench, is_inside: bool) -> None:
+    """Its unit has the rule's name, and the configured veto is for it, whichever of the two is around the other."""
+    bench = make_bench(UOW_ROLLBACK_ON_STATUS=400)
+    labels = []
+
+    def view(name: str, status: int) -> tuple[str, int]:
+        labels.append(current_unit.label)
+        bench.add(name)
+        return "", status
+
+    part = transactional(functools.partial(view, "row")) if is_inside else functools.partial(transactional(view), "row")
+    bench.app.add_url_rule("/<int:status>", "part", part)
+    client = bench.app.test_client()
+
+    for status in (404, 200):
+        assert client.get(f"/{status}").status_code == status
+
+    assert labels == ["GET /<int:status>"] * 2
+    assert bench.committed() == ["row"]
 
 
 @pytest.mark.parametrize("option", ["retries", "on_error", "rollback_on_status"])
