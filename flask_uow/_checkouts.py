@@ -109,6 +109,9 @@ def _watched_class(base: Any) -> type[sa.Pool]:
 _WATCH = "_uow_watch"
 """Where a watched pool has its :class:`Watch`."""
 
+REAL_POOL = "_uow_real_pool"
+"""Where the function by which a test's pool connects has the pool that is the app's."""
+
 
 def watch_pool(engine: sa.Engine, app: Flask) -> None:
     """Watch who takes an engine's connections.
@@ -129,8 +132,8 @@ def watch_pool(engine: sa.Engine, app: Flask) -> None:
 
 
 def unwatched(pool: sa.Pool) -> sa.Pool:
-    """A pool that is like another one, and told of nowhere."""
-    alike = pool.recreate()
+    """A pool that is like another one, and told of nowhere; like the real one, where a test's stands in for it."""
+    alike = getattr(pool._creator, REAL_POOL, pool).recreate()
     if hasattr(alike, _WATCH):
         setattr(alike, _WATCH, None)
     return alike

@@ -7,6 +7,7 @@ import re
 import sqlite3
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote, unquote
 
 import sqlalchemy as sa
 from flask import Flask
@@ -124,11 +125,21 @@ def _is_by_socket_file(url: sa.URL, given: dict[str, Any]) -> bool:
 
 def _beside_instance(app: Flask, url: sa.URL) -> sa.URL:
     """A relative SQLite file lies in the app's instance folder, where Flask-SQLAlchemy has it too."""
-    return url.set(database=str(Path(app.instance_path, str(url.database)))) if _is_file(url) else url
+    file = _relative_file(url)
+    if file is None:
+        return url
+    path = str(Path(app.instance_path, file))
+    return url.set(database=f"file:{quote(path)}" if url.query.get("uri") else path)
 
 
-def _is_file(url: sa.URL) -> bool:
-    return url.get_backend_name() == "sqlite" and not is_in_memory(url) and not url.query.get("uri")
+def _relative_file(url: sa.URL) -> str | None:
+    """The path of a SQLite file that is not absolute; None of any other database."""
+    if url.get_backend_name() != "sqlite" or is_in_memory(url):
+        return None
+    path = str(url.database)
+    if url.query.get("uri"):
+        path = unquote(path.removeprefix("file:"))
+    return None if Path(path).is_absolute() else path
 
 
 def _make_folder(app: Flask, bind: Bind) -> None:
@@ -136,9 +147,10 @@ def _make_folder(app: Flask, bind: Bind) -> None:
 
     :raises ConfigurationError: if it cannot be made.
     """
-    if not _is_file(bind.url) or Path(str(bind.url.database)).is_absolute():
+    file = _relative_file(bind.url)
+    if file is None:
         return
-    folder = Path(app.instance_path, str(bind.url.database)).parent
+    folder = Path(app.instance_path, file).parent
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
@@ -146,6 +146,23 @@ class GuardedSession(_Session):
         super().delete(instance)
         if self._uow is not None:
             notice_delete(self._uow, instance)
+
+    def merge_all(self, instances: Iterable[Any], **options: Any) -> Sequence[Any]:
+        """Of SQLAlchemy 2.1, which merges each without a call of ``merge()``."""
+        state, instances = self._uow, list(instances)
+        if state is not None:
+            for instance in instances:
+                notice_merge(self, state, instance)
+        merged: Sequence[Any] = super().merge_all(instances, **options)
+        return merged
+
+    def delete_all(self, instances: Iterable[object]) -> None:
+        """Of SQLAlchemy 2.1, which deletes each without a call of ``delete()``."""
+        state, instances = self._uow, list(instances)
+        super().delete_all(instances)
+        if state is not None:
+            for instance in instances:
+                notice_delete(state, instance)
 
     def flush(self, objects: Sequence[Any] | None = None) -> None:
         state = self._uow

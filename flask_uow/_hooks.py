@@ -7,12 +7,13 @@ whichever way (the semantics of Django's ``on_commit``, and of its missing ``on_
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterator
 from enum import Enum
 from typing import cast
 
 from flask import Flask
+
+from ._options import is_coroutine_function
 
 Hook = Callable[[], object]
 
@@ -41,7 +42,7 @@ class Hooks:
 
         :raises TypeError: if it is not callable, or a coroutine function: nothing would await it.
         """
-        if not callable(function) or inspect.iscoroutinefunction(function):
+        if not callable(function) or is_coroutine_function(function):
             raise TypeError(f"{when.value}({function!r}): expected a plain function without arguments.")
         self._entries.append((when, cast(Hook, function)))
 

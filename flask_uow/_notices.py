@@ -49,7 +49,8 @@ def notice(state: SessionState, code: str, site: CallSite | None = None, **detai
 
 def notice_commit(session: Session, state: SessionState) -> None:
     """UOW104: a commit by hand, outside a unit, of nothing."""
-    if state.wrote or not state.rules.is_on("UOW104") or has_pending(session):
+    has_sent = state.wrote and session.in_transaction()  # and not in one that has ended
+    if has_sent or not state.rules.is_on("UOW104") or has_pending(session):
         return
     if not any(map(has_written_unseen, state.links)):
         notice(state, "UOW104")

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum
+from functools import partial
 from typing import Any
 
 from ._hiding import shown_value
@@ -127,6 +128,13 @@ class UnitOptions:
         return True
 
 
+def is_coroutine_function(value: Any) -> bool:
+    """Whether what ``value`` returns has to be awaited; an object may be called as such a function too."""
+    while isinstance(value, partial):
+        value = value.func
+    return inspect.iscoroutinefunction(value) or inspect.iscoroutinefunction(getattr(value, "__call__", None))  # noqa: B004
+
+
 def is_seconds(value: object, *, least: float = 0.0, most: float = sys.float_info.max) -> bool:
     """Whether ``value`` is a number of seconds.
 
@@ -226,7 +234,7 @@ def _exceptions(name: str, value: Any) -> tuple[type[BaseException], ...]:
 
 
 def _status(name: str, value: Any) -> int | Callable[[int], bool] | None:
-    if value is None or (callable(value) and not isinstance(value, type) and not inspect.iscoroutinefunction(value)):
+    if value is None or (callable(value) and not isinstance(value, type) and not is_coroutine_function(value)):
         return value
     if isinstance(value, bool) or not isinstance(value, int) or not 100 <= value <= 599:
         raise _wrong(name, value, "expected an HTTP status from 100 to 599, or a function of the status")
@@ -236,7 +244,7 @@ def _status(name: str, value: Any) -> int | Callable[[int], bool] | None:
 def _function(name: str, value: Any) -> Callable[[Exception], Any] | None:
     if value is None:
         return None
-    if not callable(value) or inspect.iscoroutinefunction(value):
+    if not callable(value) or is_coroutine_function(value):
         raise _wrong(name, value, "expected a plain function of the exception")
     return value  # type: ignore[no-any-return]
 

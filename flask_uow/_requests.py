@@ -20,7 +20,7 @@ from flask.globals import app_ctx
 from ._options import Propagation
 from ._retry import is_retryable
 from ._state import AppState
-from ._transactional import OPTIONS, SITE, Transactional, current_unit
+from ._transactional import OPTIONS, SITE, Transactional, current_unit, retries_of_request
 from ._units import Unit
 from ._views import find_request, parts_of_view
 
@@ -124,7 +124,7 @@ def _undone_by_errors(function: Callable[..., T], app_state: AppState) -> Callab
 
 
 def _may_be_tried_again(error: Exception, unit: Unit, app_state: AppState) -> bool:
-    return unit.is_repeatable and unit.attempt <= app_state.settings.retries and is_retryable(error)
+    return unit.is_repeatable and is_retryable(error) and unit.attempt <= retries_of_request(app_state)
 
 
 def _start_over(unit: Unit, app_state: AppState) -> None:

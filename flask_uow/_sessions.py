@@ -31,7 +31,7 @@ from ._reader import ReadingSession
 from ._rules import report_at_teardown, violation
 from ._scopes import Scope, Scopes, contexts, current_context, find_context, thread
 from ._settings import DEFAULT_BIND
-from ._state import STATE_KEY, AppState, SessionState, guarded_state, has_pending, state_of, state_of_app
+from ._state import STATE_KEY, AppState, SessionState, guarded_state, has_pending, outermost_of, state_of, state_of_app
 from ._units import discard
 from .exceptions import RuleViolationError, UnitOptionsError
 
@@ -469,10 +469,10 @@ def release_adopted(scope: Scope, exception: BaseException | None) -> None:
         state = state_of(session) if session is not None else None
         if session is None or state is None:
             continue
-        state.end_units()
-        state.close()
         if exception is None:
             report_lost_writes(session)
+        state.end_units()
+        state.close()
     scope.adopted = None
 
 
@@ -489,9 +489,20 @@ def report_lost_writes(session: Session) -> None:
     if has_pending(session):
         lost.append(_pending_text(session))
     if lost:
-        site = state.write_site or state.begin_site
-        error = violation("UOW103", site=site, lost="; ".join(lost))
-        report_at_teardown(state.app, state.rules, error)
+        report_at_teardown(state.app, state.rules, _lost_writes(state, "; ".join(lost)))
+
+
+def _lost_writes(state: SessionState, lost: str) -> RuleViolationError:
+    if state.unit is None:
+        return violation("UOW103", site=state.write_site or state.begin_site, lost=lost)
+    unit = outermost_of(state.unit)
+    return RuleViolationError(
+        "UOW103",
+        f"Unit of work {unit.label!r} had not ended at the end of the context, and its writes were lost: {lost}.",
+        unit.where,
+        "End the unit before its context: let a command return, for click's ctx.exit() ends the context at once; read "
+        "a generator to its end.",
+    )
 
 
 def _pending_text(session: Session) -> str:

@@ -7,7 +7,6 @@ error too: a misspelt switch that silently does nothing is the worst kind.
 from __future__ import annotations
 
 import difflib
-import inspect
 import math
 import os
 import re
@@ -21,7 +20,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from ._hiding import error_line, shown_url, shown_value
-from ._options import ISOLATION_LEVELS, is_seconds
+from ._options import ISOLATION_LEVELS, is_coroutine_function, is_seconds
 from ._rules import MODES, RULES
 from .exceptions import ConfigurationError
 
@@ -149,7 +148,7 @@ def is_in_memory(url: sa.URL) -> bool:
     """Whether ``url`` is a SQLite database that lives as long as its connection."""
     if url.get_backend_name() != "sqlite":
         return False
-    return url.database in (None, "", ":memory:") or url.query.get("mode") == "memory"
+    return url.database in (None, "", ":memory:", "file::memory:") or url.query.get("mode") == "memory"
 
 
 def _refuse_unknown(config: Mapping[str, Any]) -> None:
@@ -454,7 +453,7 @@ def _methods(key: str, value: Any) -> bool | frozenset[str]:
 
 
 def _status(key: str, value: Any) -> int | Callable[[int], bool]:
-    if callable(value) and not isinstance(value, type) and not inspect.iscoroutinefunction(value):
+    if callable(value) and not isinstance(value, type) and not is_coroutine_function(value):
         return value  # type: ignore[no-any-return]
     if isinstance(value, bool) or not isinstance(value, int) or not 100 <= value <= 599:
         raise wrong(key, value, "expected an HTTP status from 100 to 599, or a function of the status")

@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
-from functools import wraps
+from functools import partial, wraps
 from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, TypeVar, Unpack, cast, overload
 
@@ -27,16 +27,17 @@ from ._callsite import CallSite, application_site, defined_at
 from ._drivers import TransactionStatus
 from ._hiding import shown_value
 from ._notices import has_written_unseen
-from ._options import Propagation, Relation, UnitOptions, is_vetoed, relation
+from ._options import Propagation, Relation, UnitOptions, is_coroutine_function, is_vetoed, relation
 from ._retry import delay_s, has_lost_connection, is_retryable
 from ._scopes import current_context, find_context
 from ._sessions import Sessions, report_lost_writes
 from ._state import STATE_KEY, AppState, SessionState, bind_of, guarded_state, state_of, state_of_app
 from ._units import LET_IT_WRITE_FIRST, SQLITE_HAS_ONE_WRITER, Unit, connections_held, is_used_up
-from ._views import find_request, status_of_response, view_label
+from ._views import find_request, parts_of_view, status_of_response, view_label
 from .exceptions import NoActiveUnitError, UnitOfWorkError, UnitOptionsError
 
 if TYPE_CHECKING:
+    from flask import Request
     from sqlalchemy.orm import Session
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -92,11 +93,14 @@ class Transactional:
         """
         if isinstance(function, (staticmethod, classmethod)):
             return cast(F, type(function)(self(function.__func__)))
-        _check_function(function)
-        decorate = self._decorate_async if inspect.iscoroutinefunction(function) else self._decorate
+        body = _body_of(function)
+        _check_function(body)
+        decorate = self._decorate_async if is_coroutine_function(body) else self._decorate
         decorated = decorate(function)
+        if body is not function:
+            decorated.__name__, decorated.__qualname__ = body.__name__, body.__qualname__
         setattr(decorated, OPTIONS, self._options)
-        setattr(decorated, SITE, defined_at(function))
+        setattr(decorated, SITE, defined_at(body))
         return cast(F, decorated)
 
     def _decorate(self, function: Callable[..., Any]) -> Callable[..., Any]:
@@ -153,11 +157,11 @@ class Transactional:
         :return: the unit; ``current_unit``, which is false, where the propagation makes none.
         :raises UnitOptionsError: for an option that needs a function to repeat, or a value to look at.
         """
-        self._check_block()
         frame = sys._getframe(1)
         site = CallSite(frame.f_code, frame.f_lineno)
         if frame.f_code is _ENTER_CONTEXT:
             site = application_site() or site
+        self._check_block(site)
         boundary = Boundary(self._options, self._bound_to, site)
         boundary.enter()
         self._entered.setdefault(_owner_of_block(frame), []).append(boundary)
@@ -171,12 +175,13 @@ class Transactional:
         if boundary.error is not exception:
             boundary.answer()
 
-    def _check_block(self) -> None:
+    def _check_block(self, site: CallSite) -> None:
         for name in ("retries", "on_error", "rollback_on_status"):
             if getattr(self._options, name):
                 raise UnitOptionsError(
                     f"{name} was given to a with block, which cannot be repeated and returns nothing.",
-                    fix=f"Drop {name}, or put the block into a function and decorate that.",
+                    str(site),
+                    f"Drop {name}, or put the block into a function and decorate that.",
                 )
 
     def _leave_last(self, frame: FrameType) -> Boundary:
@@ -322,6 +327,8 @@ class Boundary:
         retries = self._options.retries
         if retries is None:
             retries = self._app_state.settings.retries
+            if retries and self._place in self._app_state.dispatches:
+                retries = retries_of_request(self._app_state)
         return 0 if retries and isinstance(self._place, CallSite) else retries
 
     def look_at(self, value: object) -> None:
@@ -331,6 +338,9 @@ class Boundary:
             rule = self._app_state.settings.rollback_on_status
             if rule is None or self.unit is None or not self.unit.is_view:
                 return
+            if self._place in self._app_state.dispatches:
+                own = _said_by_view("rollback_on_status", self._app_state, self.unit.request)
+                rule = rule if own is None else own
         if self.unit is not None and is_vetoed(rule, status_of_response(value)):
             self.unit.set_rollback_only()
 
@@ -422,7 +432,10 @@ class Boundary:
         try:
             if self._options.on_error is None or is_kept or not isinstance(error, Exception):
                 raise error
-            return self._options.on_error(error)
+            try:
+                raise error  # so that it can be logged, raised again, and is the context of what follows from it
+            except Exception:  # noqa: BLE001
+                return self._options.on_error(error)
         finally:
             del error  # its traceback holds this frame
 
@@ -505,6 +518,28 @@ def _check_pool(session: Session, state: SessionState, *, may_read_elsewhere: bo
             "so that one on a connection of its own would wait for itself.",
             fix="Nest fewer of them, or raise pool_size or max_overflow in SQLALCHEMY_ENGINE_OPTIONS.",
         )
+
+
+def retries_of_request(app_state: AppState) -> int:
+    """How often the unit of a whole request may be tried again: as configured, or as the view says itself."""
+    configured = app_state.settings.retries
+    own = _said_by_view("retries", app_state, find_request()) if configured else None
+    return configured if own is None else int(own)
+
+
+def _said_by_view(option: str, app_state: AppState, request: Request | None) -> Any:
+    """What a request's view says itself, in place of the configuration; None if nothing."""
+    parts = parts_of_view(app_state, request) if request is not None else ()
+    said = (getattr(getattr(part, OPTIONS, None), option, None) for part in parts)
+    return next((value for value in said if value is not None), None)
+
+
+def _body_of(function: Any) -> Any:
+    """What has the name and the lines of what is decorated: a partial's function, an object's ``__call__``."""
+    while isinstance(function, partial):
+        function = function.func
+    has_name = hasattr(function, "__qualname__") or not callable(function)
+    return function if has_name else type(function).__call__
 
 
 def _check_function(function: object) -> None:

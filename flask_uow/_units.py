@@ -76,8 +76,6 @@ _unit_began, _unit_committed, _unit_rolled_back = signals.unit_began, signals.un
 _COMMITTED, _ROLLED_BACK, _FAILED = int(End.COMMITTED), int(End.ROLLED_BACK), int(End.FAILED)
 _MANY_TOLD = STATEMENT * (1 << 16)
 """So many statements leave a time of which the last digit is a thirtieth of a second."""
-_CLOSED_BEFORE = "its session was closed before it ended"
-_END_BEFORE = "End the unit before its context, or the unit around it."
 SQLITE_HAS_ONE_WRITER = (
     "SQLite has one writer: a unit on a connection of its own cannot run after the unit around it has sent a statement."
 )
@@ -190,7 +188,7 @@ class Unit:
     request: Request | None = None
     took_s = 0.0
     _asked_before = _told = 0.0
-    _has_failed = _has_savepoint = _is_in_doubt = _is_length_noticed = False
+    _has_failed = _has_savepoint = _is_in_doubt = _is_length_noticed = _is_outlived = False
     _transaction: SessionTransaction | None = None
     _unprotected: frozenset[sa.Connection] = frozenset()
     _row: Row
@@ -305,6 +303,8 @@ class Unit:
         :raises UnitOptionsError: if an option cannot hold here.
         """
         session, state, options = self.session, self._state, self._options
+        if not state.links and get_innermost(None) is not None:
+            self._check_memory()
         if state.links or (options.needs_connection and session._transaction is not None):
             _meet_open_transaction(session, state, options)
         if session._transaction is None:
@@ -326,6 +326,15 @@ class Unit:
                 _connect(session, options)
             else:
                 self.take_connection()
+
+    def _check_memory(self) -> None:
+        """A database in memory has one connection, which a unit around, in an app context of its own, may have.
+
+        :raises UnitOptionsError: at once, instead of a wait that only that unit's end could end.
+        """
+        bind = bind_of(self.session)
+        if bind is not None and is_in_memory(bind.engine.url) and is_used_up(bind.engine.pool):
+            raise UnitOptionsError(SQLITE_HAS_ONE_WRITER, self.where, LET_IT_WRITE_FIRST)
 
     def take_connection(self) -> None:
         """Take the connection with the unit's options: from a reader that will do, else from the primary."""
@@ -583,7 +592,7 @@ class Unit:
         return unit is self
 
     def check_deadline(self) -> None:
-        """Refuse a statement that comes after ``timeout``.
+        """Refuse a statement, or an end without an error, that comes after ``timeout``.
 
         :raises UnitTimeoutError: then.
         """
@@ -686,9 +695,7 @@ class Unit:
         """
         state = self._state
         if not self.is_active or state.generation != _fork.generation or state.is_over:
-            self.hooks = None  # in a forked child, they are the parent's to run
-            self._be_past()
-            return exception or self._failure or self._outlived_error()
+            return self._end_too_late(exception)
         if state.unit is not self:
             self._end_strays()
         leaving = exception
@@ -741,8 +748,14 @@ class Unit:
 
     def outlive_session(self) -> None:
         """Be over before the body has ended: its thread is not to take it for what is around its next units."""
+        self._is_outlived = True
         self.leave_board(_ROLLED_BACK, is_error=True)
-        self._be_over(self._failure or self._not_committed(_CLOSED_BEFORE, _END_BEFORE))
+        self._be_over(
+            self._failure
+            or self._not_committed(
+                "its session was closed before it ended", "End the unit before its context, or the unit around it."
+            )
+        )
 
     def _be_over(self, error: BaseException) -> None:
         """Be over before the body has ended.
@@ -753,11 +766,19 @@ class Unit:
         self._failure = error
         self._be_past()
 
-    def _outlived_error(self) -> BaseException | None:
-        if not self.is_active or not self._state.is_over:
-            return None
-        self.is_active = False
-        return self._not_committed(_CLOSED_BEFORE, _END_BEFORE)
+    def _end_too_late(self, exception: BaseException | None) -> BaseException | None:
+        """It has ended already, is the parent process's, or was rolled back with its session, which is closed."""
+        self._be_past()
+        if not self._is_outlived or self._state.generation != _fork.generation:
+            self.hooks = None  # in a forked child, they are the parent's to run
+            return exception or self._failure
+        self._is_outlived = self.is_repeatable = False
+        self.took_s = _monotonic() - self._began_s
+        self._told = self._state.told - self._told_before
+        leaving = exception or self._failure
+        if self._joined is None:
+            self._announce(leaving)
+        return leaving
 
     def _carry_out(self, exception: BaseException | None) -> BaseException | None:
         joined = self._joined
@@ -770,8 +791,10 @@ class Unit:
         if decision is _COMMIT:
             if self.parent is None:
                 self._commit()
-            elif joined is None:
-                self._release()
+            else:
+                self.check_deadline()
+                if joined is None:
+                    self._release()
             self.was_committed = True
             return exception
         return self._failed_error() if decision is Ending.FAIL else exception

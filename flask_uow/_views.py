@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
+from functools import partial
 from http import HTTPMethod
 from typing import Any
 
@@ -73,7 +74,7 @@ def _parts(view: Any, method: str) -> Iterator[Any]:
             names = [method.lower(), "get"] if method == "HEAD" else [method.lower()]
             for name in (*names, "dispatch_request"):
                 yield from _parts(getattr(view_class, name, None), method)
-        view = getattr(view, "__wrapped__", None)
+        view = view.func if isinstance(view, partial) else getattr(view, "__wrapped__", None)
 
 
 def status_of_response(value: object) -> int:

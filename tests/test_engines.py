@@ -106,23 +106,27 @@ def test_a_url_without_a_driver_takes_what_is_installed(
         assert engine_of("postgresql://user@localhost/name").dialect.driver == driver
 
 
-def test_a_relative_file_lies_in_the_instance_folder(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "url", ["sqlite:///shop/data.sqlite", "sqlite:///file:shop/data.sqlite?mode=rwc&uri=true"], ids=["path", "uri"]
+)
+def test_a_relative_file_lies_in_the_instance_folder(tmp_path: Path, url: str) -> None:
     """Where Flask-SQLAlchemy has it too; the folder is made."""
-    app = Flask(__name__, instance_path=str(tmp_path / "instance"))
-    app.config["SQLALCHEMY_DATABASE_URI"] = "sqlite:///shop/data.sqlite"
+    app = Flask(__name__, instance_path=str(tmp_path / "an instance #1"))
+    app.config["SQLALCHEMY_DATABASE_URI"] = url
     uow = UnitOfWork(app)
 
     with app.app_context():
         uow.session.execute(sa.text("CREATE TABLE t (x INTEGER)"))
         uow.session.commit()
 
-    assert (tmp_path / "instance" / "shop" / "data.sqlite").stat().st_size > 0
+    assert (tmp_path / "an instance #1" / "shop" / "data.sqlite").stat().st_size > 0
 
 
-def test_an_absolute_file_lies_where_it_says(tmp_path: Path) -> None:
+@pytest.mark.parametrize("form", ["sqlite:///{}", "sqlite:///file:{}?uri=true"], ids=["path", "uri"])
+def test_an_absolute_file_lies_where_it_says(tmp_path: Path, form: str) -> None:
     """And no folder is made for it."""
     app = Flask(__name__, instance_path=str(tmp_path / "instance"))
-    app.config["SQLALCHEMY_DATABASE_URI"] = f"sqlite:///{tmp_path / 'missing' / 'data.sqlite'}"
+    app.config["SQLALCHEMY_DATABASE_URI"] = form.format(tmp_path / "missing" / "data.sqlite")
     uow = UnitOfWork(app)
 
     with app.app_context(), pytest.raises(sa.exc.OperationalError, match="unable to open database file"):
@@ -565,7 +569,9 @@ def test_a_unit_that_goes_on_after_it_was_locked_out_is_still_undone_as_one(
 
 
 @pytest.mark.parametrize(
-    "url", ["sqlite://", "sqlite:///:memory:", "sqlite:///file:shop?mode=memory&uri=true"], ids=["short", "long", "uri"]
+    "url",
+    ["sqlite://", "sqlite:///:memory:", "sqlite:///file:shop?mode=memory&uri=true", "sqlite:///file::memory:?uri=true"],
+    ids=["short", "long", "uri", "nameless uri"],
 )
 def test_a_database_in_memory_is_one_for_all_threads_and_shares_no_transaction(uow: UnitOfWork, url: str) -> None:
     """A second thread waits for the connection; it never works inside the first one's transaction."""

@@ -1,5 +1,6 @@
 """The options of a unit: what each takes, which contradict each other, and what they say of another unit."""
 
+import functools
 import re
 from collections.abc import Callable
 from typing import Any
@@ -24,6 +25,13 @@ class RejectedForMoney(Rejected):
 
 class RejectedForGood(RejectedForMoney):
     """And there will never be."""
+
+
+class CoroutineFunction:
+    """An object that is called as one."""
+
+    async def __call__(self, argument: object) -> None:
+        """Do nothing."""
 
 
 async def coroutine_function(argument: object) -> None:
@@ -88,9 +96,12 @@ ISOLATION = f"expected one of {LEVELS}."
         ("rollback_on_status", 400.0, STATUS),
         ("rollback_on_status", int, STATUS),
         ("rollback_on_status", coroutine_function, STATUS),
+        ("rollback_on_status", CoroutineFunction(), STATUS),
+        ("rollback_on_status", functools.partial(CoroutineFunction()), STATUS),
         ("on_error", 5, FUNCTION),
         ("on_error", "print", FUNCTION),
         ("on_error", coroutine_function, FUNCTION),
+        ("on_error", CoroutineFunction(), FUNCTION),
         ("confirm_commit", "yes", A_BOOLEAN),
         ("label", "", TEXT),
         ("label", " \t", TEXT),

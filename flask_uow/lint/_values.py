@@ -82,7 +82,10 @@ COMMITS = frozenset(("commit", "begin", "prepare"))
 ROLLBACKS = frozenset(("rollback", "close", "remove", "reset", "invalidate", "close_all"))
 CLOSES = ROLLBACKS - {"rollback"}
 REACHING_PAST = frozenset(("connection", "get_transaction"))
-WRITES = frozenset("add add_all delete merge flush bulk_save_objects bulk_insert_mappings bulk_update_mappings".split())
+WRITES = frozenset(
+    "add add_all delete delete_all merge merge_all flush "
+    "bulk_save_objects bulk_insert_mappings bulk_update_mappings".split()
+)
 STATEMENTS = frozenset(("execute", "scalar", "scalars"))
 KNOWN_METHODS = COMMITS | ROLLBACKS | REACHING_PAST | WRITES | STATEMENTS
 

@@ -14,6 +14,7 @@ from typing import Any
 import sqlalchemy as sa
 from flask import Flask
 
+from .._checkouts import REAL_POOL
 from .._settings import is_in_memory
 from .._state import AppState
 from ..exceptions import IsolationError
@@ -115,6 +116,7 @@ def _logical_pool(pool: sa.Pool, outer: OuterTransaction) -> sa.Pool:
         record.info.update(outer.info)
         return make_logical(outer)
 
+    setattr(connect, REAL_POOL, pool)
     logical = pool.recreate()
     logical._creator = connect  # type: ignore[assignment]
     for name in ("connect", "first_connect"):

@@ -195,6 +195,22 @@ def test_writes_that_nobody_commits_are_named_before_the_owner_takes_the_session
     assert owned.checked_out() == 0
 
 
+def test_a_unit_that_the_owner_does_not_wait_for_is_named(owned: Owned, database: Database) -> None:
+    """What was lost was written in it."""
+    context = owned.app.app_context()
+    context.push()
+
+    with testing.record(owned.app) as seen, pytest.raises(SystemExit), transactional(label="the unit"):
+        owned.session().add(Item(name="lost"))
+        context.pop()
+        raise SystemExit(0)
+
+    assert seen.codes == ["UOW103"]
+    assert seen.violations[0].what.startswith("Unit of work 'the unit' had not ended")
+    assert names(database) == []
+    assert owned.checked_out() == 0
+
+
 @pytest.mark.filterwarnings("ignore:.UOW107.")
 def test_the_owner_takes_back_what_a_context_leaves(owned: Owned, without_collector: None) -> None:
     """After each request the connection is in the owner's pool, with and without a unit, and after an error."""

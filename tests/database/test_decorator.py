@@ -1,6 +1,7 @@
 """``@transactional`` on everything that may carry it."""
 
 import asyncio
+import functools
 import inspect
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import ExitStack
@@ -12,7 +13,7 @@ from flask import g
 
 from flask_uow import UnitOfWork, current_unit, transactional
 from flask_uow.exceptions import ConfigurationError, UnitOptionsError
-from tests.database.conftest import Bench
+from tests.database.conftest import Bench, MakeBench
 from tests.databases import Database
 from tests.models import Item, make_app
 
@@ -260,6 +261,61 @@ def test_a_generator_function_is_refused_at_decoration(function: Callable[..., o
         decorate(function)
 
 
+class Adder:
+    """An object that is called as a function."""
+
+    def __init__(self, bench: Bench) -> None:
+        self.bench = bench
+
+    def __call__(self, name: str) -> str:
+        self.bench.add(name)
+        return f"{current_unit.label} at {current_unit.where}"
+
+
+class AsyncAdder(Adder):
+    """An object that is called as a coroutine function."""
+
+    async def __call__(self, name: str) -> str:  # type: ignore[override]
+        await asyncio.sleep(0)
+        return super().__call__(name)
+
+
+class Numbers:
+    """An object that is called as a generator function."""
+
+    def __call__(self) -> Iterator[int]:
+        yield 1
+
+
+@pytest.mark.parametrize("kind", ["object", "partial", "async object", "async partial", "async object with a name"])
+def test_what_is_called_as_a_function_has_its_name_and_line(bench: Bench, kind: str) -> None:
+    """A partial, and an object: its unit is not called after our own functions, and lies around what is awaited."""
+    adder: Any = AsyncAdder(bench) if "async" in kind else Adder(bench)
+    name = f"{type(adder).__name__}.__call__"
+    called: Callable[[], Any]
+    if "partial" in kind:
+        called = transactional(functools.partial(adder, "a"))
+    elif "with a name" in kind:
+        called = functools.partial(transactional(functools.update_wrapper(adder, Adder.__call__)), "a")
+        name = "Adder.__call__"
+    else:
+        called = functools.partial(transactional(adder), "a")
+
+    with bench.app.app_context():
+        told = asyncio.run(called()) if "async" in kind else called()
+
+    assert told.startswith(f"{name} at ")
+    assert told.endswith(f" in {name}")
+    assert bench.committed() == ["a"]
+
+
+@pytest.mark.parametrize("function", [Numbers(), functools.partial(numbers)], ids=["object", "partial"])
+def test_what_is_called_as_a_generator_function_is_refused_too(function: Callable[..., object]) -> None:
+    """By the name of what would run."""
+    with pytest.raises(TypeError, match=r"generator function '(numbers|Numbers\.__call__)'"):
+        transactional(function)
+
+
 def test_what_is_no_function_is_refused() -> None:
     """A class, or an option that was meant to be a keyword."""
     with pytest.raises(TypeError, match="decorates functions"):
@@ -272,6 +328,43 @@ def test_an_unknown_option_is_refused_at_decoration() -> None:
     """With its name."""
     with pytest.raises((TypeError, UnitOptionsError), match="isolaton"):
         transactional(isolaton="serializable")  # type: ignore[call-overload]
+
+
+@pytest.mark.parametrize("is_inside", [False, True], ids=["of a unit", "in a unit"])
+def test_a_partial_is_a_view_as_any_other(make_bench: MakeBench, is_inside: bool) -> None:
+    """Its unit has the rule's name, and the configured veto is for it, whichever of the two is around the other."""
+    bench = make_bench(UOW_ROLLBACK_ON_STATUS=400)
+    labels = []
+
+    def view(name: str, status: int) -> tuple[str, int]:
+        labels.append(current_unit.label)
+        bench.add(name)
+        return "", status
+
+    part = transactional(functools.partial(view, "row")) if is_inside else functools.partial(transactional(view), "row")
+    bench.app.add_url_rule("/<int:status>", "part", part)
+    client = bench.app.test_client()
+
+    for status in (404, 200):
+        assert client.get(f"/{status}").status_code == status
+
+    assert labels == ["GET /<int:status>"] * 2
+    assert bench.committed() == ["row"]
+
+
+@pytest.mark.parametrize("option", ["retries", "on_error", "rollback_on_status"])
+def test_what_a_block_cannot_do_is_refused_at_its_line(bench: Bench, option: str) -> None:
+    """Also where a stack enters it."""
+    block = transactional(**{option: repr if option == "on_error" else 400})  # type: ignore[call-overload]
+
+    with bench.app.app_context(), ExitStack() as stack:
+        with pytest.raises(UnitOptionsError, match=f"{option} was given to a with block") as by_with, block:
+            pass
+        with pytest.raises(UnitOptionsError, match=f"{option} was given to a with block") as by_stack:
+            stack.enter_context(block)
+
+    for caught in (by_with, by_stack):
+        assert " in test_what_a_block_cannot_do" in str(caught.value.where)
 
 
 def test_the_bound_decorator_serves_its_extension_only(database: Database) -> None:

@@ -1,6 +1,7 @@
 """How a unit ends: contract by contract, read on a second connection, on every database."""
 
 import itertools
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
@@ -328,6 +329,26 @@ def test_on_error_answers_after_the_rollback(bench: Bench) -> None:
 
     assert [str(seen[0]), *seen[1:]] == ["no", False, 0]
     assert bench.committed() == []
+
+
+def test_on_error_runs_as_if_it_stood_behind_except(bench: Bench) -> None:
+    """What it logs has the traceback, and the exception is the context of another one that it raises."""
+    app_error = AppError("no")
+    handled: list[BaseException | None] = []
+
+    def raise_another(error: Exception) -> None:
+        handled.append(sys.exception())
+        raise ValueError("another")
+
+    @transactional(on_error=raise_another)
+    def fail() -> None:
+        raise app_error
+
+    with bench.app.app_context(), pytest.raises(ValueError, match="another") as caught:
+        fail()
+
+    assert handled == [app_error]
+    assert caught.value.__context__ is app_error
 
 
 def test_on_error_does_not_hide_an_interrupt(bench: Bench) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import pytest
 import sqlalchemy as sa
 
-from flask_uow import signals, testing, transactional
+from flask_uow import current_unit, signals, testing, transactional
 from flask_uow.exceptions import RuleViolationError, UnitFailedError, UnitOfWorkError
 from tests.database.conftest import Bench, MakeBench
 from tests.models import Item
@@ -329,6 +329,34 @@ def test_writes_that_nobody_commits_are_named(bench: Bench, how: str, caplog: py
     assert "tests/database/" in str(seen.violations[0].where)
     assert "UOW103" in caplog.text
     assert bench.committed() == ["there"]
+
+
+def test_a_unit_that_its_context_does_not_wait_for_is_named(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
+    """As click's ctx.exit() has it: what was lost was written in a unit, which tells its hooks and signals so."""
+    ended = []
+
+    @transactional(label="the unit")
+    def write() -> None:
+        current_unit.after_rollback(lambda: ended.append("undone"))
+        bench.add("lost")
+        with transactional():
+            current_unit.after_rollback(lambda: ended.append("undone inside"))
+            context.pop()
+            raise SystemExit(0)
+
+    context = bench.app.app_context()
+    context.push()
+    with testing.record(bench.app) as seen, pytest.raises(SystemExit):
+        write()
+
+    (violation,) = seen.violations
+    assert violation.code == "UOW103"
+    assert violation.what.startswith("Unit of work 'the unit' had not ended at the end of the context, and its writes")
+    assert " in write" in str(violation.where)
+    assert len(seen.rolled_back) == 2
+    assert "statements=1 outcome=rolled_back" in caplog.text
+    assert ended == ["undone", "undone inside"]
+    assert bench.committed() == []
 
 
 def test_no_alarm_where_nothing_was_lost(bench: Bench) -> None:

@@ -192,6 +192,13 @@ def test_the_error_of_a_hook_never_replaces_the_units(bench: Bench) -> None:
         raise KeyError("body")
 
 
+class Later:
+    """An object that is called as a coroutine function."""
+
+    async def __call__(self) -> None:
+        """Do nothing."""
+
+
 def test_what_is_no_plain_function_is_refused(bench: Bench) -> None:
     """A coroutine function would never be awaited."""
 
@@ -202,6 +209,8 @@ def test_what_is_no_plain_function_is_refused(bench: Bench) -> None:
             unit.after_commit(later)
         with pytest.raises(TypeError, match="plain function"):
             unit.before_commit("text")  # type: ignore[arg-type]
+        with pytest.raises(TypeError, match="plain function"):
+            unit.after_rollback(Later())
 
 
 def test_a_hook_may_be_a_decorated_function(bench: Bench) -> None:

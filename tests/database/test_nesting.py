@@ -6,6 +6,7 @@ import threading
 import time
 import weakref
 from collections.abc import Iterator
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -414,6 +415,27 @@ def test_a_writer_in_a_context_of_its_own_does_not_wait_for_a_reader_around_it(b
     assert bench.committed() == ["before its first statement"]
 
 
+def test_a_database_in_memory_does_not_make_a_unit_wait_for_the_one_around_it() -> None:
+    """It has one connection, which a unit in a context of its own cannot have, not even to read."""
+    app, uow = Flask(__name__), UnitOfWork()
+    app.config.update(SQLALCHEMY_DATABASE_URI="sqlite://", SQLALCHEMY_ENGINE_OPTIONS={"pool_timeout": 0.05})
+    uow.init_app(app)
+
+    with app.app_context():
+        with transactional():
+            with app.app_context(), transactional():
+                uow.session.execute(sa.text("CREATE TABLE first (name TEXT)"))
+            uow.session.execute(sa.text("CREATE TABLE second (name TEXT)"))
+            for read_only in (False, True):
+                with (
+                    pytest.raises(UnitOptionsError, match="SQLite has one writer"),
+                    app.app_context(),
+                    transactional(read_only=read_only),
+                ):
+                    uow.session.execute(sa.text("SELECT 1"))
+        assert sa.inspect(uow.engine).get_table_names() == ["first", "second"]
+
+
 def test_a_unit_of_another_app_has_another_database_in_memory() -> None:
     """Two databases in memory have the same URL, and a lock each."""
     apps, uow = [Flask(name) for name in ("outer", "inner")], UnitOfWork()
@@ -593,6 +615,19 @@ def test_a_deadline_inside_does_not_keep_its_part_from_being_undone(bench: Bench
         bench.add("outer again")
 
     assert bench.committed() == ["outer", "outer again"]
+
+
+@pytest.mark.parametrize("propagation", ["nested", "required"])
+def test_a_unit_inside_that_ends_after_its_deadline_is_not_kept(bench: Bench, propagation: Any) -> None:
+    """Although it has sent nothing since: its part is undone, or fails the unit that it joined."""
+    is_join = propagation == "required"
+    with bench.app.app_context(), pytest.raises(UnitFailedError) if is_join else nullcontext(), transactional():
+        bench.add("outer")
+        with pytest.raises(UnitTimeoutError), transactional(propagation=propagation, timeout=0.05):
+            bench.add("inner")
+            time.sleep(0.1)
+
+    assert bench.committed() == ([] if is_join else ["outer"])
 
 
 @pytest.mark.parametrize("database", ["psycopg2", "psycopg"], indirect=True)

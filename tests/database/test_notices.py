@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import pytest
@@ -218,6 +218,40 @@ def test_a_commit_of_what_was_written_unseen_is_no_mistake(bench: Bench) -> None
 
     assert codes(seen) == []
     assert bench.committed() == ["by a function", "raw"]
+
+
+@pytest.mark.parametrize("how", ["unit", "commit"])
+def test_a_commit_after_what_was_committed_is_a_mistake(make_bench: MakeBench, how: str) -> None:
+    """What an ended transaction has written is nothing that this commit could commit."""
+    bench = make_bench(**only("UOW104", "warn"))
+
+    with bench.app.app_context(), noticed(bench) as seen:
+        with transactional() if how == "unit" else nullcontext():
+            bench.add("kept")
+        if how == "commit":
+            bench.session.commit()
+        assert codes(seen) == []
+        bench.session.commit()
+
+    assert codes(seen) == ["UOW104"]
+    assert bench.committed() == ["kept"]
+
+
+@pytest.mark.skipif(not hasattr(Session, "merge_all"), reason="SQLAlchemy has it from 2.1 on.")
+@pytest.mark.parametrize(("name", "code"), [("merge_all", "UOW105"), ("delete_all", "UOW106")])
+def test_several_at_once_are_mistakes_as_well(make_bench: MakeBench, name: str, code: str) -> None:
+    """SQLAlchemy calls the method for a single one for none of them."""
+    bench = make_bench(**only(code, "warn"))
+
+    with bench.app.app_context(), noticed(bench) as seen:
+        with transactional():
+            items = [Item(name="first"), Item(name="second")]
+            bench.session.add_all(items)
+        with transactional():
+            getattr(bench.session, name)(iter(items))
+
+    assert codes(seen) == [code, code]
+    assert bench.committed() == (["first", "second"] if name == "merge_all" else [])
 
 
 def test_a_commit_as_the_end_of_a_block_is_no_mistake(bench: Bench) -> None:

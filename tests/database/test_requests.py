@@ -310,6 +310,25 @@ def test_the_configured_veto_judges_the_response(make_bench: MakeBench, status: 
     assert bench.committed() == (["row"] if status < 400 else [])
 
 
+@pytest.mark.parametrize(("own", "kept"), [(lambda status: status == 403, True), (404, False)], ids=["other", "same"])
+def test_a_views_own_veto_stands_in_place_of_the_configured_one(make_bench: MakeBench, own: Any, kept: bool) -> None:
+    """As it does where requests are no units."""
+    bench = make_bench(UOW_ATOMIC_REQUESTS=True, UOW_ROLLBACK_ON_STATUS=400)
+
+    @bench.app.before_request
+    def count() -> None:
+        bench.add("before")
+
+    @bench.app.post("/")
+    @transactional(rollback_on_status=own)
+    def view() -> tuple[str, int]:
+        bench.add("in the view")
+        return "", 404
+
+    assert bench.app.test_client().post("/").status_code == 404
+    assert bench.committed() == (["before", "in the view"] if kept else [])
+
+
 def test_a_commit_that_fails_is_an_error_and_not_a_success(answering: Bench) -> None:
     """The client never hears of a success that was none."""
     bench = answering
@@ -386,6 +405,31 @@ def test_a_request_that_loses_is_served_again(make_bench: MakeBench) -> None:
     assert bench.app.test_client().post("/", data="body").text == "ok"
     assert steps == [("before", 1), ("body", 1), ("before", 2), ("body", 2)]
     assert bench.committed() == ["changed"]
+
+
+@pytest.mark.parametrize("database", ["psycopg2", "psycopg"], indirect=True)
+@pytest.mark.parametrize(("retries", "attempts"), [(None, [1, 2]), (0, [1]), (2, [1, 2, 3])], ids=str)
+def test_a_view_says_itself_how_often_its_request_is_served_again(
+    make_bench: MakeBench, retries: int | None, attempts: list[int]
+) -> None:
+    """In place of ``UOW_RETRIES``, also where the end loses: it may tell others what it must tell once."""
+    bench = make_bench(UOW_ATOMIC_REQUESTS=True, UOW_RETRIES=1, TESTING=False)
+    seen: list[int] = []
+    lose = "DO $$ BEGIN RAISE EXCEPTION 'lost' USING ERRCODE = '40001'; END $$"
+
+    @bench.app.post("/<when>")
+    @transactional(retries=retries)
+    def view(when: str) -> str:
+        unit = current_unit.parent
+        assert unit
+        seen.append(unit.attempt)
+        unit.before_commit(lambda: bench.run_sql(lose)) if when == "late" else bench.run_sql(lose)
+        return "ok"
+
+    for when in ("late", "at-once"):
+        assert bench.app.test_client().post(f"/{when}").status_code == 500
+        assert seen == attempts
+        seen.clear()
 
 
 # ---- who stays out

@@ -195,6 +195,14 @@ VIEWS = {
         def f():  # UOW304
             statement = insert(Account).values(x=1).returning(Account.id)
             db.session.scalar(statement)
+
+        @app.delete("/g")
+        def g(accounts):  # UOW304
+            db.session.delete_all(accounts)
+
+        @app.put("/h")
+        def h(accounts):  # UOW304
+            db.session.merge_all(accounts)
         """,
     "that do not": """
         from sqlalchemy import select, update

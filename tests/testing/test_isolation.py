@@ -11,7 +11,7 @@ import sqlalchemy as sa
 from flask import Flask
 from sqlalchemy import orm
 
-from flask_uow import UnitOfWork, current_unit, transactional
+from flask_uow import UnitOfWork, current_unit, stats, transactional
 from flask_uow._drivers import sqlstate
 from flask_uow.exceptions import IsolationError, RuleViolationError, RuleWarning, UnitFailedError, UnitOptionsError
 from flask_uow.testing import Isolation, _outer, isolated
@@ -923,6 +923,17 @@ def test_what_goes_on_after_the_test_is_refused(app: Flask, uow: UnitOfWork) -> 
             uow.session.scalars(sa.select(Item.name)).all()
         uow.session.rollback()
         assert seen(uow) == []
+
+
+@on_postgresql
+def test_the_command_asks_the_server_itself(app: Flask, isolation: Isolation) -> None:
+    """On a connection of its own, which is no logical one, also after an engine was disposed of."""
+    with app.app_context():
+        for _ in range(2):
+            (asked,) = stats.snapshot().databases
+            assert asked.error is None
+            assert [session.state for session in asked.sessions] == ["idle in transaction"]
+            app.extensions["uow"].engine.dispose()
 
 
 def test_the_pools_are_put_back(app: Flask, uow: UnitOfWork) -> None:
