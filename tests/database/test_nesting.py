@@ -6,7 +6,7 @@ import threading
 import time
 import weakref
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from typing import Any
 
 import pytest
@@ -210,6 +210,18 @@ def test_a_kept_exception_does_not_fail_what_was_joined(bench: Bench) -> None:
             raise KeyError
 
     assert bench.committed() == ["row"]
+
+
+def test_a_join_in_a_join_fails_the_whole_unit(bench: Bench) -> None:
+    """Both have joined the same unit."""
+    with bench.app.app_context(), pytest.raises(UnitFailedError, match="was not committed"), transactional():
+        bench.add("outer")
+        with transactional(propagation="required"):
+            with suppress(KeyError), transactional(propagation="required"):
+                bench.add("inner")
+                raise KeyError
+
+    assert bench.committed() == []
 
 
 @pytest.mark.parametrize("is_undone", [True, False], ids=["undone", "kept"])
