@@ -7,16 +7,20 @@ teardown. Here is what a violation is: one error or warning, one signal, one cou
 from __future__ import annotations
 
 import logging
+import sys
 import warnings
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 from flask import Flask
 
 from . import signals
 from ._callsite import CallSite, application_site, application_stacklevel
 from .exceptions import RuleViolationError, RuleWarning
+
+_MOST_REMEMBERED = 1_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,7 +212,16 @@ def report_now(app: Flask, book: RuleBook, error: RuleViolationError) -> None:
         raise error
     warning = RuleWarning(*error.args)
     report(app, book, warning)
-    warnings.warn(warning, stacklevel=application_stacklevel())
+    level = application_stacklevel()
+    _forget_some(sys._getframe(level - 1).f_globals)
+    warnings.warn(warning, stacklevel=level)
+
+
+def _forget_some(module: dict[str, Any]) -> None:
+    """Bound what Python remembers of a module's warnings, each text for good: an object's key may be in it."""
+    registry = module.get("__warningregistry__", ())
+    if len(registry) > _MOST_REMEMBERED:
+        registry.clear()
 
 
 def report_at_teardown(app: Flask, book: RuleBook, error: RuleViolationError) -> None:

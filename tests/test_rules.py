@@ -230,6 +230,22 @@ def test_each_rule_has_a_mode_of_its_own(app: Flask) -> None:
     assert [error.code for error in seen] == ["UOW202", "UOW104"]
 
 
+def test_texts_that_differ_do_not_pile_up(app: Flask, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python remembers each text that it has shown, and an object's key may be in it."""
+    shown: list[str] = []
+    book = book_with("warn")
+    with warnings.catch_warnings():
+        warnings.simplefilter("default")
+        monkeypatch.setattr(warnings, "showwarning", lambda message, *_: shown.append(str(message)))
+        for number in range(3_000):
+            for _ in range(2):
+                report_now(app, book, violation("UOW202", who=f"session {number}", what="x"))
+
+    assert len(set(shown)) == 3_000
+    assert len(shown) < 3_010
+    assert len(globals()["__warningregistry__"]) <= 1_100
+
+
 # ---- where nothing may be raised
 
 
