@@ -358,7 +358,10 @@ def test_connections_that_died_in_the_pool_are_replaced_unseen(app: Flask, uow: 
 @on_postgresql
 def test_asking_whether_a_connection_lives_sends_nothing(app: Flask, uow: UnitOfWork, database: Database) -> None:
     """Between two uses of a connection the server hears nothing of it: no ``SELECT 1``."""
-    last_heard = "SELECT query, state_change FROM pg_stat_activity WHERE application_name LIKE 'flask_uow:%'"
+    last_heard = (
+        "SELECT query, state_change FROM pg_stat_activity "
+        "WHERE application_name LIKE 'flask_uow:%' AND datname = current_database()"
+    )
     with app.app_context():
         with uow.engine.connect() as connection:
             connection.execute(sa.text("SELECT 42"))
