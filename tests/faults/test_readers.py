@@ -2,9 +2,11 @@
 
 import logging
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -733,6 +735,21 @@ def test_a_reader_comes_back(bench: Bench, monkeypatch: pytest.MonkeyPatch, capl
 
     assert caplog.messages[-1] == "The reader 'reader' can be reached again."
     assert len(warnings(caplog)) == 1
+
+
+def test_one_unit_at_a_time_tries_a_lost_reader(monkeypatch: pytest.MonkeyPatch) -> None:
+    """While it waits for an answer, the others go on; where that does not come, the next one tries later."""
+    reader = _reader.Reader(Flask("bank"), "reader", sa.create_engine("postgresql+psycopg2://nowhere/bank"))
+    now_s = time.monotonic()
+    monkeypatch.setattr(_reader, "time", SimpleNamespace(monotonic=lambda: now_s))
+    reader.note_lost(ConnectionRefusedError("refused"))
+
+    tried = []
+    for later_s in (0.0, _reader.RETRY_S, _reader.RETRY_S, 2 * _reader.RETRY_S, 2 * _reader.RETRY_S):
+        monkeypatch.setattr(_reader, "time", SimpleNamespace(monotonic=lambda s=now_s + later_s: s))
+        tried.append(reader.is_to_be_tried())
+
+    assert tried == [False, True, False, True, False]
 
 
 def test_a_server_that_is_stopped(make_bench: MakeBench, both: Replicated, servers: Servers) -> None:
