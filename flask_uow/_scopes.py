@@ -48,6 +48,8 @@ Token = weakref.ref[_Life]
 
 
 class _Thread(threading.local):
+    """What each thread has for itself."""
+
     def __init__(self) -> None:
         self._life = _Life()
         self.token: Token = weakref.ref(self._life)

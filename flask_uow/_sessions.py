@@ -471,7 +471,6 @@ def release_adopted(scope: Scope, exception: BaseException | None) -> None:
             continue
         if exception is None:
             report_lost_writes(session)
-        state.end_units()
         state.close()
     scope.adopted = None
 
@@ -523,8 +522,6 @@ def close_session(session: Session) -> bool:
     if state.generation != _fork.generation:
         return True
     links = state.links
-    if state.unit is not None:
-        state.end_units()
     state.close()
     state.is_over = state.is_own_call = True
     try:

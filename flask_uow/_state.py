@@ -23,7 +23,6 @@ from flask.globals import app_ctx
 
 from . import _fork
 from ._board import CLOSED, IDLE, OPENED, STATEMENT, STATEMENTS_OUTSIDE, Board, Live
-from ._board import Outcome as End
 from ._board_files import open_board
 from ._callsite import CallSite
 from ._drivers import TransactionStatus
@@ -212,7 +211,6 @@ class SessionState:
     def __del__(self) -> None:
         """Count a session that was dropped: its owner has removed it, or its context was left without an end."""
         if self.board is not None and not self.is_closed:
-            self.end_units()
             self.close()
 
     def begin_transaction(self) -> None:
@@ -233,18 +231,12 @@ class SessionState:
         """The app's rule book."""
         return self.app_state.rules
 
-    def end_units(self) -> None:
-        """Let the units be over that the session is closed under."""
+    def close(self) -> None:
+        """Let the units be over that its owner closes it under, and count what it did outside of units."""
         unit, self.unit = self.unit, None
         while unit is not None:
             unit.outlive_session()
             unit = unit.parent
-
-    def close(self) -> None:
-        """Forget the units that its owner closes it under, and count what it did outside of units."""
-        while self.unit is not None:
-            self.unit.leave_board(End.ROLLED_BACK, is_error=True)
-            self.unit = self.unit.parent
         self.inserted = []
         board = self.board
         if board is None:
