@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator
-from functools import lru_cache, partial
-from typing import TYPE_CHECKING, Any, TypeGuard, cast
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import psycopg
 from psycopg import errors
@@ -12,6 +12,7 @@ from psycopg._preparing import Prepare
 from psycopg.adapt import Transformer
 
 from .._drivers._libpq import execute
+from .._fronts import in_front_of
 from ._psycopg_texts import read_text
 from ._riders import IN_ERROR, is_rider
 
@@ -213,11 +214,6 @@ def riding_cursor_class(cursor_class: type[psycopg.Cursor[Any]]) -> type[psycopg
     """
     if issubclass(cursor_class, CountedCursor):
         return cursor_class
-    if any(getattr(cursor_class, name) is not getattr(psycopg.Cursor, name) for name in CURSOR_METHODS):
-        return _put_in_front(CountedCursor, cast("Any", cursor_class))
-    return _put_in_front(RidingCursor, cast("Any", cursor_class))
-
-
-@lru_cache(100)
-def _put_in_front(front: type[Any], cursor_class: type[Any]) -> type[psycopg.Cursor[Any]]:
-    return type(cursor_class.__name__, (front, cursor_class), {"__module__": cursor_class.__module__})
+    sends_itself = any(getattr(cursor_class, name) is not getattr(psycopg.Cursor, name) for name in CURSOR_METHODS)
+    front: type[psycopg.Cursor[Any]] = in_front_of(cursor_class, CountedCursor if sends_itself else RidingCursor)
+    return front
