@@ -307,7 +307,7 @@ def _name_leak(session: Session, state: SessionState) -> None:
     if state.board is not None:
         state.board.count(LEAKED)
     error = violation("UOW202", who="session", what="it took a connection after its context had ended")
-    signals.session_leaked.send(state.app, session=session, where=error.where)
+    signals.tell(signals.session_leaked, state.app, session=session, where=error.where)
     report_now(state.app, state.rules, error)
 
 

@@ -11,6 +11,7 @@ import sys
 import warnings
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -196,7 +197,7 @@ def report(app: Flask, book: RuleBook, violation: RuleViolationError | RuleWarni
     book.counts[violation.code] += 1
     if book.publish is not None:
         book.publish(violation.code)
-    signals.rule_violated.send(app, code=violation.code, violation=violation)
+    signals.tell(signals.rule_violated, app, code=violation.code, violation=violation)
 
 
 def report_now(app: Flask, book: RuleBook, error: RuleViolationError) -> None:
@@ -234,9 +235,5 @@ def report_at_teardown(app: Flask, book: RuleBook, error: RuleViolationError) ->
     if mode == "off":
         return
     app.logger.log(logging.ERROR if mode == "error" else logging.WARNING, "%s", error)
-    try:
+    with suppress(RuleViolationError, RuleWarning):
         report_now(app, book, error)
-    except (RuleViolationError, RuleWarning):
-        pass
-    except Exception:
-        app.logger.exception("A receiver of rule_violated failed.")

@@ -558,7 +558,4 @@ def _report_leak(session: Session) -> None:
         "UOW202", site=site, who="session", what="its thread was still in a statement when the context ended"
     )
     report_at_teardown(state.app, state.rules, error)
-    try:
-        signals.session_leaked.send(state.app, session=session, where=error.where)
-    except Exception:  # a receiver's error is no reason for a context not to end
-        state.app.logger.exception("A receiver of session_leaked failed.")
+    signals.tell(signals.session_leaked, state.app, session=session, where=error.where)

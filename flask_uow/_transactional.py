@@ -414,7 +414,7 @@ class Boundary:
         self.wait_s = wait_s
         if self._app_state.board is not None:
             self._app_state.board.count(RETRIED)
-        unit.tell(signals.unit_retried, exception=error, delay_s=wait_s)
+        signals.tell(signals.unit_retried, self._app_state.app, unit=unit, exception=error, delay_s=wait_s)
 
     def _finish(self, unit: Unit) -> None:
         if self.error is not None and self._attempt > 1:

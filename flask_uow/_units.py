@@ -29,7 +29,6 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
-from blinker import NamedSignal
 
 from . import _fork, signals
 from ._board import BEGUN, IDLE, ROLLING_BACK, STATEMENT, Board, Kind, Live, Row, pack_live
@@ -392,7 +391,7 @@ class Unit:
             self._around = around
         set_innermost(self)
         if _unit_began.receivers and self._joined is None:
-            self.tell(_unit_began)
+            signals.tell(_unit_began, state.app, unit=self)
 
     def _check_options_inside(self, parent: Unit) -> None:
         if parent.read_only and not self.read_only:
@@ -1019,18 +1018,11 @@ class Unit:
             self._hand_on_hooks(self.parent._owner, self.hooks)
         if self.was_committed:
             if _unit_committed.receivers:
-                self.tell(_unit_committed)
+                signals.tell(_unit_committed, self._state.app, unit=self)
             return
         self._failure = None  # its traceback holds the frames, and those this unit
         if _unit_rolled_back.receivers and not self._is_in_doubt:
-            self.tell(_unit_rolled_back, exception=leaving)
-
-    def tell(self, signal: NamedSignal, **details: Any) -> None:
-        """Send a signal; a receiver's error is logged, and changes nothing."""
-        try:
-            signal.send(self._state.app, unit=self, **details)
-        except Exception:
-            self._state.app.logger.exception("A receiver of %s failed for unit of work %r.", signal.name, self.label)
+            signals.tell(_unit_rolled_back, self._state.app, unit=self, exception=leaving)
 
     def _hand_on_hooks(self, around: Unit, hooks: Hooks) -> None:
         if around.hooks is None:

@@ -10,11 +10,16 @@ signal                 sent, and what the receiver gets besides the sender
 ``rule_violated``      once per violation: ``violation`` (the error or warning), ``code``
 ``session_leaked``     a session outlived its context: ``session``, ``where`` or None
 =====================  ==========================================================================
+
+What a receiver raises is logged, and changes nothing.
 """
 
 from __future__ import annotations
 
-from blinker import Namespace
+from typing import Any
+
+from blinker import NamedSignal, Namespace
+from flask import Flask
 
 __all__ = [
     "rule_violated",
@@ -33,3 +38,12 @@ unit_rolled_back = _signals.signal("unit-rolled-back")
 unit_retried = _signals.signal("unit-retried")
 rule_violated = _signals.signal("rule-violated")
 session_leaked = _signals.signal("session-leaked")
+
+
+def tell(signal: NamedSignal, app: Flask, /, **details: Any) -> None:
+    """Send a signal of an app."""
+    try:
+        signal.send(app, **details)
+    except Exception:  # the work goes on, and contexts must end
+        whose = f" for unit of work {details['unit'].label!r}" if "unit" in details else ""
+        app.logger.exception("A receiver of %s failed%s.", signal.name.replace("-", "_"), whose)

@@ -19,7 +19,7 @@ from flask_uow._callsite import CallSite
 from flask_uow._rules import RULES, Rule, RuleBook, report, report_at_teardown, report_now, violation
 from flask_uow._settings import read_settings
 from flask_uow.exceptions import RuleViolationError, RuleWarning
-from flask_uow.signals import rule_violated
+from flask_uow.signals import rule_violated, session_leaked
 
 HERE = Path(__file__)
 FATAL = {"UOW101", "UOW102", "UOW111", "UOW201", "UOW203"}
@@ -401,3 +401,41 @@ def test_warning_points_through_sqlalchemy_at_the_application(make_app: MakeApp)
         (RuleWarning, str(HERE), line)
     ]
     assert counts(app) == Counter(UOW202=1)
+
+
+def test_a_receiver_that_fails_keeps_no_statement_from_its_answer(
+    make_app: MakeApp, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Each signal of a leak is logged where its receiver fails, and the statement goes on."""
+    app, uow = make_app()
+    with app.app_context():
+        session = uow.session()
+
+    def fail(sender: Flask, **_: object) -> None:
+        raise LookupError("the receiver's own")
+
+    with rule_violated.connected_to(fail, app), session_leaked.connected_to(fail, app), pytest.warns(RuleWarning):
+        assert session.scalar(sa.text("SELECT 1")) == 1
+    session.close()
+
+    assert caplog.messages == ["A receiver of session_leaked failed.", "A receiver of rule_violated failed."]
+
+
+def test_a_receiver_that_fails_does_not_take_the_place_of_the_violation(
+    make_app: MakeApp, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The unit is refused its commit for its own reason."""
+    app, uow = make_app()
+
+    def fail(sender: Flask, **_: object) -> None:
+        raise LookupError("the receiver's own")
+
+    with (
+        rule_violated.connected_to(fail, app),
+        app.app_context(),
+        pytest.raises(RuleViolationError, match="UOW101"),
+        transactional(label="transfer"),
+    ):
+        uow.session.commit()
+
+    assert caplog.messages[0] == "A receiver of rule_violated failed."
