@@ -483,7 +483,7 @@ def report_lost_writes(session: Session) -> None:
     if state.error is not None or not session.is_active:
         return  # an error has taken them, and was raised
     lost = []
-    if state.wrote:
+    if state.wrote and any(link.status() is not TransactionStatus.IDLE for link in state.links):
         lost.append("statements that wrote were sent")
     if has_pending(session):
         lost.append(_pending_text(session))

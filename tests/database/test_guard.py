@@ -360,8 +360,14 @@ def test_a_unit_that_its_context_does_not_wait_for_is_named(bench: Bench, caplog
 
 
 def test_no_alarm_where_nothing_was_lost(bench: Bench) -> None:
-    """Reads, rolled back writes, an exception that ends the context."""
+    """Reads, rolled back writes, an exception that ends the context; what was committed by a text or at once."""
+    at_once = {"isolation_level": "AUTOCOMMIT"}
     with testing.record(bench.app) as seen:
+        with bench.app.app_context():
+            bench.add("committed by a text")
+            bench.session.execute(sa.text("COMMIT"))
+        with bench.app.app_context():
+            bench.session.connection(execution_options=at_once).execute(sa.insert(Item), {"name": "committed at once"})
         with bench.app.app_context():
             bench.session.scalars(sa.select(Item)).all()
         with bench.app.app_context():
@@ -372,6 +378,7 @@ def test_no_alarm_where_nothing_was_lost(bench: Bench) -> None:
             raise KeyError
 
     assert seen.violations == []
+    assert bench.committed() == ["committed at once", "committed by a text"]
 
 
 def test_in_mode_error_a_lost_write_is_logged_and_the_response_stands(
