@@ -516,7 +516,8 @@ def _watched_rollback(rollback: End) -> End:
 
 
 def _break(state: SessionState, code: str, name: str) -> RuleViolationError:
-    state.breach = state.refusal(code, call=f"connection.{name}()", noun=name, reason=_USE_FLUSH)
+    call = f"{name}() of a connection or its transaction"
+    state.breach = state.refusal(code, call=call, noun=name, reason=_USE_FLUSH)
     return state.breach
 
 

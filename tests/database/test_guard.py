@@ -209,6 +209,8 @@ def test_what_reaches_past_the_session_fails_the_unit(
             bench.add("next")
 
     assert str(caught.value.where).endswith(f" in {call.__name__}")
+    name = "commit" if call is commit_connection else "rollback"
+    assert caught.value.what.startswith(f"{name}() of a connection or its transaction was called inside unit")
     assert bench.committed() == ["next"]
 
 
