@@ -82,7 +82,11 @@ class Transactional:
     """
 
     def __init__(self, options: dict[str, Any], sessions: Sessions | None = None) -> None:
-        self._options = UnitOptions.checked(options)
+        try:
+            self._options = UnitOptions.checked(options)
+        except UnitOptionsError as error:
+            error.locate(application_site())
+            raise
         self._bound_to = sessions
         self._entered: dict[tuple[str, int], list[Boundary]] = {}
 
