@@ -452,6 +452,24 @@ def test_the_next_unit_reads_fresh_rows(app: Flask, uow: UnitOfWork, database: D
             assert uow.session.get(Item, item.id) is item
 
 
+def test_a_unit_reads_fresh_rows_in_a_transaction_that_it_meets(
+    app: Flask, uow: UnitOfWork, database: Database
+) -> None:
+    """An object that was added before it has begun the transaction, in which nothing was sent yet."""
+    add(database, "before")
+    with app.app_context():
+        with transactional():
+            item = uow.session.scalars(sa.select(Item)).one()
+        database.execute("UPDATE item SET name = 'after'")
+        uow.session.add(Item(name="added"))
+        assert uow.session().in_transaction()
+
+        with transactional():
+            assert item.name == "after"
+
+    assert names(database) == ["added", "after"]
+
+
 def test_what_was_changed_before_the_next_unit_is_not_lost(app: Flask, uow: UnitOfWork, database: Database) -> None:
     """A changed object keeps its change when the next transaction begins, and that commits it."""
     with app.app_context():

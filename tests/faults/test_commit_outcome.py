@@ -1,11 +1,8 @@
 """A COMMIT that loses its connection: what the caller hears, and what became of the work."""
 
-import signal
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from types import FrameType
 from typing import Any
 
 import pytest
@@ -16,6 +13,7 @@ from flask_uow import Unit, UnitOfWork, _outcome, current_unit, signals, transac
 from flask_uow.exceptions import CommitOutcomeUnknownError
 from tests.database.conftest import Bench, MakeBench
 from tests.databases import Database, PostgreSQLDatabase
+from tests.faults.interrupts import interrupting_commit
 from tests.faults.proxy import LISTEN, Cut, Proxy, run_proxy
 from tests.models import Item, make_app, names
 from tests.throwaway_server import throwaway_server
@@ -479,31 +477,12 @@ def test_an_interrupt_during_the_commit_goes_on(
     proxied_bench: Bench, proxy: Proxy, heard: Heard, interrupt: type[BaseException], confirm_commit: bool
 ) -> None:
     """A signal handler that raises while the server commits ends the unit: no more is done, and nothing stays open."""
-
-    def raise_interrupt(number: int, frame: FrameType | None) -> None:
-        raise interrupt("in the middle of COMMIT")
-
-    main = threading.main_thread().ident
-    assert main is not None
-
-    def interrupt_commit() -> None:
-        has_come = proxy.wait_for_reply()
-        # Released beforehand: a thread that is traced for coverage spins from the signal on until the main thread
-        # runs again (CPython 3.11).
-        proxy.release(after_s=0.2)
-        if has_come:
-            signal.pthread_kill(main, signal.SIGUSR1)
-
-    before = signal.signal(signal.SIGUSR1, raise_interrupt)
-    thread = threading.Thread(target=interrupt_commit)
-    proxy.hold()
-    thread.start()
-    try:
-        with proxied_bench.app.app_context(), pytest.raises(interrupt, match="in the middle of COMMIT"):
-            writer(proxied_bench, heard, confirm_commit=confirm_commit, retries=3)()
-    finally:
-        thread.join(DEADLINE_S)
-        signal.signal(signal.SIGUSR1, before)
+    with (
+        interrupting_commit(proxy, interrupt("in the middle of COMMIT")),
+        proxied_bench.app.app_context(),
+        pytest.raises(interrupt, match="in the middle of COMMIT"),
+    ):
+        writer(proxied_bench, heard, confirm_commit=confirm_commit, retries=3)()
 
     assert heard.attempts == [1]
     assert "committed 1" not in heard.hooks

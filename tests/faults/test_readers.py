@@ -20,6 +20,7 @@ from flask_uow import Unit, UnitOfWork, _reader, current_unit, stats, transactio
 from flask_uow._state import Link
 from flask_uow.exceptions import ConfigurationError, RuleViolationError, UnitOptionsError
 from tests.databases import PostgreSQLDatabase, SQLiteDatabase
+from tests.faults.interrupts import interrupting_commit
 from tests.faults.proxy import LISTEN, Cut, Proxy, run_proxy
 from tests.models import RIDES, Item, checked_out, make_app, names
 from tests.replicas import Replicated, await_that, replicated, run_replicated
@@ -565,6 +566,22 @@ def test_a_commit_of_which_nobody_knows(make_bench: MakeBench, mode: str, cut: C
     kept = [] if cut is Cut.BEFORE else ["new"]
     await_that(lambda: names(bench.both.primary) == kept)  # a server may still be at it when its client is gone
     assert look(client) == (kept, False)
+
+
+@pytest.mark.parametrize("mode", ["lsn", "time"])
+def test_a_commit_that_is_interrupted(make_bench: MakeBench, mode: str) -> None:
+    """Nor does anybody know of that one, and who goes on after it reads from the primary."""
+    bench = make_bench(UOW_READ_YOUR_WRITES=mode, UOW_READ_YOUR_WRITES_SECONDS=1000)
+    bench.both.pause()
+    with bench.app.app_context():
+        with (
+            interrupting_commit(bench.servers.before_primary, KeyboardInterrupt("in the middle of COMMIT")),
+            pytest.raises(KeyboardInterrupt, match="in the middle of COMMIT"),
+        ):
+            bench.add("new")
+        with transactional(read_only=True):
+            assert not bench.is_on_standby()
+            assert bench.uow.session.scalars(sa.select(Item.name)).all() == ["new"]
 
 
 @pytest.mark.parametrize("mode", ["lsn", "time"])
