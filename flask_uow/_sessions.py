@@ -119,13 +119,16 @@ class OwnSessions:
         return context is not None and self.peek(context) is not None
 
     def set(self, session: Session) -> None:
-        """Make ``session`` the current one."""
+        """Make ``session`` the current one; what is open in the one before it is closed with the context."""
         context = current_context("uow.session")
         scope = self.scopes.of(context)
         slot = scope.slot()
-        if slot:
-            guarded_state(slot.pop()).close()
-        self._take_in(context.app, session)
+        if session in slot:
+            slot.remove(session)
+        else:
+            if slot and _has_nothing_to_close(slot[-1]):
+                guarded_state(slot.pop()).close()
+            self._take_in(context.app, session)
         self._put(scope, slot, session)
 
     def clear(self) -> None:
@@ -135,6 +138,8 @@ class OwnSessions:
         context = current_context("uow.session")
         scope = self.scopes.of(context)
         slot = scope.slot()
+        if slot[-1]._transaction is not None:
+            slot[-1].close()
         guarded_state(slot.pop()).close()
         if slot:
             self._put(scope, slot, self._make(context.app))

@@ -12,7 +12,7 @@ from flask import Flask, Response, render_template_string, stream_with_context
 from sqlalchemy.orm import Session, object_session
 from sqlalchemy.orm import session as orm_session
 
-from flask_uow import UnitOfWork, transactional
+from flask_uow import UnitOfWork, current_unit, transactional
 from flask_uow._guard import guarded_class
 from flask_uow.exceptions import RuleViolationError
 from tests.conftest import POOLS_OF_THE_TEST
@@ -224,6 +224,53 @@ def test_a_session_is_made_with_options_of_its_own(app: Flask, uow: UnitOfWork) 
         assert not uow.session.autoflush
         with pytest.raises(sa.exc.InvalidRequestError, match="already present"):
             uow.session(autoflush=True)
+
+    assert checked_out(app) == 0
+
+
+def test_a_session_that_is_replaced_is_closed_with_its_context(app: Flask, uow: UnitOfWork, database: Database) -> None:
+    """The one that ``registry.set()`` has put in its place is the current one meanwhile; both give back what they hold."""
+    with app.app_context():
+        first = uow.session()
+        first.scalar(sa.select(1))
+        second = Session(uow.engine)
+        uow.session.registry.set(second)
+        assert uow.session() is second
+        second.scalar(sa.select(1))
+        assert first.in_transaction()
+
+    assert not first.in_transaction()
+    assert not second.in_transaction()
+    assert checked_out(app) == 0
+
+
+def test_a_unit_goes_on_in_a_session_that_is_replaced(app: Flask, uow: UnitOfWork, database: Database) -> None:
+    """And in one that is put back; its work is committed."""
+    with app.app_context():
+        with transactional() as unit:
+            first = uow.session()
+            uow.session.add(Item(name="first"))
+            uow.session.registry.set(Session(uow.engine))
+            uow.session.registry.set(first)
+            assert current_unit == unit
+            uow.session.add(Item(name="second"))
+
+    assert names(database) == ["first", "second"]
+
+
+def test_a_session_that_is_forgotten_is_closed(app: Flask, uow: UnitOfWork) -> None:
+    """``registry.clear()`` is ``remove()`` then; inside a unit it is refused like that."""
+    with app.app_context():
+        first = uow.session()
+        first.scalar(sa.select(1))
+        uow.session.registry.clear()
+        assert not first.in_transaction()
+        assert uow.session() is not first
+        with transactional() as unit:
+            uow.session.scalar(sa.select(1))
+            with pytest.raises(RuleViolationError, match=r"\[UOW102\] session\.close\(\)"):
+                uow.session.registry.clear()
+            assert current_unit == unit
 
     assert checked_out(app) == 0
 
@@ -468,6 +515,25 @@ def test_a_unit_reads_fresh_rows_in_a_transaction_that_it_meets(
             assert item.name == "after"
 
     assert names(database) == ["added", "after"]
+
+
+@pytest.mark.parametrize("is_read", [False, True])
+def test_a_transaction_outside_of_units_reads_fresh_rows(
+    app: Flask, uow: UnitOfWork, database: Database, is_read: bool
+) -> None:
+    """From its first statement on, whether that is a read or sends an object which had begun it when it was added."""
+    add(database, "before")
+    with app.app_context():
+        with transactional():
+            item = uow.session.scalars(sa.select(Item)).one()
+        database.execute("UPDATE item SET name = 'after'")
+        if is_read:
+            uow.session.scalar(sa.select(1))
+        else:
+            uow.session.add(Item(name="added"))
+            uow.session.flush()
+        assert item.name == "after"
+        uow.session.rollback()
 
 
 def test_what_was_changed_before_the_next_unit_is_not_lost(app: Flask, uow: UnitOfWork, database: Database) -> None:
