@@ -252,6 +252,21 @@ def test_a_session_that_a_thread_has_kept_is_named_when_it_begins_again(app: Fla
     assert caught[0].filename == __file__
 
 
+def test_a_session_that_was_kept_is_taken_back_by_a_later_context(app: Flask, uow: UnitOfWork) -> None:
+    """With the connection that it has taken after its own."""
+    with app.app_context():
+        kept = uow.session()
+    with pytest.warns(match=r"\[UOW202\]"):
+        kept.execute(sa.text("SELECT 1"))
+    assert kept.in_transaction()
+
+    with app.app_context():
+        pass
+
+    assert not kept.in_transaction()
+    assert checked_out(app) == 0
+
+
 def test_a_thread_that_was_about_to_execute_never_reaches_a_connection_that_was_given_back(
     app: Flask, uow: UnitOfWork, database: Database
 ) -> None:

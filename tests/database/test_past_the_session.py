@@ -347,6 +347,34 @@ def test_a_bulk_method_that_fails_says_why(bench: Bench, way: str) -> None:
     assert bench.committed() == ["next"]
 
 
+def test_a_bulk_method_that_fails_and_is_swallowed_fails_the_unit(bench: Bench) -> None:
+    """Its error is the cause, also on SQLite, where nothing else tells that the transaction is gone."""
+    with bench.app.app_context():
+        bench.database.execute("INSERT INTO item (name) VALUES ('there')")
+        with pytest.raises(UnitFailedError, match="an error inside it was swallowed") as caught, transactional():
+            bench.add("first")
+            with pytest.raises(sa.exc.IntegrityError) as swallowed:
+                bench.session.bulk_insert_mappings(Item, [{"name": "there"}])
+
+    assert caught.value.__cause__ is swallowed.value
+    assert bench.committed() == ["there"]
+
+
+def test_a_bulk_method_in_a_flush_is_a_part_of_it(bench: Bench) -> None:
+    """What SQLAlchemy rolls back when the flush fails later is no rollback by hand."""
+
+    def write_more(*args: object) -> None:
+        bench.session.bulk_insert_mappings(Item, [{"name": "more"}])
+
+    bench.database.execute("INSERT INTO item (name) VALUES ('there')")
+    with bench.app.app_context():
+        sa.event.listen(bench.session, "before_flush", write_more)
+        with pytest.raises(sa.exc.IntegrityError), transactional():
+            bench.add("there")
+
+    assert bench.committed() == ["there"]
+
+
 def test_writes_in_a_savepoint_that_was_undone_are_no_lost_writes(bench: Bench) -> None:
     """Nobody wanted them, so UOW103 does not speak of them."""
     with warnings.catch_warnings(), bench.app.app_context():
