@@ -23,14 +23,17 @@ COMMIT = "_uow_commit"
 def learn_marks(state: SessionState) -> None:
     """Learn by what the servers will know what is about to be committed, if the unit wants to know its outcome.
 
-    What only read in a unit that might have written is not asked for, and stays in doubt.
+    What only read in a unit that might have written is not asked for, and stays in doubt; so does what has written
+    nothing in ``SERIALIZABLE``, for the server knows nothing of it later.
     """
     assert state.unit is not None
+    if not state.wrote:
+        return
     links = [link for link in state.links if link.connection.dialect.name == "postgresql"]
-    if state.unit.read_only:
-        state.lost_commit = LostCommit(dict.fromkeys([link.connection.engine for link in links]))
-    elif state.wrote:
-        state.lost_commit = LostCommit({link.connection.engine: Mark.of(link.connection) for link in links})
+    marks = {link.connection.engine: Mark.of(link.connection) for link in links}
+    if state.unit.is_serializable:
+        marks = {engine: mark for engine, mark in marks.items() if mark is not None}
+    state.lost_commit = LostCommit(marks)
 
 
 def send_commit(link: Link) -> None:

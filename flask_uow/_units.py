@@ -553,7 +553,12 @@ class Unit:
 
         In ``SERIALIZABLE`` it says that what was read is to be believed.
         """
-        return self.read_only and _isolation_of(self.session, self) != "SERIALIZABLE"
+        return self.read_only and not self.is_serializable
+
+    @property
+    def is_serializable(self) -> bool:
+        """Whether its transaction may be refused at COMMIT for what it has read."""
+        return _isolation_of(self.session, self) == "SERIALIZABLE"
 
     @property
     def where(self) -> str | None:

@@ -264,12 +264,18 @@ def test_a_read_only_unit_has_nothing_to_confirm(
     assert heard.hooks == ["committed 1"]
 
 
-def test_a_serializable_read_is_believed_when_it_is_committed(proxied_bench: Bench, proxy: Proxy) -> None:
-    """The server may say no at the end, because of what others have written."""
+@pytest.mark.parametrize("confirm_commit", [True, False])
+@pytest.mark.parametrize("read_only", [True, False])
+def test_a_serializable_read_is_believed_when_it_is_committed(
+    proxied_bench: Bench, proxy: Proxy, *, read_only: bool, confirm_commit: bool
+) -> None:
+    """The server may say no at the end, because of what others have written; it cannot be asked later."""
     proxy.cut(Cut.BEFORE)
     with proxied_bench.app.app_context(), pytest.raises(CommitOutcomeUnknownError, match="it may or may not have been"):
-        with transactional(read_only=True, isolation="SERIALIZABLE"):
+        with transactional(read_only=read_only, isolation="SERIALIZABLE", confirm_commit=confirm_commit):
             proxied_bench.session.scalars(sa.select(Item)).all()
+            if not read_only:
+                proxied_bench.run_sql("UPDATE item SET name = 'x'")
 
 
 def test_a_function_that_writes_may_be_lost_but_not_in_silence(proxied_bench: Bench, proxy: Proxy) -> None:
