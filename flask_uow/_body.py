@@ -19,7 +19,7 @@ class Body:
     :param request: the request, None outside of one.
     """
 
-    __slots__ = ("_had_form", "_positions", "_request", "_stream", "_taken")
+    __slots__ = ("_positions", "_request", "_stream", "_taken")
 
     def __init__(self, request: Request | None) -> None:
         self._request = request
@@ -27,7 +27,6 @@ class Body:
         self._stream: _CountedStream | None = None
         if request is None:
             return
-        self._had_form = "form" in vars(request)
         self._stream = _counted(request)
         self._taken = self._stream.taken
         for file in _files(request):
@@ -53,7 +52,7 @@ class Body:
 
     def _was_kept(self, request: Request) -> bool:
         """Whether Flask has kept the bytes that were taken off the stream: as data, or as a form that it has parsed."""
-        was_parsed = not self._had_form and "form" in vars(request) and request.mimetype in _FORMS
+        was_parsed = "form" in vars(request) and request.mimetype in _FORMS
         return was_parsed or hasattr(request, "_cached_data")
 
 
@@ -74,8 +73,8 @@ class _CountedStream:
     def __next__(self) -> Any:
         return self._take(next(self._stream))
 
-    def _read_by(self, read: Callable[..., Any], *arguments: Any) -> Any:
-        return self._take(read(*arguments))
+    def _read_by(self, read: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+        return self._take(read(*arguments, **options))
 
     def _take(self, taken: Any) -> Any:
         """Count bytes, lines, or the number of bytes that are in the caller's buffer."""

@@ -131,6 +131,30 @@ def test_a_server_need_give_no_more_than_wsgi_asks_for(contested: Bench, attempt
     assert bodies == [{"amount": 5}, {"amount": 5}]
 
 
+def test_a_servers_stream_takes_keywords_as_it_does_by_itself(contested: Bench) -> None:
+    """A server that ends the body itself gives its own stream, gunicorn say."""
+
+    @contested.app.post("/")
+    @transactional(retries=2)
+    def view() -> bytes:
+        stream: Any = request.stream
+        return bytes(stream.read(size=3) + stream.readline(size=2))
+
+    given = {"wsgi.input": Input(b"abcdefg"), "wsgi.input_terminated": True}
+
+    assert contested.app.test_client().post("/", environ_overrides=given).data == b"abcde"
+
+
+def test_files_of_one_name_are_read_again(contested: Bench, attempts: Attempts) -> None:
+    """Each from its beginning."""
+    files = [(io.BytesIO(b"first"), "1.png"), (io.BytesIO(b"second"), "2.png")]
+    bodies = serve(contested, attempts, lambda: [file.read() for file in request.files.getlist("check")])
+
+    assert contested.app.test_client().post("/", data={"check": files}).text == "value"
+
+    assert bodies == [[b"first", b"second"]] * 2
+
+
 def test_a_file_is_read_on_from_where_the_unit_met_it(contested: Bench, attempts: Attempts) -> None:
     """A view that has read the first line before its unit finds the second in each attempt."""
     bodies: list[bytes] = []
