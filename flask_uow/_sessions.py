@@ -245,7 +245,7 @@ def _bind_key(mapper: Any, clause: Any) -> str | None:
         key = _table_key(element)
         if key is not None:
             return key
-    return _table_key(getattr(clause, "table", None))
+    return None
 
 
 def _table_key(table: Any) -> str | None:

@@ -229,7 +229,7 @@ def test_a_session_is_made_with_options_of_its_own(app: Flask, uow: UnitOfWork) 
 
 
 def test_a_session_that_is_replaced_is_closed_with_its_context(app: Flask, uow: UnitOfWork, database: Database) -> None:
-    """The one that ``registry.set()`` has put in its place is the current one meanwhile; both give back what they hold."""
+    """Both give back what they hold; the one that ``registry.set()`` has put in its place is the current one."""
     with app.app_context():
         first = uow.session()
         first.scalar(sa.select(1))
