@@ -505,6 +505,17 @@ def test_a_unit_that_waits_for_a_connection_says_so(make: Callable[..., Flask], 
     assert idle.longest_wait_seconds >= 0.02
 
 
+def test_a_unit_that_has_waited_in_vain_waits_no_more(make: Callable[..., Flask], uow: UnitOfWork) -> None:
+    """It has swallowed the pool's error, and does something else."""
+    app = make(SQLALCHEMY_ENGINE_OPTIONS={"pool_size": 1, "max_overflow": 0, "pool_timeout": 0.02})
+    with app.app_context(), uow.engine.connect(), transactional(label="goes on"):
+        with pytest.raises(sa.exc.TimeoutError):
+            uow.session.execute(ONE)
+        (shown,) = (unit for unit in live(app) if unit.kind == "unit")
+        assert shown.state == State.NO_TRANSACTION
+        assert pool(app).waiting == 0
+
+
 def test_waits_in_vain_are_counted(make: Callable[..., Flask], uow: UnitOfWork) -> None:
     """``TimeoutError`` of the pool, whoever gets it: a unit, a session outside, or a connection by hand."""
     app = make(SQLALCHEMY_ENGINE_OPTIONS={"pool_size": 1, "max_overflow": 0, "pool_timeout": 0.02})

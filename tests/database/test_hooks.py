@@ -192,6 +192,38 @@ def test_the_error_of_a_hook_never_replaces_the_units(bench: Bench) -> None:
         raise KeyError("body")
 
 
+def test_the_error_of_a_hook_is_nothing_to_answer(bench: Bench) -> None:
+    """``on_error`` is for what has ended the unit; after its end, in a test, the hook's error goes up."""
+
+    def fail() -> None:
+        raise ValueError("hook")
+
+    @transactional(on_error=lambda error: "answered")
+    def give_up() -> str:
+        current_unit.after_rollback(fail)
+        current_unit.set_rollback_only()
+        return "given up"
+
+    with bench.app.app_context(), pytest.raises(ValueError, match="hook"):
+        give_up()
+
+
+def test_a_rollback_hook_of_an_inner_unit_waits_whatever_the_units_around_it_do(bench: Bench) -> None:
+    """It runs once, when the outermost has ended, also where each of the savepoints was rolled back."""
+    seen: list[str] = []
+    with bench.app.app_context():
+        with transactional():
+            with transactional() as middle:
+                with transactional() as inner:
+                    inner.after_rollback(lambda: seen.append("undone"))
+                    inner.after_commit(lambda: seen.append("committed"))
+                    inner.set_rollback_only()
+                middle.set_rollback_only()
+            bench.add("kept")
+            assert seen == []
+        assert seen == ["undone"]
+
+
 class Later:
     """An object that is called as a coroutine function."""
 

@@ -697,6 +697,17 @@ def test_a_deadline_inside_ends_its_own_statements_alone(bench: Bench) -> None:
 
 @pytest.mark.parametrize("database", ["psycopg2", "psycopg"], indirect=True)
 @pytest.mark.parametrize("rides", [True, False])
+def test_a_deadline_inside_ends_no_session_that_is_idle(make_bench: MakeBench, *, rides: bool) -> None:
+    """Also where its own statement is the transaction's first: the outer unit may go on."""
+    bench = make_bench(UOW_RIDE=rides)
+    idle = sa.text("SHOW idle_in_transaction_session_timeout")
+    with bench.app.app_context(), transactional(), transactional(timeout=60):
+        assert bench.session.scalar(idle) == "0"
+        assert bench.session.scalar(sa.text("SHOW statement_timeout")) != "0"
+
+
+@pytest.mark.parametrize("database", ["psycopg2", "psycopg"], indirect=True)
+@pytest.mark.parametrize("rides", [True, False])
 @pytest.mark.parametrize("propagation", ["nested", "required"])
 def test_a_deadline_inside_a_later_one_gives_the_time_back(
     make_bench: MakeBench, propagation: Any, *, rides: bool
@@ -793,6 +804,25 @@ def test_an_independent_unit_that_a_generator_holds_is_closed_with_the_outer_one
             next(held, None)
 
     assert bench.committed() == ["next"]
+
+
+@pytest.mark.parametrize("database", ["psycopg2", "psycopg"], indirect=True)
+def test_a_unit_that_a_generator_holds_past_the_outer_one_is_around_no_other(bench: Bench) -> None:
+    """Who asks then whether a unit is active hears that there is none."""
+
+    def rows() -> Iterator[None]:
+        with transactional(propagation="requires_new"):
+            yield
+
+    for propagation in ("mandatory", "never", "supports"):
+        with bench.app.app_context():
+            with transactional():
+                held = rows()
+                next(held)
+            says_so = pytest.raises(NoActiveUnitError) if propagation == "mandatory" else nullcontext()
+            with says_so, transactional(propagation=propagation) as unit:
+                assert not unit
+            assert bench.checked_out == 0
 
 
 @pytest.mark.parametrize("propagation", ["nested", "required"])

@@ -464,6 +464,25 @@ def test_idling_that_is_an_error_at_the_commit_commits_nothing(make_bench: MakeB
     assert checked_out(bench.app) == 0
 
 
+@pytest.mark.parametrize("is_inner", [False, True])
+def test_idling_that_is_an_error_keeps_nothing_from_being_undone(
+    make_bench: MakeBench, caplog: pytest.LogCaptureFixture, is_inner: bool
+) -> None:
+    """A rollback is never too late, of the whole or to a savepoint, and what ended the unit goes up."""
+    bench = make_bench(**only("UOW109", "error"))
+
+    with noticed(bench) as seen, bench.app.app_context():
+        with pytest.raises(KeyError, match="body"), transactional():
+            with transactional() if is_inner else nullcontext():
+                bench.add("undone")
+                time.sleep(TOO_LONG_S)
+                raise KeyError("body")
+
+    assert codes(seen) == ["UOW109"]
+    assert bench.committed() == []
+    assert "discarded" not in caplog.text
+
+
 # ---- connections
 
 

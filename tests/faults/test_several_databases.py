@@ -260,6 +260,21 @@ def test_a_second_that_is_lost_is_asked_for(make_pair: MakePair, proxy: Proxy, c
 
 
 @on_postgresql
+def test_a_second_that_cannot_be_asked_is_not_known(
+    make_pair: MakePair, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its server has not said that it did not commit, and nobody is told so."""
+    monkeypatch.setattr(_outcome, "DEADLINE_S", 0.1)
+    pair = make_pair("audit")
+    proxy.cut(Cut.REPLY, refuse=True)
+
+    with pytest.raises(PartialCommitError, match=r"in: default; not known: audit"):
+        pair.write(confirm_commit=True)
+
+    assert pair.committed() == ["first", "second"]
+
+
+@on_postgresql
 def test_a_commit_by_hand_outside_a_unit_says_it_too(make_pair: MakePair) -> None:
     """The session's own commit spans both as well."""
     pair = make_pair()
