@@ -279,6 +279,7 @@ def test_the_binds_are_asked_for_by_name(bound_app: Flask, uow: UnitOfWork, seco
         remote = uow.get_engine("remote")
         assert uow.session.get_bind(ByTable) is remote
         assert uow.session.get_bind() is uow.engine
+        assert uow.session.get_bind(ByTable, bind=uow.engine) is uow.engine, "who names an engine means it"
         count = sa.text("SELECT count(*) FROM by_class")
         assert uow.session.scalar(count, bind_arguments={"bind": remote}) == 0
         assert uow.session.scalar(count, bind_arguments={"mapper": ByClass}) == 0

@@ -200,6 +200,23 @@ def test_a_unit_that_is_interrupted_as_it_begins_is_over(bench: Bench, is_inner:
     assert bench.committed() == ["next"]
 
 
+def test_an_independent_unit_that_is_interrupted_as_it_begins_gives_the_session_back(bench: Bench) -> None:
+    """What the unit around it does next is its own work."""
+
+    def stop(app: flask.Flask, unit: Unit) -> None:
+        if unit.label == "stopped":
+            raise HardStop
+
+    with bench.app.app_context(), signals.unit_began.connected_to(stop, bench.app):
+        with transactional() as unit:
+            with pytest.raises(HardStop), transactional(label="stopped", propagation="requires_new"):
+                pass
+            assert current_unit == unit
+            bench.add("outer")
+
+    assert bench.committed() == ["outer"]
+
+
 @pytest.mark.parametrize("database", ["psycopg2", "psycopg"], indirect=True)
 @pytest.mark.parametrize("is_inner", [False, True])
 def test_a_unit_whose_deadline_a_server_does_not_take_is_over(make_bench: MakeBench, is_inner: bool) -> None:

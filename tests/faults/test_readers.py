@@ -585,6 +585,19 @@ def test_a_commit_that_is_interrupted(make_bench: MakeBench, mode: str) -> None:
 
 
 @pytest.mark.parametrize("mode", ["lsn", "time"])
+def test_a_commit_that_is_lost_and_confirmed(make_bench: MakeBench, mode: str) -> None:
+    """The connection that could tell its position is gone, and its time is taken."""
+    bench = make_bench(UOW_READ_YOUR_WRITES=mode, UOW_READ_YOUR_WRITES_SECONDS=1000)
+    bench.both.pause()
+    bench.servers.before_primary.cut(Cut.REPLY)
+    with bench.app.app_context():
+        with transactional(confirm_commit=True) as unit:
+            bench.uow.session.add(Item(name="new"))
+        assert unit.was_committed
+        assert not bench.read()
+
+
+@pytest.mark.parametrize("mode", ["lsn", "time"])
 def test_a_commit_that_is_refused(make_bench: MakeBench, mode: str) -> None:
     """It has written nothing."""
     bench = make_bench(UOW_READ_YOUR_WRITES=mode)

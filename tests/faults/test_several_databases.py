@@ -25,6 +25,7 @@ from flask_uow.exceptions import (
     UnitOptionsError,
 )
 from tests.databases import Database
+from tests.faults.interrupts import interrupting_commit
 from tests.faults.proxy import LISTEN, Cut, Proxy
 from tests.models import Item, checked_out, create_tables, make_app, names
 
@@ -257,6 +258,23 @@ def test_a_second_that_is_lost_is_asked_for(make_pair: MakePair, proxy: Proxy, c
     else:
         pair.write(confirm_commit=True)
         assert pair.committed() == ["first", "second"]
+
+
+@on_postgresql
+@pytest.mark.parametrize("confirm_commit", [False, True])
+def test_an_interrupt_in_the_second_goes_on_and_says_what_is_in(
+    make_pair: MakePair, proxy: Proxy, *, confirm_commit: bool
+) -> None:
+    """Nobody may take it for an error that can be handled; its note names what is in and what is not known."""
+    pair = make_pair("audit")
+
+    with interrupting_commit(proxy, KeyboardInterrupt("in the middle of COMMIT")):
+        with pytest.raises(KeyboardInterrupt) as caught:
+            pair.write(confirm_commit=confirm_commit)
+
+    (note,) = caught.value.__notes__
+    assert note.endswith("was committed in part (in: default; not known: audit).")
+    assert pair.committed() == ["first", "second"]
 
 
 @on_postgresql
