@@ -163,7 +163,9 @@ def committed_in_part(links: list[Link], *, unknown: list[Link], fix: str | None
 
 def _is_in_doubt(link: Link, error: BaseException) -> bool:
     """Whether the server may have committed: it did not say no, and did not answer when it was asked."""
-    if isinstance(error, sa.exc.DBAPIError) and not error.connection_invalidated:
+    if not isinstance(error, sa.exc.DBAPIError):
+        return True  # an interrupt, before which nobody was asked
+    if not error.connection_invalidated:
         return False
     lost = link.state.lost_commit
     return lost is None or lost.outcome is Outcome.UNKNOWN

@@ -16,7 +16,7 @@ import sqlalchemy as sa
 from flask import Flask
 from sqlalchemy import orm
 
-from flask_uow import UnitOfWork, _outcome, _two_phase, current_unit, signals, stats, transactional
+from flask_uow import UnitOfWork, _commit, _outcome, _two_phase, current_unit, signals, stats, transactional
 from flask_uow.exceptions import (
     CommitOutcomeUnknownError,
     ConfigurationError,
@@ -271,6 +271,31 @@ def test_an_interrupt_in_the_second_goes_on_and_says_what_is_in(
     with interrupting_commit(proxy, KeyboardInterrupt("in the middle of COMMIT")):
         with pytest.raises(KeyboardInterrupt) as caught:
             pair.write(confirm_commit=confirm_commit)
+
+    (note,) = caught.value.__notes__
+    assert note.endswith("was committed in part (in: default; not known: audit).")
+    assert pair.committed() == ["first", "second"]
+
+
+@on_postgresql
+def test_what_is_known_of_the_first_says_nothing_of_the_second(
+    make_pair: MakePair, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first was lost, and is known to be in; the second is interrupted before its server has answered."""
+    pair = make_pair("default")
+    proxy.cut(Cut.REPLY)
+    send = _commit.send_commit
+
+    def interrupt_second(link: Any) -> None:
+        send(link)
+        if _commit.bind_name(link) == "audit":
+            link.was_committed = False
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(_commit, "send_commit", interrupt_second)
+        with pytest.raises(KeyboardInterrupt) as caught:
+            pair.write(confirm_commit=True)
 
     (note,) = caught.value.__notes__
     assert note.endswith("was committed in part (in: default; not known: audit).")
