@@ -267,6 +267,25 @@ def test_a_session_that_was_kept_is_taken_back_by_a_later_context(app: Flask, uo
     assert checked_out(app) == 0
 
 
+def test_what_a_thread_has_written_in_a_context_that_fails_is_no_news(
+    app: Flask, uow: UnitOfWork, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is lost by what has ended the context, and UOW103 does not speak of it."""
+
+    def write() -> None:
+        uow.session.add(Item(name="lost"))
+        uow.session.flush()
+
+    for error in (None, KeyError("body")):
+        with contextlib.suppress(KeyError), ThreadPoolExecutor(1) as pool, app.app_context():
+            pool.submit(contextvars.copy_context().run, write).result(DEADLINE_S)
+            if error is not None:
+                raise error
+        assert ("UOW103" in caplog.text) == (error is None)
+        assert checked_out(app) == 0
+        caplog.clear()
+
+
 def test_a_thread_that_was_about_to_execute_never_reaches_a_connection_that_was_given_back(
     app: Flask, uow: UnitOfWork, database: Database
 ) -> None:

@@ -17,6 +17,7 @@ from flask_uow import transactional
 from flask_uow._board import LIVE_KIND
 from flask_uow._state import STATE_KEY
 from tests.database.conftest import Bench, MakeBench
+from tests.databases import Database
 from tests.models import checked_out
 
 DEADLINE_S = 15.0
@@ -114,6 +115,34 @@ def test_many_who_wait_in_vain_are_told_of_in_one_line(full: Bench, caplog: pyte
     assert statuses == [503] * 4
     assert after_one_line == 1
     assert [re.findall(r"refused=\d", line) for line in lines(caplog)] == [["refused=1"], ["refused=4"]]
+
+
+def test_each_pool_has_a_line_of_its_own(
+    make_bench: MakeBench, second_database: Database, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What was said of one is nothing about another."""
+    one = ONE | {"pool_timeout": 0.02}
+    other = {"url": second_database.url, **one}
+    bench = make_bench(SQLALCHEMY_ENGINE_OPTIONS=one, SQLALCHEMY_BINDS={"other": other})
+    with bench.app.app_context():
+        for engine in bench.uow.engines.values():
+            with engine.connect(), pytest.raises(sa.exc.TimeoutError):
+                engine.connect()
+
+    first, second = lines(caplog)
+    assert " bind=default " in first
+    assert " bind=other " in second
+
+
+def test_the_apps_own_page_may_say_itself_when_to_come_again(full: Bench) -> None:
+    """Its ``Retry-After`` stays."""
+
+    @full.app.errorhandler(503)
+    def later(error: ServiceUnavailable) -> Response:
+        return Response("later", 503, {"Retry-After": "7"})
+
+    with held(full):
+        assert full.app.test_client().get("/").headers["Retry-After"] == "7"
 
 
 def test_a_connection_taken_by_hand_is_named(full: Bench, caplog: pytest.LogCaptureFixture) -> None:
