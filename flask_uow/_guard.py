@@ -499,9 +499,11 @@ def _commit(link: Link) -> None:
 def _watched_rollback(rollback: End) -> End:
     def do_rollback(connection: Any) -> None:
         link: Link | None = getattr(connection, "_uow", None)
+        was_over = False
         if link is not None:
             if link.was_committed and link.is_at_rest():
                 return  # its pool makes sure of what the COMMIT has done already
+            was_over = link.was_begun and link.is_at_rest()  # and of what a flush that failed has undone
             _end_idle(link, _monotonic(), may_raise=False)
             link.idle_since = _NOT_YET
         rollback(connection)
@@ -509,7 +511,7 @@ def _watched_rollback(rollback: End) -> End:
             link.accept_writes()
         if link is None or link.state.is_own_call or link.state.is_flushing or link.state.breach is not None:
             return
-        if link.state.unit is not None:
+        if link.state.unit is not None and not was_over:
             raise _break(link.state, "UOW102", "rollback")
 
     return do_rollback

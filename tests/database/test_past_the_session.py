@@ -2,7 +2,6 @@
 
 import asyncio
 import threading
-import warnings
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import closing, suppress
 from typing import Any
@@ -347,6 +346,29 @@ def test_a_bulk_method_that_fails_says_why(bench: Bench, way: str) -> None:
     assert bench.committed() == ["next"]
 
 
+@pytest.mark.parametrize("goes_on", [False, True])
+def test_a_transaction_that_a_flush_has_undone_may_be_rolled_back_once_more(
+    bench: Bench, caplog: pytest.LogCaptureFixture, *, goes_on: bool
+) -> None:
+    """Its connection is as good as ever; the unit has failed by the flush, also if it goes on in a new transaction."""
+    bench.database.execute("INSERT INTO item (name) VALUES ('there')")
+    with bench.app.app_context():
+        with pytest.raises(UnitFailedError) as caught, transactional():
+            bench.add("first")
+            with pytest.raises(sa.exc.IntegrityError) as swallowed:
+                bench.add("there")
+            transaction = bench.session.get_transaction()
+            assert transaction is not None
+            transaction.rollback()
+            if goes_on:
+                bench.add("later")
+        assert bench.checked_out == 0
+
+    assert caught.value.__cause__ is swallowed.value
+    assert bench.committed() == ["there"]
+    assert "reset" not in caplog.text
+
+
 def test_a_bulk_method_that_fails_and_is_swallowed_fails_the_unit(bench: Bench) -> None:
     """Its error is the cause, also on SQLite, where nothing else tells that the transaction is gone."""
     with bench.app.app_context():
@@ -377,11 +399,12 @@ def test_a_bulk_method_in_a_flush_is_a_part_of_it(bench: Bench) -> None:
 
 def test_writes_in_a_savepoint_that_was_undone_are_no_lost_writes(bench: Bench) -> None:
     """Nobody wanted them, so UOW103 does not speak of them."""
-    with warnings.catch_warnings(), bench.app.app_context():
-        warnings.simplefilter("error")
+    with record(bench.app) as seen, bench.app.app_context():
         savepoint = bench.session.begin_nested()
         bench.add("undone")
         savepoint.rollback()
+
+    assert seen.codes == []
 
 
 # ---- by generators
