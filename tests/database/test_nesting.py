@@ -1,11 +1,12 @@
 """Units inside units: Django's semantics for savepoints, Spring's names for the rest."""
 
+import asyncio
 import gc
 import re
 import threading
 import time
 import weakref
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import nullcontext, suppress
 from typing import Any
 
@@ -905,6 +906,43 @@ def test_one_object_serves_generators_that_interleave(bench: Bench) -> None:
 
     assert ended == [("inner", True), ("outer", True)]
     assert bench.committed() == ["inner", "outer"]
+
+
+@pytest.mark.parametrize("is_async", [False, True])
+def test_one_object_serves_generators_of_which_the_outer_ends_first(bench: Bench, *, is_async: bool) -> None:
+    """It leaves its own block, and is told that the inner one had not ended, as with an object for each."""
+    block = transactional()
+
+    def part(name: str) -> Iterator[None]:
+        with block:
+            bench.add(name)
+            yield
+
+    async def async_part(name: str) -> AsyncIterator[None]:
+        with block:
+            bench.add(name)
+            yield
+
+    async def serve() -> None:
+        outer, inner = async_part("outer"), async_part("inner")
+        await anext(outer)
+        await anext(inner)
+        for each in (outer, inner):
+            with pytest.raises(UnitFailedError, match="had not ended"):
+                await anext(each)
+
+    with bench.app.app_context():
+        if is_async:
+            asyncio.run(serve())
+        else:
+            outer, inner = part("outer"), part("inner")
+            next(outer)
+            next(inner)
+            for each in (outer, inner):
+                with pytest.raises(UnitFailedError, match="had not ended"):
+                    next(each)
+
+    assert bench.committed() == []
 
 
 @pytest.mark.parametrize("database", ["psycopg2", "psycopg"], indirect=True)
