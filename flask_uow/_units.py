@@ -59,7 +59,7 @@ from ._views import site_of_view
 from .exceptions import (
     CommitOutcomeUnknownError,
     NoActiveUnitError,
-    PartialCommitError,
+    RuleViolationError,
     UnitFailedError,
     UnitOptionsError,
     UnitTimeoutError,
@@ -993,8 +993,9 @@ class Unit:
         elif isinstance(error, sa.exc.DBAPIError):
             if state.sent_commit and error.connection_invalidated:
                 self._meet_lost_commit(error)
-        elif isinstance(error, (PartialCommitError, CommitOutcomeUnknownError)) or not isinstance(error, Exception):
-            self._is_in_doubt = state.sent_commit  # an interrupt says nothing of what the server did
+        elif state.sent_commit and not isinstance(error, RuleViolationError):  # a rule refuses what is not sent yet
+            # An interrupt says nothing of what the server did, and that of a time limit may be any Exception.
+            self._is_in_doubt = True
             self.is_repeatable = False
 
     def _meet_lost_commit(self, error: sa.exc.DBAPIError) -> None:
