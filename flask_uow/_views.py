@@ -80,8 +80,11 @@ def _parts(view: Any, method: str) -> Iterator[Any]:
 def status_of_response(value: object) -> int:
     """The HTTP status of what a view returned, before Flask makes a response of it."""
     if isinstance(value, tuple):
-        if len(value) > 1 and isinstance(value[1], (int, str)):
-            return int(str(value[1]).split()[0])
+        if len(value) > 1 and isinstance(value[1], int):
+            return int(value[1])
+        if len(value) > 1 and isinstance(value[1], str):
+            code = value[1].strip().partition(" ")[0]
+            return int(code) if code.isdecimal() else 0  # as Werkzeug has it
         value = value[0] if value else None
     if isinstance(value, HTTPException):
         value = value.get_response()

@@ -5,6 +5,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
+from enum import Enum
 from functools import wraps
 from typing import Any
 
@@ -392,12 +393,28 @@ def test_on_error_does_not_answer_what_was_kept(bench: Bench) -> None:
 
 # ---- the status veto
 
+
+class TextStatus(str, Enum):  # noqa: UP042  # of which str() is not the value
+    """An app's own names for what it answers."""
+
+    GONE = "410 GONE"
+
+
+class NumberedStatus(int, Enum):
+    """The same by number."""
+
+    GONE = 410
+
+
 ANSWERS: dict[str, tuple[Callable[[], object], int]] = {
     "text": (lambda: "fine", 200),
     "response": (lambda: Response("bad", 422), 422),
     "pair": (lambda: ("bad", 409), 409),
     "triple": (lambda: ("bad", 503, {"X": "1"}), 503),
     "text status": (lambda: ("bad", "404 NOT FOUND"), 404),
+    "text without a number": (lambda: ("fine", "NOT MODIFIED"), 0),
+    "text of an enum": (lambda: ("bad", TextStatus.GONE), 410),
+    "number of an enum": (lambda: ("bad", NumberedStatus.GONE), 410),
     "headers only": (lambda: ("fine", {"X": "1"}), 200),
     "response in a pair": (lambda: (Response("bad", 500), {"X": "1"}), 500),
     "dict": (lambda: {"fine": 1}, 200),
