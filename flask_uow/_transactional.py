@@ -250,9 +250,18 @@ class Boundary:
                 self._begin(_BEGIN, session, state)
             else:
                 self._enter_around(session, state)
-        except UnitOfWorkError as error:
-            error.locate(application_site())
+        except BaseException as error:
+            self._put_back()
+            if isinstance(error, UnitOfWorkError):
+                error.locate(application_site())
             raise
+
+    def _put_back(self) -> None:
+        """Make the session around the current one again: an interrupt may strike when another has taken its place."""
+        session = self._sessions.peek(self._context)
+        if session is not None and session is not self._outer:
+            self._sessions.restore(self._context, self._outer, session)
+        self._inner = None
 
     def _forget_attempt(self) -> None:
         self.unit = self.error = self.wait_s = self._inner = None
@@ -304,7 +313,6 @@ class Boundary:
                 unit.begin_inside(unit.parent, how)
         except BaseException as error:
             unit.end(error)
-            self._resume()
             raise
         if not is_repeatable:
             unit.is_repeatable = False
@@ -385,11 +393,16 @@ class Boundary:
         return session
 
     def _resume(self) -> None:
-        if self._inner is not None:
+        if self._inner is None:
+            return
+        try:
             if self.unit is None and self.error is None:
                 report_lost_writes(self._sessions.peek(self._context) or self._inner)
             self._sessions.restore(self._context, self._outer, self._inner)
-            self._inner = None
+        except BaseException:
+            self._put_back()
+            raise
+        self._inner = None
 
     def _may_retry(self, error: BaseException) -> bool:
         unit = self.unit

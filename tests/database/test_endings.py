@@ -4,9 +4,10 @@ import itertools
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from enum import Enum
 from functools import wraps
+from types import FrameType, FunctionType
 from typing import Any
 
 import flask
@@ -17,6 +18,8 @@ from flask import Response, abort
 from werkzeug.exceptions import NotFound
 
 from flask_uow import Unit, current_unit, signals, transactional
+from flask_uow._scopes import Scope
+from flask_uow._sessions import OwnSessions, report_lost_writes
 from flask_uow._units import Ending, ending
 from flask_uow.exceptions import (
     NoActiveUnitError,
@@ -216,6 +219,36 @@ def test_an_independent_unit_that_is_interrupted_as_it_begins_gives_the_session_
             bench.add("outer")
 
     assert bench.committed() == ["outer"]
+
+
+@pytest.mark.parametrize("database", ["psycopg2", "psycopg"], indirect=True)
+@pytest.mark.parametrize("propagation", ["requires_new", "not_supported"])
+@pytest.mark.parametrize("place", [Scope.slot, Unit.__init__, report_lost_writes, OwnSessions.restore])
+def test_an_interrupt_leaves_the_session_of_the_unit_around(
+    bench: Bench, propagation: Any, place: FunctionType
+) -> None:
+    """A time limit may strike while another session takes the place of the unit's, or gives it back."""
+
+    def strike(frame: FrameType, event: str, argument: object) -> None:
+        if event == "call" and frame.f_code is place.__code__:
+            sys.setprofile(None)
+            raise AppError("time is up")
+
+    @transactional(propagation=propagation)
+    def apart() -> None:
+        bench.run_sql("SELECT 1")
+
+    with bench.app.app_context(), transactional():
+        bench.add("before")
+        sys.setprofile(strike)
+        try:
+            with suppress(AppError):
+                apart()
+        finally:
+            sys.setprofile(None)
+        bench.add("after")
+
+    assert bench.committed() == ["after", "before"]
 
 
 @pytest.mark.parametrize("database", ["psycopg2", "psycopg"], indirect=True)
