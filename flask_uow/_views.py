@@ -74,7 +74,15 @@ def _parts(view: Any, method: str) -> Iterator[Any]:
             names = [method.lower(), "get"] if method == "HEAD" else [method.lower()]
             for name in (*names, "dispatch_request"):
                 yield from _parts(getattr(view_class, name, None), method)
-        view = view.func if isinstance(view, partial) else getattr(view, "__wrapped__", None)
+        view = _inside(view)
+
+
+def _inside(view: Any) -> Any:
+    """What a part of a view calls: a partial's function, what a decorator was given, an object's ``__call__``."""
+    if isinstance(view, partial):
+        return view.func
+    wrapped = getattr(view, "__wrapped__", None)
+    return type(view).__call__ if wrapped is None and not hasattr(view, "__qualname__") else wrapped
 
 
 def status_of_response(value: object) -> int:

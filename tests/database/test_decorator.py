@@ -352,6 +352,28 @@ def test_a_partial_is_a_view_as_any_other(make_bench: MakeBench, is_inside: bool
     assert bench.committed() == ["row"]
 
 
+def test_an_object_is_a_view_as_any_other(make_bench: MakeBench) -> None:
+    """Its class has decorated how it is called: the unit has the rule's name, and the configured veto is for it."""
+    bench = make_bench(UOW_ROLLBACK_ON_STATUS=400)
+    labels = []
+
+    class Teller:
+        @transactional
+        def __call__(self, status: int) -> tuple[str, int]:
+            labels.append(current_unit.label)
+            bench.add("row")
+            return "", status
+
+    bench.app.add_url_rule("/<int:status>", "teller", Teller())
+    client = bench.app.test_client()
+
+    for status in (404, 200):
+        assert client.get(f"/{status}").status_code == status
+
+    assert labels == ["GET /<int:status>"] * 2
+    assert bench.committed() == ["row"]
+
+
 @pytest.mark.parametrize("option", ["retries", "on_error", "rollback_on_status"])
 def test_what_a_block_cannot_do_is_refused_at_its_line(bench: Bench, option: str) -> None:
     """Also where a stack enters it."""
