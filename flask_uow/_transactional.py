@@ -12,8 +12,8 @@ import inspect
 import sys
 import threading
 import time
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from functools import partial, wraps
 from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, TypeVar, Unpack, cast, overload
@@ -128,7 +128,8 @@ class Transactional:
                     return value
                 if boundary.wait_s is None:
                     return boundary.answer()
-                time.sleep(boundary.wait_s)
+                with boundary.waiting() as seconds:
+                    time.sleep(seconds)
 
         return unit_of_work
 
@@ -151,7 +152,8 @@ class Transactional:
                     return value
                 if boundary.wait_s is None:
                     return boundary.answer()
-                await asyncio.sleep(boundary.wait_s)
+                with boundary.waiting() as seconds:
+                    await asyncio.sleep(seconds)
 
         return unit_of_work
 
@@ -440,6 +442,17 @@ class Boundary:
         if errors and self.error is None and self._app_state.app.testing:
             self.error = errors[0] if len(errors) == 1 else ExceptionGroup(f"hooks of {unit.label!r}", errors)
             self._is_past_mending = True
+
+    @contextmanager
+    def waiting(self) -> Iterator[float]:
+        """Give the seconds to wait; where an interrupt ends the wait, the attempt was the last, and its hooks run."""
+        assert self.wait_s is not None
+        try:
+            yield self.wait_s
+        except BaseException:
+            if self.unit is not None:
+                self.unit.run_after_hooks()
+            raise
 
     def answer(self) -> Any:
         """What the caller gets for :attr:`error`: the value of ``on_error``, or the error itself, raised."""

@@ -2,10 +2,13 @@
 
 import asyncio
 import random
+import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
+from types import FrameType
 from typing import Any
 
 import pytest
@@ -251,6 +254,48 @@ def test_only_the_last_attempts_hooks_run_when_all_are_lost(contested: Bench, at
         loser(contested, attempts, losses=9, retries=2)()
 
     assert attempts.hooks == ["rolled back 3"]
+
+
+@on_postgresql
+def test_hooks_run_where_an_interrupt_comes_before_another_attempt(contested: Bench, attempts: Attempts) -> None:
+    """The attempt before it was the last one: a time limit strikes while the next is waited for."""
+
+    def strike(frame: FrameType, event: str, argument: object) -> None:
+        if event == "c_call" and argument is time.sleep:
+            sys.setprofile(None)
+            raise AppError("time is up")
+
+    with contested.app.app_context(), pytest.raises(AppError, match="time is up"):
+        sys.setprofile(strike)
+        try:
+            loser(contested, attempts, losses=3, retries=3)()
+        finally:
+            sys.setprofile(None)
+
+    assert attempts.numbers == [1]
+    assert attempts.hooks == ["rolled back 1"]
+
+
+@on_postgresql
+def test_hooks_run_where_a_task_is_cancelled_before_another_attempt(contested: Bench, attempts: Attempts) -> None:
+    """As they do where the thread is interrupted."""
+
+    def cancel(sender: Flask, **details: object) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        task.cancel()
+
+    @transactional(isolation="REPEATABLE READ", retries=3)
+    async def write() -> None:
+        attempts.begin()
+        lose(contested)
+
+    with contested.app.app_context(), signals.unit_retried.connected_to(cancel, contested.app):
+        with pytest.raises(asyncio.CancelledError):
+            asyncio.run(write())
+
+    assert attempts.numbers == [1]
+    assert attempts.hooks == ["rolled back 1"]
 
 
 @on_postgresql
