@@ -426,11 +426,11 @@ def savepoints(lane: Lane, until: float) -> Iterator[Savepoint]:
         if span.kind is Sent.SAVEPOINT and span.text.startswith("SAVEPOINT "):
             open_ones.append(span)
         elif open_ones and (span.kind is Sent.SAVEPOINT or not span.is_in_transaction):
-            ended = [open_ones.pop()] if span.kind is Sent.SAVEPOINT else list(reversed(open_ones))
-            del open_ones[len(open_ones) if span.kind is Sent.SAVEPOINT else 0 :]
-            for depth, start in enumerate(ended, start=len(open_ones)):
-                is_undone = not span.text.startswith(("RELEASE ", "COMMIT"))
+            kept = len(open_ones) - 1 if span.kind is Sent.SAVEPOINT else 0
+            is_undone = not span.text.startswith(("RELEASE ", "COMMIT"))
+            for depth, start in enumerate(open_ones[kept:], start=kept):
                 yield Savepoint(start.start, span.end, span.unit or start.text.split()[1], depth, is_undone)
+            del open_ones[kept:]
     for depth, start in enumerate(open_ones):
         yield Savepoint(start.start, until, start.text.split()[1], depth, is_undone=True)
 

@@ -433,6 +433,22 @@ def test_savepoints_inside_each_other() -> None:
     }
 
 
+@pytest.mark.parametrize(("end", "is_undone"), [(Sent.COMMIT, False), (Sent.ROLLBACK, True)])
+def test_savepoints_inside_each_other_that_end_with_their_transaction(end: Sent, is_undone: bool) -> None:
+    """Each lies as deep as while it was open."""
+    spans = [
+        Span(Sent.SAVEPOINT, 0.0, 0.5, "SAVEPOINT a", is_in_transaction=True),
+        Span(Sent.SAVEPOINT, 1.0, 1.5, "SAVEPOINT b", is_in_transaction=True),
+        Span(end, 2.0, 2.5, end.upper()),
+    ]
+
+    found = [
+        (each.label, each.depth, each.end, each.is_undone) for each in savepoints(Lane("default", spans=spans), 9.0)
+    ]
+
+    assert sorted(found) == [("a", 0, 2.5, is_undone), ("b", 1, 2.5, is_undone)]
+
+
 def test_a_savepoint_that_nobody_ends() -> None:
     """It goes on until the response is ready, and is not kept."""
     lane = Lane("default", spans=[Span(Sent.SAVEPOINT, 1.0, 1.5, "SAVEPOINT a", is_in_transaction=True)])
