@@ -1,4 +1,6 @@
-"""The recorder for tests of applications."""
+"""The recorder and the tracer for tests of applications."""
+
+from collections.abc import Callable
 
 import pytest
 import sqlalchemy as sa
@@ -6,7 +8,8 @@ from flask import Flask
 
 from flask_uow import UnitOfWork, signals, testing, transactional
 from flask_uow.exceptions import RuleViolationError, RuleWarning
-from flask_uow.testing import Record, record
+from flask_uow.testing import Record, record, traced
+from tests.databases import Database
 
 
 @pytest.fixture
@@ -144,3 +147,23 @@ def test_records_may_overlap(app: Flask) -> None:
 
     assert outer.committed == ["first", "second"]
     assert inner.committed == ["second"]
+
+
+@pytest.mark.parametrize("backend", ["psycopg2", "psycopg"])
+def test_a_trace_counts_on_when_a_connection_is_lost(
+    make_database: Callable[[str], Database], uow: UnitOfWork, backend: str
+) -> None:
+    """The round trips of those that are back already stay known."""
+    app = Flask("bank")
+    app.config.update(SQLALCHEMY_DATABASE_URI=make_database(backend).url, TESTING=True)
+    uow.init_app(app)
+
+    with app.app_context(), traced(app) as trace:
+        with transactional():
+            uow.session.execute(sa.text("SELECT 1"))
+        before = trace.round_trips
+        with uow.engine.connect() as connection:
+            connection.invalidate()
+
+    assert before == 2
+    assert trace.round_trips == before

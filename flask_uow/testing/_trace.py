@@ -150,8 +150,8 @@ class _Counted:
         self._ended, self._connection, self.is_out = getattr(self._connection, "trips", None), None, False
 
     def is_of(self, dbapi_connection: object) -> bool:
-        """Whether it is that connection's present use."""
-        return self._connection is dbapi_connection
+        """Whether it is that connection's present use; one that was lost comes back to its pool as None."""
+        return self.is_out and self._connection is dbapi_connection
 
     @property
     def trips(self) -> int | None:
