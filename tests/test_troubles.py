@@ -90,16 +90,16 @@ def test_stack_is_told_once() -> None:
     assert (found.seconds, found.worker_pid, found.backend_pid) == (34.2, 4711, 5101)
 
 
-def test_stacks_of_other_threads_are_apart() -> None:
-    """An inner unit belongs to its own thread's outermost one, wherever it stands in the list."""
-    first, second = unit("GET /a", thread_id=1), unit("GET /b", thread_id=2)
-    by_hand = unit("engine.connect()", kind="connection", depth=0, thread_id=1)
-    inner, innermost = unit("x", thread_id=1, depth=2), unit("y", thread_id=1, depth=3)
+def test_stacks() -> None:
+    """An inner unit belongs to the outermost one before it, whichever thread it runs in; what is alone is apart."""
+    first, inner, innermost = unit("GET /a"), unit("x", thread_id=2, depth=2), unit("y", thread_id=2, depth=3)
+    by_hand, second = unit("engine.connect()", kind="connection", depth=0), unit("GET /b", thread_id=2)
+    of_nobody = unit("z", depth=3)
 
-    stacks = worker(1, first, second, by_hand, inner, innermost, unit("GET /c", thread_id=1)).stacks
+    stacks = worker(1, first, inner, innermost, by_hand, second, of_nobody).stacks
 
     labels = [[each.label for each in stack] for stack in stacks]
-    assert labels == [["GET /a", "x", "y"], ["GET /b"], ["engine.connect()"], ["GET /c"]]
+    assert labels == [["GET /a", "x", "y"], ["engine.connect()"], ["GET /b"], ["z"]]
 
 
 def test_unit_and_its_session_are_one() -> None:

@@ -50,14 +50,7 @@ class Reading:
 
         While a savepoint runs, the unit around it stays as it was when that began.
         """
-        found = []
-        for worker in self.boards.workers:
-            pairs: list[tuple[LiveUnit, LiveUnit]] = []
-            for live in worker.live:
-                outermost = pairs.pop()[0] if live.depth > 1 and pairs else live
-                pairs.append((outermost, live))
-            found += pairs
-        return found
+        return [(stack[0], stack[-1]) for worker in self.boards.workers for stack in worker.stacks]
 
     @property
     def pools(self) -> dict[str, list[PoolSnapshot]]:

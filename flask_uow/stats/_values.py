@@ -471,14 +471,12 @@ class Worker:
     def stacks(self) -> tuple[tuple[LiveUnit, ...], ...]:
         """The live units, each outermost one together with what is inside it: the last one is what is at work."""
         stacks: list[list[LiveUnit]] = []
-        latest: dict[int, list[LiveUnit]] = {}
         for unit in self.live:
-            if unit.depth > 1 and unit.thread_id in latest:
-                latest[unit.thread_id].append(unit)
-                continue
-            stacks.append(stack := [unit])
-            if unit.depth:
-                latest[unit.thread_id] = stack
+            # Not by its thread: an async view's units are inside the unit of the thread that waits for it.
+            if stacks and unit.depth > 1 and stacks[-1][-1].depth == unit.depth - 1:
+                stacks[-1].append(unit)
+            else:
+                stacks.append([unit])
         return tuple(map(tuple, stacks))
 
     def only(self, wanted: Filter) -> Worker:

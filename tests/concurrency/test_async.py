@@ -11,9 +11,9 @@ from flask.ctx import AppContext
 from flask.globals import app_ctx
 from sqlalchemy.orm import Session
 
-from flask_uow import UnitOfWork, current_unit, transactional
+from flask_uow import UnitOfWork, current_unit, stats, transactional
 from tests.databases import Database
-from tests.models import Item, checked_out, names
+from tests.models import Item, checked_out, make_app, names
 
 DEADLINE_S = 15.0
 
@@ -52,6 +52,23 @@ def test_an_object_that_was_loaded_before_the_view_is_used_in_it(
     assert sessions[0] is sessions[1]
     assert names(database) == ["changed"]
     assert checked_out(app) == 0
+
+
+def test_a_unit_in_an_async_view_is_shown_inside_that_of_its_request(uow: UnitOfWork, database: Database) -> None:
+    """They are one thing, although the one runs in the event loop's thread and the other waits for it."""
+    app = make_app(database, uow, UOW_ATOMIC_REQUESTS=True)
+    stacks: list[list[tuple[str, int]]] = []
+
+    @app.get("/")
+    async def view() -> str:
+        with transactional(label="inner"):
+            (worker,) = stats.read_boards(app).workers
+            stacks.extend([(unit.label, unit.depth) for unit in stack] for stack in worker.stacks)
+            threads = {unit.thread_id for unit in worker.live}
+        return str(len(threads))
+
+    assert app.test_client().get("/").text == "2"
+    assert stacks == [[("GET /", 1), ("inner", 2)]]
 
 
 def test_the_status_of_an_async_view_vetoes_its_commit(app: Flask, uow: UnitOfWork, database: Database) -> None:
