@@ -400,6 +400,31 @@ def test_blockers_of_blockers_are_named_by_their_units(database: Database, uow: 
 
 
 @on_postgresql
+def test_an_independent_unit_that_waits_for_the_one_around_it(
+    database: Database, uow: UnitOfWork, tmp_path: Path
+) -> None:
+    """It is said that nobody else will free it."""
+    app = make_app(database, uow, UOW_STATS_DIR=str(tmp_path / "boards"))
+    lock = sa.text("SELECT pg_advisory_xact_lock(1)")
+
+    def work() -> None:
+        with app.app_context(), transactional(label="outer"):
+            uow.session.execute(lock)
+            with transactional(label="independent", propagation="requires_new"):
+                uow.session.execute(lock)
+
+    with ThreadPoolExecutor(1) as threads, closing(database.connect()) as other:
+        result = threads.submit(work)
+        seen = snapshot_until(app, lambda seen: any(trouble.kind == "blocked" for trouble in seen.troubles))
+        other.cursor().execute(f"SELECT pg_cancel_backend({blocked(seen)[0].pid})")
+        with pytest.raises(sa.exc.OperationalError, match="canceling statement"):
+            result.result(DEADLINE_S)
+
+    (text,) = (trouble.text for trouble in seen.troubles if trouble.kind == "blocked")
+    assert text.startswith("independent waits for outer in its own thread, that is for itself, for ")
+
+
+@on_postgresql
 def test_a_session_under_the_name_of_a_process_that_is_gone_is_an_orphan(
     database: Database, uow: UnitOfWork, tmp_path: Path
 ) -> None:

@@ -139,17 +139,21 @@ def test_backend_of_another_servers_number() -> None:
 
 
 def test_unit_that_waits_for_itself() -> None:
-    """An independent unit that wants a row which its outer one has locked is told so."""
+    """An independent unit that wants a row which its outer one has locked is told so; another thread's unit is not."""
     outer = unit(**IDLE)
-    inner = unit("record", depth=2, state_seconds=20.0, backend_pids=(5102,), waits_for=("POST /transfers",))
+    waiting = unit("record", state_seconds=20.0, backend_pids=(5102,), waits_for=("POST /transfers",))
     sessions = (
         session(5101, state="idle in transaction", state_age_seconds=34.2),
         session(5102, state="active", state_age_seconds=20.0, blocked_by=(5101,)),
     )
 
-    (text,) = of_units(outer, inner, sessions=sessions)
+    _, text = of_units(outer, waiting, sessions=sessions)
+    _, of_other_thread = of_units(outer, replace(waiting, thread_id=2), sessions=sessions)
 
-    assert text.startswith("blocked: record inside POST /transfers waits for a lock of its own outer unit")
+    assert text.startswith(
+        "blocked: record waits for POST /transfers in its own thread, that is for itself, for 20.0 s"
+    )
+    assert of_other_thread.startswith("blocked: record waits for POST /transfers for 20.0 s")
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,8 @@ class Holder:
     sessions: tuple[ServerSession, ...]
     holds_up: int = 0
     """How many sessions wait for a lock of it."""
+    thread_pids: frozenset[int] = frozenset()
+    """The server's processes behind all that its thread has begun, which does not go on before this does."""
 
     @property
     def label(self) -> str | None:
@@ -129,8 +131,8 @@ class Holder:
 
     @property
     def waits_for_itself(self) -> bool:
-        """Whether the lock that it waits for is its own: of a unit that is independent of the one around it."""
-        return any(set(session.blocked_by) & set(self.backend_pids) for session in self.sessions)
+        """Whether its own thread has the lock that it waits for: a unit around one that is independent, say."""
+        return any(self.thread_pids.intersection(session.blocked_by) for session in self.sessions)
 
     @property
     def name(self) -> str:
@@ -167,12 +169,28 @@ def holders(snapshot: Snapshot) -> tuple[Holder, ...]:
     stacks = [stack for worker in snapshot.workers for stack in worker.stacks]
     behind = _behind(stacks, databases)
     known = {id(session) for matched in behind.values() for session in matched}
-    found = [Holder(stack, tuple(behind.get(number, ()))) for number, stack in enumerate(stacks)]
+    of_threads = _pids_of_threads(stacks)
+    found = [
+        Holder(stack, tuple(behind.get(number, ())), thread_pids=frozenset(of_threads[_thread(stack[-1])]))
+        for number, stack in enumerate(stacks)
+    ]
     found += [Holder((), (session,)) for session in sessions if id(session) not in known]
     return tuple(
         dataclasses.replace(each, holds_up=sum(waiters[who] for who in _waited_for(each, places, len(databases))))
         for each in found
     )
+
+
+def _pids_of_threads(stacks: Iterable[Sequence[LiveUnit]]) -> Mapping[tuple[int, int], set[int]]:
+    found: dict[tuple[int, int], set[int]] = {}
+    for stack in stacks:
+        for unit in stack:
+            found.setdefault(_thread(unit), set()).update(unit.backend_pids)
+    return found
+
+
+def _thread(unit: LiveUnit) -> tuple[int, int]:
+    return unit.worker_pid, unit.thread_id
 
 
 def _behind(

@@ -106,15 +106,14 @@ def _trouble(kind: str, holder: Holder, what: str, seconds: float | None) -> Tro
 
 
 def _blockers(holder: Holder, snapshot: Snapshot) -> str:
-    if holder.waits_for_itself:
-        return "a lock of its own outer unit, that is for itself,"
     strangers = {
         f"pid {session.pid}": f"session {session.pid} ({session.application_name or 'no name'}, role {session.user}), "
         f"which is not of this app and {session.state},"
         for database in snapshot.databases
         for session in database.blockers
     }
-    return " and ".join(strangers.get(name, name) for name in holder.waits_for)
+    names = " and ".join(strangers.get(name, name) for name in holder.waits_for)
+    return f"{names} in its own thread, that is for itself," if holder.waits_for_itself else names
 
 
 def _longest_wait(pool: PoolSnapshot, snapshot: Snapshot) -> float | None:
