@@ -270,6 +270,36 @@ def test_a_leak_fails_the_test(run: Callable[..., pytest.RunResult]) -> None:
 
 @on_sqlite
 @pytest.mark.leaves_open("the test within does")
+def test_what_an_adopted_session_has_is_no_leak_while_its_context_is_there(
+    run: Callable[..., pytest.RunResult],
+) -> None:
+    """That context lets go of it, as of a session of ours."""
+    run("""
+        import os
+        import pytest
+        import sqlalchemy as sa
+        from flask import Flask
+        from flask_uow import UnitOfWork
+        from sqlalchemy.orm import scoped_session, sessionmaker
+
+        kept = []
+
+        @pytest.fixture
+        def app():
+            app = Flask("adopting")
+            UnitOfWork(app, session=scoped_session(sessionmaker(sa.create_engine(os.environ["DATABASE_URL"]))))
+            return app
+
+        def test_context_that_is_still_there(app):
+            context = app.app_context()
+            context.push()
+            app.extensions["uow"].session.connection()
+            kept.append(context)
+    """).assert_outcomes(passed=1)
+
+
+@on_sqlite
+@pytest.mark.leaves_open("the test within does")
 def test_leaks_may_be_let_pass(run: Callable[..., pytest.RunResult]) -> None:
     """By an option."""
     run(
