@@ -245,9 +245,11 @@ def test_what_cannot_hold_fails_the_test(run: Callable[..., pytest.RunResult]) -
 
 @on_sqlite
 @pytest.mark.leaves_open("the tests within do")
-def test_a_leak_fails_the_test(run: Callable[..., pytest.RunResult]) -> None:
-    """The line that took the connection is named; the next test is not blamed."""
+def test_a_leak_fails_the_test(run: Callable[..., pytest.RunResult], without_collector: None) -> None:
+    """The line that took it is named. Neither the next test is blamed, nor what the collector gives back."""
     result = run("""
+        from threading import Thread
+
         kept = []
 
         def test_leak(app):
@@ -257,15 +259,35 @@ def test_a_leak_fails_the_test(run: Callable[..., pytest.RunResult]) -> None:
         def test_next(app):
             pass
 
+        def test_leak_of_a_session(app):
+            def work():
+                kept.append(app.app_context())
+                kept[-1].push()
+                app.extensions["uow"].session.connection()
+
+            thread = Thread(target=work)
+            thread.start()
+            thread.join()
+
         def test_context_that_is_still_there(app, request):
             context = app.app_context()
             context.push()
             app.extensions["uow"].session.connection()
             kept.append(context)
+
+        def test_detached(app):
+            with app.app_context(), app.extensions["uow"].engine.connect() as connection:
+                connection.detach()
+
+        def test_dropped(app):
+            with app.app_context():
+                dropped = [app.extensions["uow"].engine.connect()]
+            dropped.append(dropped)
     """)
 
-    result.assert_outcomes(passed=3, errors=1)
-    result.stdout.fnmatch_lines(["*connection is still out of its pool; it was taken at *:5 in test_leak*"])
+    result.assert_outcomes(passed=6, errors=2)
+    result.stdout.fnmatch_lines(["*A connection is still out of its pool; it was taken at *:7 in test_leak*"])
+    result.stdout.fnmatch_lines(["*A session's connection is still out of its pool; it was taken at *:16 in work*"])
 
 
 @on_sqlite
