@@ -8,7 +8,7 @@ from flask import Flask
 
 from flask_uow import UnitOfWork, signals, testing, transactional
 from flask_uow.exceptions import RuleViolationError, RuleWarning
-from flask_uow.testing import Record, record, traced
+from flask_uow.testing import Event, Record, record, traced
 from tests.databases import Database
 
 
@@ -167,3 +167,11 @@ def test_a_trace_counts_on_when_a_connection_is_lost(
 
     assert before == 2
     assert trace.round_trips == before
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"), [("x" * 100, "x" * 100), ("x" * 101, "x" * 97 + "..."), ("SELECT\n  1", "SELECT 1")]
+)
+def test_what_a_trace_shows_of_a_text(text: str, shown: str) -> None:
+    """It is on one line, and cut where it is longer than that."""
+    assert str(Event("statement", text, None, None)).endswith(f"  {shown}")
