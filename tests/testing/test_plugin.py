@@ -337,6 +337,32 @@ def test_leaks_may_be_let_pass(run: Callable[..., pytest.RunResult]) -> None:
     ).assert_outcomes(passed=1)
 
 
+@on_sqlite
+@pytest.mark.leaves_open("a test within does")
+def test_what_has_failed_is_not_blamed_again(run: Callable[..., pytest.RunResult]) -> None:
+    """What it has left open, and that it was not isolated, is a consequence."""
+    tests = """
+        import pytest
+
+        kept = []
+
+        @pytest.mark.uow_isolation(on=False)
+        def test_leak(app):
+            with app.app_context():
+                kept.append(app.extensions["uow"].engine.connect())
+            raise LookupError("as told")
+
+        def test_late(request):
+            request.getfixturevalue("client").post("/accounts/1")
+            raise LookupError("as told")
+    """
+
+    result = run(tests, "-o", "uow_isolation=true")
+
+    result.assert_outcomes(failed=2)
+    result.stdout.fnmatch_lines(["E * LookupError: as told"] * 2)
+
+
 VIOLATION = """
     import pytest
 
