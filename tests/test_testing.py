@@ -1,14 +1,16 @@
 """The recorder and the tracer for tests of applications."""
 
 from collections.abc import Callable
+from contextlib import suppress
 
 import pytest
 import sqlalchemy as sa
 from flask import Flask
+from flask.globals import app_ctx
 
 from flask_uow import UnitOfWork, signals, testing, transactional
 from flask_uow.exceptions import RuleViolationError, RuleWarning
-from flask_uow.testing import Event, Record, record, traced
+from flask_uow.testing import Event, Record, collected, record, traced
 from tests.databases import Database
 
 
@@ -175,3 +177,59 @@ def test_a_trace_counts_on_when_a_connection_is_lost(
 def test_what_a_trace_shows_of_a_text(text: str, shown: str) -> None:
     """It is on one line, and cut where it is longer than that."""
     assert str(Event("statement", text, None, None)).endswith(f"  {shown}")
+
+
+def test_collected_hooks_may_add_others(app: Flask) -> None:
+    """They wait behind those that were there, whether a hook of the commit or of an undone savepoint has added them."""
+    ran: list[str] = []
+
+    def work() -> None:
+        with transactional(label="work") as unit:
+            with suppress(LookupError), transactional() as inner:
+                inner.after_rollback(lambda: unit.after_commit(lambda: ran.append("of the savepoint")))
+                raise LookupError
+            unit.after_commit(lambda: unit.after_commit(lambda: ran.append("of the hook")))
+            unit.after_commit(lambda: ran.append("own"))
+
+    with app.app_context():
+        work()
+        in_life, ran = ran, []
+        with collected(app) as hooks:
+            work()
+            labels = hooks.labels
+            hooks.run()
+
+    assert labels == ["work"] * 3
+    assert len(hooks) == 0
+    assert ran == in_life == ["own", "of the savepoint", "of the hook"]
+
+
+def test_errors_of_collected_hooks(app: Flask) -> None:
+    """The first is raised when all have run, in the context that is there."""
+    seen: list[object] = []
+
+    def fail(error: Exception) -> None:
+        seen.append(app_ctx._get_current_object())  # type: ignore[attr-defined]
+        raise error
+
+    with app.app_context() as context, collected(app) as hooks:
+        with transactional() as unit:
+            unit.after_commit(lambda: fail(LookupError("first")))
+            unit.after_commit(lambda: fail(ValueError("second")))
+        with pytest.raises(LookupError, match="first"):
+            hooks.run()
+
+    assert seen == [context, context]
+
+
+def test_hooks_of_another_app_are_not_collected(app: Flask, uow: UnitOfWork) -> None:
+    """They run as in life."""
+    other = make_app("other", uow)
+    ran: list[str] = []
+
+    with collected(app) as hooks:
+        for each in (app, other):
+            with each.app_context(), transactional() as unit:
+                unit.after_commit(lambda each=each: ran.append(each.name))  # type: ignore[misc]
+
+    assert (ran, len(hooks)) == (["other"], 1)

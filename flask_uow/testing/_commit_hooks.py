@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from unittest.mock import patch
 
 from flask import Flask
@@ -49,6 +50,21 @@ class CommitHooks:
         if errors:
             raise errors[0]
 
+    def _collect(self, hooks: Hooks, label: str, start: int = 0) -> None:
+        """Let a unit's hooks wait, from one of its entries on."""
+        due = [function for when, function in hooks._entries[start:] if when is When.AFTER_COMMIT]
+        self.waiting += [(label, partial(self._run_one, hooks, label, function)) for function in due]
+
+    def _run_one(self, hooks: Hooks, label: str, function: Hook) -> None:
+        """Run a hook, which may add others to its unit as in life."""
+        known = len(hooks._entries)
+        hooks.is_running = True
+        try:
+            function()
+        finally:
+            hooks.is_running = False
+            self._collect(hooks, label, known)
+
 
 @contextmanager
 def collected(app: Flask) -> Iterator[CommitHooks]:
@@ -68,8 +84,9 @@ def collected(app: Flask) -> Iterator[CommitHooks]:
     def collect(self: Hooks, when: When, of: Flask, label: str) -> list[Exception]:
         if of is not app or when is not When.AFTER_COMMIT:
             return run_after(self, when, of, label)
-        hooks.waiting += [(label, function) for function in self._due(when)]
-        return run_after(self, When.AT_END, of, label)
+        errors = run_after(self, When.AT_END, of, label)  # which may add what is to wait
+        hooks._collect(self, label)
+        return errors
 
     with patch.object(Hooks, "run_after", collect):
         yield hooks
