@@ -117,17 +117,19 @@ class Transactional:
                 value = None
                 boundary.enter()
                 try:
-                    value = function(*args, **kwargs)
-                    if boundary.is_judge:
-                        boundary.look_at(value)
-                except BaseException as error:  # noqa: BLE001  # raised again by answer()
-                    boundary.leave(error)
-                else:
-                    boundary.leave(None)
-                if boundary.error is None:
-                    return value
+                    try:
+                        value = function(*args, **kwargs)
+                        if boundary.is_judge:
+                            boundary.look_at(value)
+                    except BaseException as error:  # noqa: BLE001  # raised again by answer()
+                        boundary.leave(error)
+                    else:
+                        boundary.leave(None)
+                except BaseException as interrupt:
+                    boundary.leave_late(interrupt)
+                    raise
                 if boundary.wait_s is None:
-                    return boundary.answer()
+                    return value if boundary.error is None else boundary.answer()
                 with boundary.waiting() as seconds:
                     time.sleep(seconds)
 
@@ -141,17 +143,19 @@ class Transactional:
                 value = None
                 boundary.enter()
                 try:
-                    value = await function(*args, **kwargs)
-                    if boundary.is_judge:
-                        boundary.look_at(value)
-                except BaseException as error:  # noqa: BLE001  # raised again by answer()
-                    boundary.leave(error)
-                else:
-                    boundary.leave(None)
-                if boundary.error is None:
-                    return value
+                    try:
+                        value = await function(*args, **kwargs)
+                        if boundary.is_judge:
+                            boundary.look_at(value)
+                    except BaseException as error:  # noqa: BLE001  # raised again by answer()
+                        boundary.leave(error)
+                    else:
+                        boundary.leave(None)
+                except BaseException as interrupt:
+                    boundary.leave_late(interrupt)
+                    raise
                 if boundary.wait_s is None:
-                    return boundary.answer()
+                    return value if boundary.error is None else boundary.answer()
                 with boundary.waiting() as seconds:
                     await asyncio.sleep(seconds)
 
@@ -170,14 +174,22 @@ class Transactional:
         self._check_block(site)
         boundary = Boundary(self._options, self._bound_to, site)
         boundary.enter()
-        self._entered.setdefault(_owner_of_block(frame), []).append(boundary)
+        try:
+            self._entered.setdefault(_owner_of_block(frame), []).append(boundary)
+        except BaseException as interrupt:
+            boundary.leave_late(interrupt)
+            raise
         return boundary.unit or current_unit
 
     def __exit__(
         self, exc_type: type[BaseException] | None, exception: BaseException | None, traceback: TracebackType | None
     ) -> None:
         boundary = self._leave_last(sys._getframe(1))
-        boundary.leave(exception)
+        try:
+            boundary.leave(exception)
+        except BaseException as interrupt:
+            boundary.leave_late(interrupt)
+            raise
         if boundary.error is not exception:
             boundary.answer()
 
@@ -374,6 +386,13 @@ class Boundary:
             error is not None or unit.hooks is not None or unit.took_s > self._app_state.settings.slow_unit_s
         ):
             self._follow_up(unit, error)
+
+    def leave_late(self, interrupt: BaseException) -> None:
+        """End the attempt after all: a signal's handler has raised before :meth:`leave` could."""
+        if self.unit is None or self.unit.is_active:
+            self.leave(interrupt)
+        else:
+            self._resume()
 
     def _follow_up(self, unit: Unit, error: BaseException | None) -> None:
         """Do what comes after an outermost unit: plan another attempt, log it, run its hooks."""

@@ -479,18 +479,19 @@ class Unit:
             return
         held_since_s, took_s = live.held_since_s, self.took_s or _monotonic() - self._began_s
         told = state.told - self._told_before
-        self.live = state.live = None
+        # From here on there is no call, in which an interrupt would leave the place taken for ever.
+        self.live = None
         if self.parent is None:
+            state.live = None
             state.told_in_units += told
         else:
             state.live = around = self.parent.live
             if around is not None:
-                around.tell_as(live)
-        if live.is_home:
-            live.words[live.at - 1] = 0
-            live.is_taken = False
-        else:
-            live.free()
+                around.reals[around.at] = live.reals[live.at]
+        live.words[live.at - 1] = 0
+        live.is_taken = False
+        if not live.is_home:
+            live.board.free.append(live)
         idle_s = state.idle_s - self._idle_before_s
         live.board.count_unit(
             self._row,
@@ -618,11 +619,18 @@ class Unit:
             for link in links:
                 limit_time(link, self.remaining_s, is_outermost=self.parent is None)
 
-    def _lift_limit(self) -> None:
-        """Give the time back to the unit around."""
+    def _lift_limit(self) -> sa.exc.DBAPIError | None:
+        """Give the time back to the unit around.
+
+        :return: what the server had against it.
+        """
         if self.parent is not None and not self.parent._is_failed():
-            for link in self._state.links:
-                limit_time(link, self.parent.remaining_s, is_outermost=self.parent.parent is None)
+            try:
+                for link in self._state.links:
+                    limit_time(link, self.parent.remaining_s, is_outermost=self.parent.parent is None)
+            except sa.exc.DBAPIError as error:
+                return error
+        return None
 
     def start_over(self) -> None:
         """Roll back what was done so far, and go on in a transaction of which nothing will be kept either."""
@@ -704,21 +712,21 @@ class Unit:
             self._end_strays()
         leaving = exception
         try:
-            leaving = self._carry_out(exception)
+            if not self.was_committed:  # else an interrupt has kept it from being over
+                leaving = self._carry_out(exception)
         except BaseException as error:  # noqa: BLE001  # returned, and raised by the caller
             leaving = error
         try:
             if not self.was_committed:
                 self._undo(leaving)
-        finally:
             self._conclude(state, leaving, has_failed=leaving is not exception)
+        except BaseException:  # an interrupt, in the middle of either
+            self._conclude(state, leaving, has_failed=leaving is not exception)
+            raise
         if self._options.timeout is not None:
-            try:
-                self._lift_limit()
-            except sa.exc.DBAPIError as error:
-                leaving = leaving or error
-        if self._joined is None:
-            self._announce(leaving)
+            refusal = self._lift_limit()
+            leaving = leaving or refusal
+        self._announce(leaving)
         return leaving
 
     def _conclude(self, state: SessionState, leaving: BaseException | None, *, has_failed: bool) -> None:
@@ -780,8 +788,7 @@ class Unit:
         self.took_s = _monotonic() - self._began_s
         self._told = self._state.told - self._told_before
         leaving = exception or self._failure
-        if self._joined is None:
-            self._announce(leaving)
+        self._announce(leaving)
         return leaving
 
     def _carry_out(self, exception: BaseException | None) -> BaseException | None:
@@ -1020,6 +1027,8 @@ class Unit:
     # ---- after the end
 
     def _announce(self, leaving: BaseException | None) -> None:
+        if self._joined is not None:
+            return  # what it joined will
         if self.parent is not None and self.hooks is not None:
             self._hand_on_hooks(self.parent._owner, self.hooks)
         if self.was_committed:
