@@ -578,8 +578,9 @@ def _note_statement(statement: str, context: Any) -> Link | None:
 
 def _read_alone(link: Link, statement: str, context: Any) -> None:
     """Let a statement go without a transaction if it reads, and no listener has put another one in its place."""
-    if link.limit_s is None and statement is context.statement and is_harmless_read(context):
-        link.dbapi_connection.needs_no_transaction = True
+    link.dbapi_connection.needs_no_transaction = (
+        link.limit_s is None and statement is context.statement and is_harmless_read(context)
+    )
 
 
 def _begin_statement(link: Link, state: SessionState, *, may_raise: bool) -> None:

@@ -717,17 +717,21 @@ class Unit:
         except BaseException as error:  # noqa: BLE001  # returned, and raised by the caller
             leaving = error
         try:
-            if not self.was_committed:
-                self._undo(leaving)
-            self._conclude(state, leaving, has_failed=leaving is not exception)
-        except BaseException:  # an interrupt, in the middle of either
-            self._conclude(state, leaving, has_failed=leaving is not exception)
+            self._settle(leaving, has_failed=leaving is not exception)
+        except BaseException:  # an interrupt in the middle of it
+            self._settle(leaving, has_failed=leaving is not exception)
             raise
         if self._options.timeout is not None:
             refusal = self._lift_limit()
             leaving = leaving or refusal
         self._announce(leaving)
         return leaving
+
+    def _settle(self, leaving: BaseException | None, *, has_failed: bool) -> None:
+        """Undo what is not to be kept, and be over."""
+        if not self.was_committed:
+            self._undo(leaving)
+        self._conclude(self._state, leaving, has_failed=has_failed)
 
     def _conclude(self, state: SessionState, leaving: BaseException | None, *, has_failed: bool) -> None:
         """Be over, and tell whoever watches.
@@ -940,6 +944,9 @@ class Unit:
                 "The rollback of unit of work %r failed; its connections are discarded.", self.label, exc_info=True
             )
             discard(links)
+            if self.parent is None:
+                with contextlib.suppress(Exception), self._state.own_call():
+                    self.session.rollback()  # an interrupt may have come before it
         if self.parent is not None:
             self._state.tell_rest()  # a rollback that had nothing to undo was no statement
 

@@ -284,6 +284,7 @@ class RidingConnection(psycopg.Connection[Any]):
         rest = self._encode(riders.for_commit())
         # Before it is sent: what an interrupt leaves is then what the server says.
         riders.end()
+        self.needs_no_transaction = False
         if is_doomed:
             raise errors.InFailedSqlTransaction(ABORTED)
         if rest:

@@ -186,6 +186,7 @@ class RidingConnection(plain_connection):
         :raises psycopg2.errors.InFailedSqlTransaction: if the transaction had failed, so that nothing is committed.
         """
         riders = self.riders
+        self.needs_no_transaction = False
         if riders.is_begun and self._is_native:
             return self._commit_natively()
         if riders.is_begun:
@@ -201,6 +202,7 @@ class RidingConnection(plain_connection):
     def rollback(self) -> None:
         """Roll back; where the server knows of no transaction, nothing is sent."""
         is_begun = self.riders.is_begun
+        self.needs_no_transaction = False
         if is_begun and not self._is_native:
             with self._lock:
                 if _server_status(self) != IDLE:

@@ -7,10 +7,12 @@ from contextlib import suppress
 from types import FrameType
 
 import pytest
+import sqlalchemy as sa
 
 import flask_uow
 from flask_uow import current_unit, stats, transactional
 from tests.database.conftest import Bench
+from tests.models import Item
 
 PACKAGE = os.path.dirname(flask_uow.__file__) + os.sep
 POOL = PACKAGE + "_pool.py"
@@ -82,7 +84,24 @@ def independent(bench: Bench, told: list[str]) -> None:
     outer()
 
 
-@pytest.mark.parametrize("work", [nested, independent])
+def failing(bench: Bench, told: list[str]) -> None:
+    """A read, and a unit that fails."""
+
+    @transactional(read_only=True)
+    def read() -> None:
+        bench.session.scalars(sa.select(Item.name)).all()
+
+    @transactional
+    def fail() -> None:
+        current_unit.after_rollback(lambda: told.append("rolled back"))
+        bench.add("outer")
+        raise KeyError
+
+    read()
+    fail()
+
+
+@pytest.mark.parametrize("work", [nested, independent, failing])
 def test_a_time_limit_leaves_nothing_behind(bench: Bench, work: Callable[[Bench, list[str]], None]) -> None:
     """Wherever it strikes, all or nothing is committed, hooks hear which, and the next unit in the context is right."""
     found = []
