@@ -717,9 +717,11 @@ class Unit:
         except BaseException as error:  # noqa: BLE001  # returned, and raised by the caller
             leaving = error
         try:
-            self._settle(leaving, has_failed=leaving is not exception)
-        except BaseException:  # an interrupt in the middle of it
-            self._settle(leaving, has_failed=leaving is not exception)
+            if not self.was_committed:
+                self._undo(leaving)
+            self._conclude(state, leaving, has_failed=leaving is not exception)
+        except BaseException:
+            self._end_again(leaving, has_failed=leaving is not exception)
             raise
         if self._options.timeout is not None:
             refusal = self._lift_limit()
@@ -727,8 +729,8 @@ class Unit:
         self._announce(leaving)
         return leaving
 
-    def _settle(self, leaving: BaseException | None, *, has_failed: bool) -> None:
-        """Undo what is not to be kept, and be over."""
+    def _end_again(self, leaving: BaseException | None, *, has_failed: bool) -> None:
+        """Do what an interrupt has kept from being done."""
         if not self.was_committed:
             self._undo(leaving)
         self._conclude(self._state, leaving, has_failed=has_failed)
