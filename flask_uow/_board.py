@@ -179,11 +179,6 @@ class Live:
         self.turns = turn = self.turns + 1
         self.board.memory[self.span] = pack_live(turn, told, now_s, told, row.index, 0, turn)
 
-    def tell_as(self, other: Live | None) -> None:
-        """Say the same as another slot of the same session."""
-        if other is not None:
-            self.reals[self.at] = other.reals[other.at]
-
     def tell(self, what: float) -> None:
         """Say what is done from now on, where no statements are counted."""
         self.reals[self.at] = what + time.monotonic()

@@ -78,7 +78,7 @@ class Hooks:
         errors = []
         self.is_running = True
         try:
-            for function in self._due(when, When.AT_END):
+            for function in self._due(when):
                 try:
                     function()
                 except Exception as error:
@@ -88,6 +88,6 @@ class Hooks:
             self.is_running = False
         return errors
 
-    def _due(self, *moments: When) -> Iterator[Hook]:
+    def _due(self, ending: When) -> Iterator[Hook]:
         # A list that grows under its own iterator yields what was appended too.
-        return (function for when, function in self._entries if when in moments)
+        return (function for when, function in self._entries if when in (ending, When.AT_END))

@@ -12,8 +12,8 @@ import inspect
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from functools import partial, wraps
 from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, TypeVar, Unpack, cast, overload
@@ -125,13 +125,13 @@ class Transactional:
                         boundary.leave(error)
                     else:
                         boundary.leave(None)
+                    if boundary.wait_s is not None:
+                        time.sleep(boundary.wait_s)
+                        continue
                 except BaseException as interrupt:
                     boundary.leave_late(interrupt)
                     raise
-                if boundary.wait_s is None:
-                    return value if boundary.error is None else boundary.answer()
-                with boundary.waiting() as seconds:
-                    time.sleep(seconds)
+                return value if boundary.error is None else boundary.answer()
 
         return unit_of_work
 
@@ -151,13 +151,13 @@ class Transactional:
                         boundary.leave(error)
                     else:
                         boundary.leave(None)
+                    if boundary.wait_s is not None:
+                        await asyncio.sleep(boundary.wait_s)
+                        continue
                 except BaseException as interrupt:
                     boundary.leave_late(interrupt)
                     raise
-                if boundary.wait_s is None:
-                    return value if boundary.error is None else boundary.answer()
-                with boundary.waiting() as seconds:
-                    await asyncio.sleep(seconds)
+                return value if boundary.error is None else boundary.answer()
 
         return unit_of_work
 
@@ -388,11 +388,14 @@ class Boundary:
             self._follow_up(unit, error)
 
     def leave_late(self, interrupt: BaseException) -> None:
-        """End the attempt after all: a signal's handler has raised before :meth:`leave` could."""
-        if self.unit is None or self.unit.is_active:
+        """Do what a signal's handler has kept :meth:`leave` from; one that ends the wait makes the attempt the last."""
+        unit = self.unit
+        if unit is not None and unit.is_active:
             self.leave(interrupt)
-        else:
-            self._resume()
+        elif unit is not None and self.wait_s is not None:
+            unit.run_after_hooks()
+        if self._inner is not None:
+            self._put_back()
 
     def _follow_up(self, unit: Unit, error: BaseException | None) -> None:
         """Do what comes after an outermost unit: plan another attempt, log it, run its hooks."""
@@ -414,16 +417,11 @@ class Boundary:
         return session
 
     def _resume(self) -> None:
-        if self._inner is None:
-            return
-        try:
+        if self._inner is not None:
             if self.unit is None and self.error is None:
                 report_lost_writes(self._sessions.peek(self._context) or self._inner)
             self._sessions.restore(self._context, self._outer, self._inner)
-        except BaseException:
-            self._put_back()
-            raise
-        self._inner = None
+            self._inner = None
 
     def _may_retry(self, error: BaseException) -> bool:
         unit = self.unit
@@ -461,17 +459,6 @@ class Boundary:
         if errors and self.error is None and self._app_state.app.testing:
             self.error = errors[0] if len(errors) == 1 else ExceptionGroup(f"hooks of {unit.label!r}", errors)
             self._is_past_mending = True
-
-    @contextmanager
-    def waiting(self) -> Iterator[float]:
-        """Give the seconds to wait; where an interrupt ends the wait, the attempt was the last, and its hooks run."""
-        assert self.wait_s is not None
-        try:
-            yield self.wait_s
-        except BaseException:
-            if self.unit is not None:
-                self.unit.run_after_hooks()
-            raise
 
     def answer(self) -> Any:
         """What the caller gets for :attr:`error`: the value of ``on_error``, or the error itself, raised."""

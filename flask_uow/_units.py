@@ -449,7 +449,8 @@ class Unit:
         self.live = state.live = board.occupy(
             Kind.UNIT, row, self._began_s, state.told, parent=parent.live, depth=self.depth, attempt=self.attempt
         )
-        self.live.tell_as(parent.live)
+        if parent.live is not None:
+            self.live.reals[self.live.at] = parent.live.reals[parent.live.at]
 
     def _adopt_links(self, live: Live) -> None:
         """Connections that the session has already are the unit's from now on, idle as long as they were."""
@@ -712,16 +713,13 @@ class Unit:
             self._end_strays()
         leaving = exception
         try:
-            if not self.was_committed:  # else an interrupt has kept it from being over
-                leaving = self._carry_out(exception)
+            leaving = self._carry_out(exception)
         except BaseException as error:  # noqa: BLE001  # returned, and raised by the caller
             leaving = error
         try:
-            if not self.was_committed:
-                self._undo(leaving)
-            self._conclude(state, leaving, has_failed=leaving is not exception)
+            self._settle(leaving, has_failed=leaving is not exception)
         except BaseException:
-            self._end_again(leaving, has_failed=leaving is not exception)
+            self._settle(leaving, has_failed=leaving is not exception)  # an interrupt was in the middle of it
             raise
         if self._options.timeout is not None:
             refusal = self._lift_limit()
@@ -729,17 +727,17 @@ class Unit:
         self._announce(leaving)
         return leaving
 
-    def _end_again(self, leaving: BaseException | None, *, has_failed: bool) -> None:
-        """Do what an interrupt has kept from being done."""
-        if not self.was_committed:
-            self._undo(leaving)
-        self._conclude(self._state, leaving, has_failed=has_failed)
-
-    def _conclude(self, state: SessionState, leaving: BaseException | None, *, has_failed: bool) -> None:
-        """Be over, and tell whoever watches.
+    def _settle(self, leaving: BaseException | None, *, has_failed: bool) -> None:
+        """Undo what is not to be kept, be over, and tell whoever watches; a second time does what the first has not.
 
         :param has_failed: whether the work was to be kept, and could not be.
         """
+        if not self.was_committed:
+            self._undo(leaving)
+        self._conclude(leaving, has_failed=has_failed)
+
+    def _conclude(self, leaving: BaseException | None, *, has_failed: bool) -> None:
+        state = self._state
         self.is_active = False
         state.unit = parent = self.parent
         if get_innermost(None) is self:

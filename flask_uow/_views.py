@@ -9,7 +9,7 @@ from functools import partial
 from http import HTTPMethod
 from typing import Any
 
-from flask import Request, request
+from flask import Request, Response, request
 from werkzeug.exceptions import HTTPException
 
 from ._callsite import CallSite, defined_at, is_of_application
@@ -88,11 +88,8 @@ def _inside(view: Any) -> Any:
 def status_of_response(value: object) -> int:
     """The HTTP status of what a view returned, before Flask makes a response of it."""
     if isinstance(value, tuple):
-        if len(value) > 1 and isinstance(value[1], int):
-            return int(value[1])
-        if len(value) > 1 and isinstance(value[1], str):
-            code = value[1].strip().partition(" ")[0]
-            return int(code) if code.isdecimal() else 0  # as Werkzeug has it
+        if len(value) > 1 and isinstance(value[1], (int, str)):
+            return Response(status=value[1]).status_code
         value = value[0] if value else None
     if isinstance(value, HTTPException):
         value = value.get_response()

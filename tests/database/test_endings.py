@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import nullcontext, suppress
 from enum import Enum
 from functools import wraps
-from types import FrameType, FunctionType
+from types import FunctionType
 from typing import Any
 
 import flask
@@ -30,6 +30,7 @@ from flask_uow.exceptions import (
 )
 from tests.database.conftest import Bench, MakeBench
 from tests.models import Item
+from tests.strikes import struck
 
 
 class AppError(Exception):
@@ -229,23 +230,17 @@ def test_an_interrupt_leaves_the_session_of_the_unit_around(
 ) -> None:
     """A time limit may strike while another session takes the place of the unit's, or gives it back."""
 
-    def strike(frame: FrameType, event: str, argument: object) -> None:
-        if event == "call" and frame.f_code is place.__code__:
-            sys.setprofile(None)
-            raise AppError("time is up")
-
     @transactional(propagation=propagation)
     def apart() -> None:
         bench.run_sql("SELECT 1")
 
     with bench.app.app_context(), transactional():
         bench.add("before")
-        sys.setprofile(strike)
-        try:
-            with suppress(AppError):
-                apart()
-        finally:
-            sys.setprofile(None)
+        with (
+            suppress(AppError),
+            struck(AppError("time is up"), lambda frame, event, _: event == "call" and frame.f_code is place.__code__),
+        ):
+            apart()
         bench.add("after")
 
     assert bench.committed() == ["after", "before"]

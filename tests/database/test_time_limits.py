@@ -1,7 +1,7 @@
 """A signal's handler that raises, as the time limits of job runners do, at each place of this package where one may."""
 
+import itertools
 import os
-import sys
 from collections.abc import Callable
 from contextlib import suppress
 from types import FrameType
@@ -13,6 +13,7 @@ import flask_uow
 from flask_uow import current_unit, stats, transactional
 from tests.database.conftest import Bench
 from tests.models import Item
+from tests.strikes import struck
 
 PACKAGE = os.path.dirname(flask_uow.__file__) + os.sep
 POOL = PACKAGE + "_pool.py"
@@ -23,28 +24,36 @@ class TimeLimitExceeded(Exception):
     """What the handler raises."""
 
 
-class Strike:
-    """Raises where Python runs the handlers of signals: where a function begins, and where a built-in one returns.
+class Place:
+    """One of the places in this package at which Python runs the handlers of signals.
 
-    :param place: the first, the second, and so on, of those in this package.
+    That is where a function begins, and where a built-in one returns.
+
+    :param number: the first, the second, and so on, of those that are come by.
     :ivar where: which that was, empty before.
     """
 
-    def __init__(self, place: int) -> None:
-        self._places_left = place
+    def __init__(self, number: int) -> None:
+        self._left = number
         self.where = ""
 
-    def __call__(self, frame: FrameType, event: str, argument: object) -> None:
-        file = frame.f_code.co_filename
-        if event not in ("call", "c_return") or not file.startswith(PACKAGE) or file == POOL:
-            return
-        if frame.f_code.co_name == "__del__":
-            return  # of which Python lets nothing out
-        self._places_left -= 1
-        if not self._places_left:
-            sys.setprofile(None)
-            self.where = f"{file[len(PACKAGE) :]}:{frame.f_lineno} {frame.f_code.co_qualname} ({event})"
-            raise TimeLimitExceeded
+    def is_here(self, frame: FrameType, event: str, argument: object) -> bool:
+        """Whether this is the place."""
+        code = frame.f_code
+        if event not in ("call", "c_return") or not code.co_filename.startswith(PACKAGE) or code.co_filename == POOL:
+            return False
+        if code.co_name == "__del__":
+            return False  # of which Python lets nothing out
+        self._left -= 1
+        if not self._left:
+            self.where = f"{code.co_filename[len(PACKAGE) :]}:{frame.f_lineno} {code.co_qualname} ({event})"
+        return not self._left
+
+
+def note_outcome(told: list[str]) -> None:
+    """Let the hooks of the current unit tell how it ended."""
+    current_unit.after_commit(lambda: told.append("committed"))
+    current_unit.after_rollback(lambda: told.append("rolled back"))
 
 
 def nested(bench: Bench, told: list[str]) -> None:
@@ -56,8 +65,7 @@ def nested(bench: Bench, told: list[str]) -> None:
 
     @transactional
     def outer() -> None:
-        current_unit.after_commit(lambda: told.append("committed"))
-        current_unit.after_rollback(lambda: told.append("rolled back"))
+        note_outcome(told)
         bench.add("outer")
         with suppress(TimeLimitExceeded):
             inner()
@@ -75,8 +83,7 @@ def independent(bench: Bench, told: list[str]) -> None:
 
     @transactional
     def outer() -> None:
-        current_unit.after_commit(lambda: told.append("committed"))
-        current_unit.after_rollback(lambda: told.append("rolled back"))
+        note_outcome(told)
         inner()
         bench.add("outer")
         bench.add("after")
@@ -84,8 +91,25 @@ def independent(bench: Bench, told: list[str]) -> None:
     outer()
 
 
+def reading(bench: Bench, told: list[str]) -> None:
+    """A unit of a read that goes on when that is struck, after one that has written."""
+
+    @transactional
+    def write() -> None:
+        note_outcome(told)
+        bench.add("outer", "after")
+
+    @transactional(read_only=True)
+    def read() -> None:
+        with suppress(TimeLimitExceeded):
+            bench.session.scalars(sa.select(Item.name)).all()
+
+    write()
+    read()
+
+
 def failing(bench: Bench, told: list[str]) -> None:
-    """A read, and a unit that fails."""
+    """Units that are rolled back, the first one where its read is struck."""
 
     @transactional(read_only=True)
     def read() -> None:
@@ -93,7 +117,7 @@ def failing(bench: Bench, told: list[str]) -> None:
 
     @transactional
     def fail() -> None:
-        current_unit.after_rollback(lambda: told.append("rolled back"))
+        note_outcome(told)
         bench.add("outer")
         raise KeyError
 
@@ -101,35 +125,32 @@ def failing(bench: Bench, told: list[str]) -> None:
     fail()
 
 
-@pytest.mark.parametrize("work", [nested, independent, failing])
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # of a generator that is collected
+@pytest.mark.parametrize("work", [nested, independent, reading, failing])
 def test_a_time_limit_leaves_nothing_behind(bench: Bench, work: Callable[[Bench, list[str]], None]) -> None:
     """Wherever it strikes, all or nothing is committed, hooks hear which, and the next unit in the context is right."""
     found = []
-    place = 0
-    while True:
-        place += 1
-        strike = Strike(place)
-        faults = run_struck(bench, strike, work)
-        if not strike.where:
+    for number in itertools.count(1):
+        place = Place(number)
+        faults = run_struck(bench, place, work)
+        if not place.where:
             break
-        found += [f"{place}: {strike.where}: {fault}" for fault in faults]
+        found += [f"{number}: {place.where}: {fault}" for fault in faults]
 
     assert found == []
-    assert place > 200
+    assert number > 200
     assert [unit.label for worker in stats.read_boards(bench.app).workers for unit in worker.live] == []
 
 
-def run_struck(bench: Bench, strike: Strike, work: Callable[[Bench, list[str]], None]) -> list[str]:
+def run_struck(bench: Bench, place: Place, work: Callable[[Bench, list[str]], None]) -> list[str]:
     """Let the work be struck, and say what is wrong afterwards."""
     faults, told, has_raised = [], list[str](), False
     with bench.app.app_context():
-        sys.setprofile(strike)
         try:
-            work(bench, told)
+            with struck(TimeLimitExceeded(), place.is_here):
+                work(bench, told)
         except Exception:  # noqa: BLE001  # a driver, or the unit around, may have an error of its own to tell
             has_raised = True
-        finally:
-            sys.setprofile(None)
         if current_unit:
             faults.append("a unit is left")
         with transactional() as unit:
@@ -148,3 +169,20 @@ def run_struck(bench: Bench, strike: Strike, work: Callable[[Bench, list[str]], 
             faults.append("a connection is left")
     bench.database.execute("DELETE FROM item")  # which a lock would keep waiting
     return faults
+
+
+@pytest.mark.parametrize("database", ["psycopg2", "psycopg"], indirect=True)
+def test_a_read_that_is_struck_takes_no_transaction_from_the_next(bench: Bench) -> None:
+    """It needs none itself; what comes after it sets a value for its transaction."""
+
+    def is_sent(frame: FrameType, event: str, argument: object) -> bool:
+        return (
+            frame.f_code is sa.engine.default.DefaultDialect.do_execute.__code__
+            and " item" in frame.f_locals["statement"]
+        )
+
+    with bench.app.app_context(), transactional(read_only=True):
+        with pytest.raises(TimeLimitExceeded), struck(TimeLimitExceeded(), is_sent):
+            bench.session.scalars(sa.select(Item.name)).all()
+        bench.session.execute(sa.select(sa.func.set_config("bank.tenant", "7", True)))
+        assert bench.session.scalar(sa.select(sa.func.current_setting("bank.tenant"))) == "7"

@@ -2,13 +2,11 @@
 
 import asyncio
 import random
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
-from types import FrameType
 from typing import Any
 
 import pytest
@@ -20,6 +18,7 @@ from flask_uow.exceptions import PartialCommitError, UnitOptionsError
 from tests.database.conftest import Bench, MakeBench
 from tests.databases import Database
 from tests.models import Item, create_tables, names
+from tests.strikes import struck
 
 DEADLINE_S = 20.0
 on_postgresql = pytest.mark.parametrize("database", ["psycopg2", "psycopg"], indirect=True)
@@ -259,18 +258,12 @@ def test_only_the_last_attempts_hooks_run_when_all_are_lost(contested: Bench, at
 @on_postgresql
 def test_hooks_run_where_an_interrupt_comes_before_another_attempt(contested: Bench, attempts: Attempts) -> None:
     """The attempt before it was the last one: a time limit strikes while the next is waited for."""
-
-    def strike(frame: FrameType, event: str, argument: object) -> None:
-        if event == "c_call" and argument is time.sleep:
-            sys.setprofile(None)
-            raise AppError("time is up")
-
-    with contested.app.app_context(), pytest.raises(AppError, match="time is up"):
-        sys.setprofile(strike)
-        try:
-            loser(contested, attempts, losses=3, retries=3)()
-        finally:
-            sys.setprofile(None)
+    with (
+        contested.app.app_context(),
+        pytest.raises(AppError, match="time is up"),
+        struck(AppError("time is up"), lambda _, event, argument: event == "c_call" and argument is time.sleep),
+    ):
+        loser(contested, attempts, losses=3, retries=3)()
 
     assert attempts.numbers == [1]
     assert attempts.hooks == ["rolled back 1"]
