@@ -253,8 +253,12 @@ class RidingConnection(plain_connection):
         is_other = _clean(encoding) != self.encoding
         if is_other and self.riders.is_begun and not self._is_native and not self.closed:
             self.rollback()
-        self.trips += is_other
-        super().set_client_encoding(encoding)
+        self.trips += is_other + (is_other and self._is_begun_natively())
+        try:
+            super().set_client_encoding(encoding)
+        finally:
+            if self._is_native and _real_status.__get__(self) == extensions.STATUS_READY:
+                self._leave_native()
 
     # ---- what the next BEGIN says
 

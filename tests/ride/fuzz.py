@@ -19,8 +19,8 @@ What may differ, and why:
 What is left out, because the plain driver itself is then in a state that it does not know of, or because it differs:
 
 * Large objects where the server is not in the transaction that psycopg2 believes in: the error's class is another one.
-* Transaction control as text, and ``set_isolation_level``, in a two-phase transaction: psycopg2 goes on
-  believing in that.
+* Transaction control as text, ``set_isolation_level`` and another encoding, in a two-phase transaction: psycopg2 goes
+  on believing in that.
 * Settings of a connection in autocommit in a transaction begun as text: psycopg2 sends SET at once, where it may fail
   or be rolled back; riding it is sent with the next statement.
 * With connections that start read-only, ``COMMIT; BEGIN`` in one string: after a failed transaction the new one is
@@ -299,15 +299,16 @@ class Psycopg2(Side):
         cursor.callproc(name, parameters)
         return tuple(cursor.fetchall())
 
+    # In a two-phase transaction psycopg2 rolls that back here and below, and believes in it still.
+
     def set_isolation_level(self, level: int) -> Outcome:
-        # In a two-phase transaction psycopg2 rolls that back and believes in it still.
-        if self.is_two_phase:
-            return ()
-        self.connection.set_isolation_level(level)
+        if not self.is_two_phase:
+            self.connection.set_isolation_level(level)
         return ()
 
     def set_client_encoding(self, encoding: str) -> Outcome:
-        self.connection.set_client_encoding(encoding)
+        if not self.is_two_phase:
+            self.connection.set_client_encoding(encoding)
         return ()
 
     def enter(self) -> Outcome:

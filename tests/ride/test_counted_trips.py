@@ -245,6 +245,8 @@ def two_phases(riding: Any) -> None:
 
 
 def what_the_session_is_told(riding: Any) -> None:
+    riding.tpc_begin("it")
+    riding.cursor().execute("SELECT 1")
     riding.set_client_encoding("LATIN1")
     riding.set_client_encoding("UTF8")
     riding.set_client_encoding("UTF8")

@@ -413,6 +413,17 @@ def test_large_object(either: Any) -> None:
     assert cursor.fetchone() == (1,)
 
 
+def test_another_encoding_ends_a_large_object(either: Any) -> None:
+    """With the transaction that the driver drives: it is set outside of any, and the next one may be another kind."""
+    either.lobject(0, "wb")
+    either.set_client_encoding("LATIN1")
+    assert (either.status, either.get_transaction_status()) == (1, 0)
+    either.set_session(isolation_level="SERIALIZABLE")
+    cursor = either.cursor()
+    cursor.execute("SHOW transaction_isolation")
+    assert cursor.fetchone() == ("serializable",)
+
+
 def test_notifications(either: Any) -> None:
     """LISTEN and NOTIFY ride as any other statement."""
     either.cursor().execute("LISTEN channel")
