@@ -4,6 +4,7 @@ import copy
 import gc
 import io
 import pickle
+import secrets
 import threading
 import weakref
 from collections.abc import Callable, Iterator
@@ -15,6 +16,7 @@ import psycopg2
 import psycopg2.extras
 import pytest
 from psycopg2 import extensions, sql
+from sqlalchemy.engine import make_url
 
 from flask_uow._ride import _texts
 from flask_uow._ride._psycopg2 import RidingConnection, riding_factory
@@ -297,6 +299,34 @@ def test_setting_by_which_a_text_is_read_and_that_is_undone(either: Any, setting
         cursor = either.cursor()
         cursor.execute(r"SELECT %s, 'é\n', length(convert_to('é', 'UTF8'))", ("ü",))
         assert cursor.fetchone() == ("ü", r"é\n", 2)
+
+
+@pytest.fixture
+def latin_url(postgres: PostgreSQLDatabase) -> Iterator[str]:
+    """A database that knows the characters of Latin-1 alone."""
+    name = f"uow_test_{secrets.token_hex(4)}"
+    postgres.execute(f"CREATE DATABASE {name} ENCODING 'LATIN1' LC_COLLATE 'C' LC_CTYPE 'C' TEMPLATE template0")
+    yield make_url(postgres.driverless_url).set(database=name).render_as_string(hide_password=False)
+    postgres.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest.mark.parametrize("factory", [None, RidingConnection])
+@pytest.mark.parametrize(("encoding", "unknown"), [("UTF8", "€"), ("JOHAB", "§")])
+def test_character_that_the_server_does_not_know(
+    postgres: PostgreSQLDatabase, latin_url: str, factory: Any, encoding: str, unknown: str
+) -> None:
+    """It refuses the whole string; the savepoint is there all the same."""
+    url = latin_url if encoding == "UTF8" else postgres.driverless_url
+    with closing(psycopg2.connect(url, connection_factory=factory, client_encoding=encoding)) as connection:
+        connection.cursor().execute("CREATE TABLE named (name text)")
+        connection.cursor().execute("INSERT INTO named VALUES (%s)", ("a",))
+        connection.cursor().execute("SAVEPOINT a")
+        assert fail(connection, "INSERT INTO named VALUES (%s)", (unknown,)).pgcode in ("22P05", "22021")
+        connection.cursor().execute("ROLLBACK TO SAVEPOINT a")
+        connection.commit()
+    with closing(psycopg2.connect(url)) as connection, connection.cursor() as cursor:
+        cursor.execute("SELECT name FROM named")
+        assert cursor.fetchall() == [("a",)]
 
 
 @pytest.mark.parametrize("withhold", [False, True])
