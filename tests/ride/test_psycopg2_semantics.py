@@ -623,6 +623,40 @@ def test_connection_factory(connect: MakeConnection, proxy: Proxy) -> None:
         connect(riding_factory(partial(extensions.connection)))
 
 
+class Setting(extensions.connection):
+    """A class that uses the connection while it is made, and leaves a transaction open."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.set_client_encoding("LATIN1")
+        self.set_session(isolation_level="SERIALIZABLE", readonly=True, deferrable=True)
+        self.cursor_factory = psycopg2.extras.DictCursor
+        self.cursor().execute("SET work_mem TO '65kB'")
+
+
+def make_automatic(*args: Any, **kwargs: Any) -> Any:
+    connection = Counting(*args, **kwargs)
+    connection.autocommit = True
+    connection.set_session(isolation_level="REPEATABLE READ", readonly=True)
+    return connection
+
+
+@pytest.mark.parametrize("options", ["", "-c default_transaction_read_only=on"])
+@pytest.mark.parametrize("factory", [Setting, partial(Setting), make_automatic])
+def test_what_a_connection_factory_has_set_holds(connect: MakeConnection, factory: Any, options: str) -> None:
+    """As on a plain connection."""
+    names = ("work_mem", "client_encoding", "transaction_isolation", "transaction_read_only", "transaction_deferrable")
+    members = ("isolation_level", "readonly", "deferrable", "autocommit", "cursor_factory")
+    found = []
+    for connection in (connect(factory), connect(riding_factory(factory), options=options)):
+        connection.commit()
+        cursor = connection.cursor()
+        cursor.execute(f"SELECT {', '.join(f'current_setting({name!r})' for name in names)}")
+        told = [getattr(connection, member) for member in members]
+        found.append(([*cursor.fetchone()], told))
+    assert found[0] == found[1]
+
+
 @pytest.mark.parametrize("name", [None, "named"])
 def test_logging_connection_logs_the_statement_alone(connect: MakeConnection, name: str | None) -> None:
     """It makes cursors of its own class by itself."""
