@@ -267,6 +267,15 @@ def test_cursors_that_send_in_their_own_way(told: Told, factory: type[psycopg.Cu
     assert answers(told.tell("ROLLBACK TO b", ALL)) == [-1, [(1,)]]
 
 
+def test_a_savepoint_that_another_kind_of_cursor_has_ended(told: Told) -> None:
+    """It is not known any more: to end it again is an error, which COMMIT would drop."""
+    told.tell(ONE, SAVEPOINT, TWO)
+    with ClientCursor(told.connection) as cursor:
+        cursor.execute(RELEASE)
+
+    assert answers(told.tell(RELEASE)) == ["InvalidSavepointSpecification"]
+
+
 def test_a_cursor_class_of_the_application(database: PostgreSQLDatabase) -> None:
     """It keeps what it does, and its statements ride."""
 

@@ -52,6 +52,14 @@ def test_a_type_that_was_rolled_back(told: Told) -> None:
         assert [answer for _, answer, _ in steps] == [-1, [("good",)], [("good",)], [("good",)], None]
 
 
+def test_a_type_that_a_failed_commit_has_undone(told: Told) -> None:
+    """The same."""
+    for _ in range(3):
+        steps = told.tell(MAKE_MOOD, MOOD, MOOD, MOOD, ("SELECT 1 / %s", (0,)), COMMIT)
+        assert [answer for _, answer, _ in steps[:4]] == [-1, [("good",)], [("good",)], [("good",)]]
+        assert [answer for _, answer, _ in steps[4:]] == ["DivisionByZero", "InFailedSqlTransaction"]
+
+
 def test_a_type_that_a_savepoint_s_rollback_has_undone(told: Told) -> None:
     """The same."""
     for _ in range(3):
