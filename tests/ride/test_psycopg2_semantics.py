@@ -171,6 +171,14 @@ def test_parameters_that_let_a_savepoint_wait(either: Any) -> None:
     assert rows_of(either) == [1]
 
 
+def test_parameters_whose_own_statement_fails(either: Any) -> None:
+    """The transaction has failed with it, whatever the server was told."""
+    with pytest.raises(psycopg2.errors.SyntaxError):
+        either.cursor().execute("INSERT INTO t VALUES (%s, 'a')", (Using(either, "SELEC"),))
+    assert either.get_transaction_status() == 3
+    assert fail(either, "SELECT 1").pgcode == "25P02"
+
+
 def using(connection: Any) -> Iterator[tuple[int]]:
     """Rows that are made of statements, and a savepoint between them."""
     connection.cursor().execute("INSERT INTO t VALUES (1, 'a')")
@@ -268,6 +276,14 @@ def test_savepoint_with_a_reserved_name_is_an_error_at_once(either: Any) -> None
         assert fail(either, f"SAVEPOINT {word}").pgcode == "42601"
         either.rollback()
         either.cursor().execute(f'SAVEPOINT "{word}"')
+
+
+def test_setting_with_a_percent_sign(either: Any) -> None:
+    """Which is no placeholder of the statement behind it."""
+    either.cursor().execute("SET LOCAL x.y = '50%s'")
+    cursor = either.cursor()
+    cursor.execute("SELECT %s, current_setting('x.y')", (1,))
+    assert cursor.fetchone() == (1, "50%s")
 
 
 def test_setting_by_which_a_text_is_read(either: Any) -> None:
@@ -443,6 +459,18 @@ def test_large_object(either: Any) -> None:
     assert cursor.fetchone() == (1,)
 
 
+def test_large_object_that_is_refused(either: Any) -> None:
+    """What comes then is in a transaction of its own."""
+    with pytest.raises(ValueError, match="bad mode"):
+        either.lobject(0, "nonsense")
+    either.rollback()
+    either.cursor().execute("INSERT INTO t VALUES (1, 'a')")
+    either.commit()
+    either.set_session(readonly=True)
+    assert fail(either, "INSERT INTO t VALUES (2, 'a')").pgcode == "25006"
+    assert either.notices == []
+
+
 def test_notifications(either: Any) -> None:
     """LISTEN and NOTIFY ride as any other statement."""
     either.cursor().execute("LISTEN channel")
@@ -506,6 +534,63 @@ def test_session_settings(either: Any) -> None:
     assert either.encoding == "LATIN1"
     either.reset()
     assert (either.isolation_level, either.readonly, either.autocommit) == (None, None, False)
+
+
+def test_autocommit_is_told_what_is_set_in_it(either: Any) -> None:
+    """Not what was set before."""
+    either.set_session(isolation_level="SERIALIZABLE", deferrable=True)
+    either.autocommit = True
+    either.readonly = True
+    cursor = either.cursor()
+    cursor.execute("SHOW transaction_isolation")
+    assert cursor.fetchone() == ("read committed",)
+    cursor.execute("SHOW transaction_deferrable")
+    assert cursor.fetchone() == ("off",)
+    assert fail(either, "INSERT INTO t VALUES (1, 'a')").pgcode == "25006"
+
+
+def test_another_encoding_rolls_back(either: Any) -> None:
+    """The same one does not."""
+    either.cursor().execute("INSERT INTO t VALUES (1, 'a')")
+    either.set_client_encoding("utf-8")
+    either.commit()
+    either.cursor().execute("INSERT INTO t VALUES (2, 'a')")
+    either.set_client_encoding("LATIN1")
+    assert rows_of(either) == [1]
+
+
+@pytest.mark.parametrize("options", ["", "-c default_transaction_read_only=on"])
+@pytest.mark.parametrize("has_object", [False, True], ids=["", "with a large object"])
+def test_reset(connect: MakeConnection, options: str, has_object: bool) -> None:
+    """It ends the transaction, and all that was set with it; the start option holds again, and is known to."""
+    riding = connect(options=options)
+    riding.set_session(isolation_level="SERIALIZABLE", readonly=True)
+    riding.cursor().execute("SELECT 1")
+    riding.commit()
+    riding.readonly = None
+    riding.cursor().execute("SET default_transaction_read_only TO on")
+    riding.commit()
+    if has_object:
+        riding.readonly = False
+        riding.lobject()
+    riding.reset()
+    cursor = riding.cursor()
+    cursor.execute("INSERT INTO t VALUES (1, 'a')")
+    cursor.execute("SHOW transaction_isolation")
+    assert cursor.fetchone() == ("read committed",)
+    assert rows_of(riding) == [1]
+    riding.rollback()
+    assert not riding.autocommit
+
+
+def test_savepoint_behind_a_setting_that_is_refused(connect: MakeConnection) -> None:
+    """It was not made, and nobody may go back to it."""
+    riding = connect()
+    riding.cursor().execute("SELECT 1")
+    riding.cursor().execute("SET LOCAL work_mem TO '-1'")
+    riding.cursor().execute("SAVEPOINT a")
+    assert fail(riding, "SELECT 1").pgcode == "22023"
+    assert fail(riding, "ROLLBACK TO SAVEPOINT a").pgcode == "3B001"
 
 
 def test_closed_connection_refuses(either: Any) -> None:
