@@ -84,7 +84,7 @@ class RidingCursor(plain_cursor):
             and not connection.needs_no_transaction
         ):
             riders = connection.riders
-            if riders.is_begun and not riders.waiting:
+            if riders.is_begun and not riders.waiting and not connection._is_native:
                 return self._send(query, vars)
             if not riders.is_begun and not connection._is_passive() and not self.closed:
                 with connection._lock:

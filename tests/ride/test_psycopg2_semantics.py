@@ -442,6 +442,21 @@ def test_two_phase_that_could_not_be_prepared(connect: MakeConnection, options: 
     assert messages == ["execute cannot be used with a prepared two-phase transaction"] * 2
 
 
+def test_transactions_of_the_drivers_own_write_on_a_read_only_start(connect: MakeConnection) -> None:
+    """Two phases, and a large object's, also when a text has ended that unknown to the driver."""
+    riding = connect(options="-c default_transaction_read_only=on")
+    riding.cursor().execute("INSERT INTO t VALUES (3, 'a')")
+    riding.rollback()
+    riding.tpc_begin(riding.xid(1, "global", "branch"))
+    riding.cursor().execute("INSERT INTO t VALUES (1, 'a')")
+    riding.tpc_commit()
+    riding.lobject().write("content")
+    riding.cursor().execute("INSERT INTO t VALUES (2, 'a')")
+    riding.cursor().execute("COMMIT")
+    riding.cursor().execute("INSERT INTO t VALUES (3, 'a')")
+    assert rows_of(riding) == [1, 2, 3]
+
+
 def test_large_object(either: Any) -> None:
     """The driver drives its transaction from there on, also one that is open already."""
     either.cursor().execute("INSERT INTO t VALUES (1, 'a')")
