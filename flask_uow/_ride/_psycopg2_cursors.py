@@ -133,8 +133,7 @@ class RidingCursor(plain_cursor):
             riders = connection.riders
             if carrying is Carrying.NOTHING_AND_ENDS:
                 return self._send_control(text, lambda: self._send_many(query, vars_list))
-            # Of many parameters any may be odd: what a savepoint needs is not looked for here.
-            if not riders.waiting or riders.is_doomed or riders.needs_sound_text or carrying < Carrying.NO_SAVEPOINT:
+            if not riders.waiting or carrying < Carrying.NO_SAVEPOINT:
                 connection._send_waiting()
                 return self._send_many(query, vars_list)
             return self._send_many_behind(_FirstWith(riders, text), vars_list, was_begun)
@@ -486,7 +485,10 @@ class _FirstWith(sql.Composable):
         return self._times == 1
 
     def can_carry(self, parameters: Any) -> bool:
-        """Whether what waits may ride when it is asked for next, to be run with these parameters."""
+        """Whether what waits may ride when it is asked for next, to be run with these parameters.
+
+        Of many parameters any may be odd: what a savepoint needs is not looked for.
+        """
         riders = self._riders
         return not (self.is_used or riders.is_doomed or riders.needs_sound_text or are_odd(parameters))
 
