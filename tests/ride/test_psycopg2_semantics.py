@@ -117,6 +117,9 @@ def test_error_of_the_clients_own_begins_nothing(either: Any, statement: Any, pa
 def test_empty_statement_is_an_error(either: Any, statement: str) -> None:
     """What BEGIN answers does not pass for its success."""
     assert "empty query" in str(fail(either, statement))
+    either.rollback()
+    with pytest.raises(psycopg2.ProgrammingError, match="empty query"):
+        either.cursor().executemany(statement, [()])
 
 
 class Using:
@@ -455,6 +458,14 @@ def test_transactions_of_the_drivers_own_write_on_a_read_only_start(connect: Mak
     riding.cursor().execute("COMMIT")
     riding.cursor().execute("INSERT INTO t VALUES (3, 'a')")
     assert rows_of(riding) == [1, 2, 3]
+
+
+def test_prepared_transaction_is_ended_outside_of_others(either: Any) -> None:
+    """A transaction of which the server knows nothing yet is one as well."""
+    either.cursor().execute("SET LOCAL x.y = 1")
+    for end in (either.tpc_commit, either.tpc_rollback):
+        with pytest.raises(psycopg2.ProgrammingError, match="outside a transaction"):
+            end("nobody's")
 
 
 def test_large_object(either: Any) -> None:

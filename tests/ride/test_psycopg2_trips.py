@@ -352,10 +352,8 @@ def test_read_takes_a_transaction_where_something_needs_one(connect: MakeConnect
 def test_read_takes_a_transaction_where_a_function_has_allowed_writes(connect: MakeConnection, proxy: Proxy) -> None:
     """Nobody sees that in a text, but the server tells."""
     riding = connect(options=READ_ONLY)
-    run(
-        riding,
-        "CREATE FUNCTION allow() RETURNS text RETURN set_config('default_transaction_' || 'read_only', 'off', false)",
-    )
+    setting = "set_config('default_transaction_' || 'read_only', 'off', false)"
+    run(riding, f"CREATE FUNCTION allow() RETURNS text LANGUAGE sql AS $$ SELECT {setting} $$")
     run(riding, "SELECT allow()")
     riding.commit()
     proxy.requests()
@@ -376,6 +374,19 @@ def test_script_that_ends_a_failed_transaction(connect: MakeConnection) -> None:
     riding.commit()
 
     assert run(riding, "SELECT count(*) FROM t").fetchone() == (1,)
+
+
+def test_read_alone_that_could_not_be_sent_has_not_failed(connect: MakeConnection, proxy: Proxy) -> None:
+    """The server was asked nothing, and what comes next runs."""
+    riding = connect(options=READ_ONLY)
+    for statement in ("SELECT 1", "SELECT 2"):
+        riding.needs_no_transaction = True
+        with pytest.raises(psycopg2.ProgrammingError, match="adapt"):
+            run(riding, "SELECT %s", object())
+        run(riding, statement)
+    riding.commit()
+
+    assert proxy.requests() == ["BEGIN READ WRITE;\nSELECT 1", "SELECT 2", "COMMIT"]
 
 
 def test_label_is_dropped_by_a_read_without_a_transaction(connect: MakeConnection, proxy: Proxy) -> None:
