@@ -332,7 +332,7 @@ class RidingCursor(plain_cursor):
 
     def _carrying(self, query: str | bytes) -> Carrying:
         if isinstance(query, bytes):
-            return min(carrying_of(query.decode("latin-1")), Carrying.NO_SAVEPOINT)
+            return carrying_of(query.decode("latin-1"))
         return known_carrying(self.connection._texts, query) or carrying_of(query)
 
     def _send_ahead(self) -> None:
