@@ -193,6 +193,13 @@ def using(connection: Any) -> Iterator[tuple[int]]:
     yield (4,)
 
 
+def test_parameters_of_which_the_first_cannot_be_made(either: Any) -> None:
+    """Nothing was sent, and no transaction is open."""
+    with pytest.raises(ZeroDivisionError):
+        either.cursor().executemany("INSERT INTO t VALUES (%s, 'a')", ((1 // number,) for number in (0, 1)))
+    assert either.get_transaction_status() == 0
+
+
 @pytest.mark.parametrize("is_late", [False, True])
 def test_parameters_that_cannot_be_made(either: Any, is_late: bool) -> None:
     """Their error is the caller's, and what they said before stands."""
@@ -367,6 +374,16 @@ def test_named_cursor(either: Any, withhold: bool) -> None:
         cursor.fetchone()
 
 
+def test_named_cursor_that_is_closed_in_a_failed_transaction(either: Any) -> None:
+    """Also one of a transaction before it: nothing is sent."""
+    cursor = either.cursor("named")
+    cursor.execute("SELECT 1")
+    either.commit()
+    fail(either, "SELECT 1 / 0")
+    cursor.close()
+    either.rollback()
+
+
 def test_named_cursor_in_autocommit_is_refused(either: Any) -> None:
     """It would be gone at once."""
     either.autocommit = True
@@ -389,6 +406,14 @@ def test_copy_and_callproc(either: Any) -> None:
     either.rollback()
     cursor.execute("SELECT count(*) FROM t")
     assert cursor.fetchone() == (0,)
+
+
+def test_copy_in_autocommit_on_a_read_only_start(connect: MakeConnection) -> None:
+    """It may write."""
+    riding = connect(options="-c default_transaction_read_only=on")
+    riding.autocommit = True
+    riding.cursor().copy_from(io.StringIO("1\ta\n"), "t")
+    assert rows_of(riding) == [1]
 
 
 def test_with_block(either: Any, postgres: PostgreSQLDatabase) -> None:

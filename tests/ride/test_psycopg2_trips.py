@@ -383,6 +383,7 @@ def test_read_alone_that_could_not_be_sent_has_not_failed(connect: MakeConnectio
         riding.needs_no_transaction = True
         with pytest.raises(psycopg2.ProgrammingError, match="adapt"):
             run(riding, "SELECT %s", object())
+        assert riding.get_transaction_status() == (0 if statement == "SELECT 1" else 2)
         run(riding, statement)
     riding.commit()
 

@@ -88,6 +88,24 @@ def test_a_type_that_a_function_has_made(told: Told, postgres: PostgreSQLDatabas
     assert told.tell(ROLLBACK, "SELECT make()", MOOD, MOOD)[2:] == [(MOOD, [("good",)], "INTRANS")] * 2
 
 
+@pytest.mark.parametrize(
+    ("change", "refusal"),
+    [
+        ("ALTER TABLE item ADD more text", "FeatureNotSupported"),
+        ("DO $$ BEGIN EXECUTE format('DEALLOCATE %s', 'ALL'); END $$", "InvalidSqlStatementName"),
+    ],
+)
+def test_a_plan_that_somebody_has_taken_away(
+    told: Told, postgres: PostgreSQLDatabase, change: str, refusal: str
+) -> None:
+    """The statement fails once, and is prepared anew."""
+    read: Step = ("SELECT * FROM item WHERE id = %s", (1,))
+    told.tell(read, read, read, COMMIT)
+    told.tell(change, COMMIT) if "DEALLOCATE" in change else postgres.execute(change)
+
+    assert [answer for _, answer, _ in told.tell(read, ROLLBACK, read, read, read)] == [refusal, None, [], [], []]
+
+
 def test_what_the_program_deallocates(told: Told) -> None:
     """It is prepared anew; what waits to be forgotten does not take it along."""
     told.tell(READ, READ, READ, "DEALLOCATE ALL")
