@@ -232,6 +232,25 @@ def test_refused_string_fails_the_transaction(either: Any, postgres: PostgreSQLD
     assert postgres.rows("SELECT id FROM t") == [(2,)]
 
 
+def test_many_parameters_in_a_transaction_that_has_failed(either: Any) -> None:
+    """Of which the server knows nothing yet."""
+    fail(either, "SELEC 1")
+    with pytest.raises(psycopg2.errors.InFailedSqlTransaction):
+        either.cursor().executemany("INSERT INTO t VALUES (%s, 'a')", [(1,)])
+    either.rollback()
+    assert rows_of(either) == []
+
+
+def test_many_parameters_that_are_refused_behind_a_savepoint(either: Any) -> None:
+    """The savepoint is there, and what was done before it."""
+    either.cursor().execute("INSERT INTO t VALUES (1, 'a')")
+    either.cursor().execute("SAVEPOINT a")
+    with pytest.raises(psycopg2.errors.SyntaxError):
+        either.cursor().executemany("INSER INTO t VALUES (%s, 'a')", [(2,)])
+    either.cursor().execute("ROLLBACK TO SAVEPOINT a")
+    assert rows_of(either) == [1]
+
+
 def test_commit_of_a_failed_transaction_is_an_error(riding: RidingConnection, proxy: Proxy) -> None:
     """The command's tag tells it; afterwards the connection is usable and in no transaction."""
     for statement in ("SELECT 1 / 0", "SELEC 1"):
