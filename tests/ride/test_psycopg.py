@@ -156,6 +156,13 @@ def test_a_setting_that_is_refused(told: Told) -> None:
     assert answers(told.tell(bad, COMMIT, ALL)) == [-1, "InvalidParameterValue", []]
 
 
+def test_a_savepoint_behind_a_setting_that_is_refused(told: Told) -> None:
+    """It was not made, and nobody may go back to it."""
+    told.tell("SET LOCAL work_mem = '-1'", SAVEPOINT)
+
+    assert answers(told.tell(ALL, BACK)) == ["InvalidParameterValue", "InvalidSavepointSpecification"]
+
+
 def test_a_failed_read_without_a_transaction(reader: Told) -> None:
     """The program is in a failed transaction, for the server as well as soon as it is asked anything."""
     riding_connection(reader).needs_no_transaction = True
