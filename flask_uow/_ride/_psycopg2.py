@@ -48,6 +48,7 @@ _real_autocommit = _members.autocommit
 _real_isolation_level = _members.isolation_level
 _real_readonly = _members.readonly
 _real_deferrable = _members.deferrable
+_REAL_CHARACTERISTICS = (_real_isolation_level, _real_readonly, _real_deferrable)
 _real_status = _members.status
 _real_cursor_factory = _members.cursor_factory
 _server_status: Callable[[plain_connection], int] = _members.get_transaction_status
@@ -88,15 +89,21 @@ class RidingConnection(plain_connection):
         # What was last SET for what runs without a BEGIN, and what is to be.
         self._session = self._session_wanted = AS_THE_SERVER
         self._cursor_factory: Any = None
-        self._autocommit = bool(self.async_)
+        self._autocommit: bool = _real_autocommit.__get__(self)
         self._backslash = self.get_parameter_status("standard_conforming_strings")
         self._texts = _TEXTS.setdefault((self.server_version, self._backslash), {})
         if not self.async_:
             self._start()
 
     def _start(self) -> None:
-        _real_autocommit.__set__(self, True)
-        _real_cursor_factory.__set__(self, RidingCursor)
+        """Go on from what a class or a function of the program's own has told psycopg2."""
+        if _real_status.__get__(self) == extensions.STATUS_BEGIN:
+            plain_connection.commit(self)  # what it has set there is to hold
+        self._characteristics = tuple(real.__get__(self) for real in _REAL_CHARACTERISTICS)
+        if self._autocommit:
+            self._session_wanted = self._characteristics
+        self.cursor_factory = _real_cursor_factory.__get__(self)
+        self._take_over()
         # In another encoding a server may refuse a whole string for one of its characters.
         self._is_utf8 = self.get_parameter_status("server_encoding") == "UTF8"
 
@@ -127,7 +134,6 @@ class RidingConnection(plain_connection):
             self.is_read_only_at_start = self._was_read_only_at_start = is_on and not (is_left or is_wanted)
             if is_on and is_left:
                 cursor.execute(OPTION_OFF)
-        self._said_at_begin = None
         # A primary does not become a standby while it is connected to.
         self._may_be_standby = self.get_parameter_status("in_hot_standby") == "on"
         return is_on
@@ -709,7 +715,7 @@ class RidingConnection(plain_connection):
         if self.closed:
             return
         _real_autocommit.__set__(self, False)
-        for real in (_real_isolation_level, _real_readonly, _real_deferrable):
+        for real in _REAL_CHARACTERISTICS:
             real.__set__(self, None)
         _real_autocommit.__set__(self, True)
 
@@ -754,34 +760,31 @@ def riding_factory(factory: Callable[..., Any] | None) -> Callable[..., Any]:
 
     :param factory: a class, or another function that makes a connection; None for psycopg2's own class.
     """
-    if factory is None or isinstance(factory, type):
-        return riding_connection_class(factory)
+    if factory is None or factory is plain_connection:
+        return RidingConnection
+    if isinstance(factory, type) and not factory.__dictoffset__:
+        return _in_front_of(factory)  # what it makes has no room to become a riding connection later
     return lambda *args, **kwargs: _turn_riding(factory(*args, **kwargs))
 
 
 def _turn_riding(connection: Any) -> Any:
-    """Let a connection ride that somebody else has made; not one whose class cannot be changed, psycopg2's own."""
-    riding = riding_connection_class(type(connection))
+    """Let a connection ride that somebody else has made; not one whose class cannot be changed, psycopg2's own.
+
+    Whoever makes it may use it already: until then it is a plain one.
+    """
+    base = type(connection)
     if isinstance(connection, RidingConnection):
         return connection
-    if type(connection) is plain_connection:
+    if base is plain_connection:
         raise TypeError(
             "A connection_factory that is a function has to make connections of a class of its own to ride."
         )
-    connection.__class__ = riding
+    connection.__class__ = _in_front_of(base)
     connection._set_up()
     return connection
 
 
-def riding_connection_class(base: type[Any] | None) -> type[RidingConnection]:
-    """The riding class in front of a class of connections.
-
-    :param base: what a ``connection_factory`` names.
-    """
-    if base is None or base is plain_connection:
-        return RidingConnection
-    if issubclass(base, RidingConnection):
-        return base
+def _in_front_of(base: type[Any]) -> type[RidingConnection]:
     riding: type[RidingConnection] = in_front_of(base, RidingConnection, __doc__=base.__doc__)
     return riding
 

@@ -84,7 +84,7 @@ class RidingCursor(plain_cursor):
             and not connection.needs_no_transaction
         ):
             riders = connection.riders
-            if riders.is_begun and not riders.waiting:
+            if riders.is_begun and not riders.waiting and not connection._is_native:
                 return self._send(query, vars)
             if not riders.is_begun and not connection._is_passive() and not self.closed:
                 with connection._lock:
@@ -133,8 +133,7 @@ class RidingCursor(plain_cursor):
             riders = connection.riders
             if carrying is Carrying.NOTHING_AND_ENDS:
                 return self._send_control(text, lambda: self._send_many(query, vars_list))
-            # Of many parameters any may be odd: what a savepoint needs is not looked for here.
-            if not riders.waiting or riders.is_doomed or riders.needs_sound_text or carrying < Carrying.NO_SAVEPOINT:
+            if not riders.waiting or carrying < Carrying.NO_SAVEPOINT:
                 connection._send_waiting()
                 return self._send_many(query, vars_list)
             return self._send_many_behind(_FirstWith(riders, text), vars_list, was_begun)
@@ -333,7 +332,7 @@ class RidingCursor(plain_cursor):
 
     def _carrying(self, query: str | bytes) -> Carrying:
         if isinstance(query, bytes):
-            return min(carrying_of(query.decode("latin-1")), Carrying.NO_SAVEPOINT)
+            return carrying_of(query.decode("latin-1"))
         return known_carrying(self.connection._texts, query) or carrying_of(query)
 
     def _send_ahead(self) -> None:
@@ -486,7 +485,10 @@ class _FirstWith(sql.Composable):
         return self._times == 1
 
     def can_carry(self, parameters: Any) -> bool:
-        """Whether what waits may ride when it is asked for next, to be run with these parameters."""
+        """Whether what waits may ride when it is asked for next, to be run with these parameters.
+
+        Of many parameters any may be odd: what a savepoint needs is not looked for.
+        """
         riders = self._riders
         return not (self.is_used or riders.is_doomed or riders.needs_sound_text or are_odd(parameters))
 

@@ -180,11 +180,6 @@ class Riders:
         return self.is_begin_waiting and not self._is_told and not self._savepoints
 
     @property
-    def knows_savepoint(self) -> bool:
-        """Whether the name of an open savepoint is known, sent or not."""
-        return bool(self._savepoints)
-
-    @property
     def has_savepoint(self) -> bool:
         """Whether a SAVEPOINT waits: it is lost with a statement that the server cannot parse."""
         return bool(self._savepoints) and self._savepoints[-1][1] >= 0

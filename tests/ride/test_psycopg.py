@@ -156,6 +156,13 @@ def test_a_setting_that_is_refused(told: Told) -> None:
     assert answers(told.tell(bad, COMMIT, ALL)) == [-1, "InvalidParameterValue", []]
 
 
+def test_a_savepoint_behind_a_setting_that_is_refused(told: Told) -> None:
+    """It was not made, and nobody may go back to it."""
+    told.tell("SET LOCAL work_mem = '-1'", SAVEPOINT)
+
+    assert answers(told.tell(ALL, BACK)) == ["InvalidParameterValue", "InvalidSavepointSpecification"]
+
+
 def test_a_failed_read_without_a_transaction(reader: Told) -> None:
     """The program is in a failed transaction, for the server as well as soon as it is asked anything."""
     riding_connection(reader).needs_no_transaction = True
@@ -265,6 +272,15 @@ def test_cursors_that_send_in_their_own_way(told: Told, factory: type[psycopg.Cu
         cursor.execute("INSERT INTO item VALUES (3)")
 
     assert answers(told.tell("ROLLBACK TO b", ALL)) == [-1, [(1,)]]
+
+
+def test_a_savepoint_that_another_kind_of_cursor_has_ended(told: Told) -> None:
+    """It is not known any more: to end it again is an error, which COMMIT would drop."""
+    told.tell(ONE, SAVEPOINT, TWO)
+    with ClientCursor(told.connection) as cursor:
+        cursor.execute(RELEASE)
+
+    assert answers(told.tell(RELEASE)) == ["InvalidSavepointSpecification"]
 
 
 def test_a_cursor_class_of_the_application(database: PostgreSQLDatabase) -> None:

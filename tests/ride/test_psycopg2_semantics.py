@@ -4,6 +4,7 @@ import copy
 import gc
 import io
 import pickle
+import secrets
 import threading
 import weakref
 from collections.abc import Callable, Iterator
@@ -15,6 +16,7 @@ import psycopg2
 import psycopg2.extras
 import pytest
 from psycopg2 import extensions, sql
+from sqlalchemy.engine import make_url
 
 from flask_uow._ride import _texts
 from flask_uow._ride._psycopg2 import RidingConnection, riding_factory
@@ -115,6 +117,9 @@ def test_error_of_the_clients_own_begins_nothing(either: Any, statement: Any, pa
 def test_empty_statement_is_an_error(either: Any, statement: str) -> None:
     """What BEGIN answers does not pass for its success."""
     assert "empty query" in str(fail(either, statement))
+    either.rollback()
+    with pytest.raises(psycopg2.ProgrammingError, match="empty query"):
+        either.cursor().executemany(statement, [()])
 
 
 class Using:
@@ -169,6 +174,14 @@ def test_parameters_that_let_a_savepoint_wait(either: Any) -> None:
     assert rows_of(either) == [1]
 
 
+def test_parameters_whose_own_statement_fails(either: Any) -> None:
+    """The transaction has failed with it, whatever the server was told."""
+    with pytest.raises(psycopg2.errors.SyntaxError):
+        either.cursor().execute("INSERT INTO t VALUES (%s, 'a')", (Using(either, "SELEC"),))
+    assert either.get_transaction_status() == 3
+    assert fail(either, "SELECT 1").pgcode == "25P02"
+
+
 def using(connection: Any) -> Iterator[tuple[int]]:
     """Rows that are made of statements, and a savepoint between them."""
     connection.cursor().execute("INSERT INTO t VALUES (1, 'a')")
@@ -178,6 +191,13 @@ def using(connection: Any) -> Iterator[tuple[int]]:
     yield (3,)
     connection.cursor().execute("SAVEPOINT b")
     yield (4,)
+
+
+def test_parameters_of_which_the_first_cannot_be_made(either: Any) -> None:
+    """Nothing was sent, and no transaction is open."""
+    with pytest.raises(ZeroDivisionError):
+        either.cursor().executemany("INSERT INTO t VALUES (%s, 'a')", ((1 // number,) for number in (0, 1)))
+    assert either.get_transaction_status() == 0
 
 
 @pytest.mark.parametrize("is_late", [False, True])
@@ -210,6 +230,25 @@ def test_refused_string_fails_the_transaction(either: Any, postgres: PostgreSQLD
     either.commit()
 
     assert postgres.rows("SELECT id FROM t") == [(2,)]
+
+
+def test_many_parameters_in_a_transaction_that_has_failed(either: Any) -> None:
+    """Of which the server knows nothing yet."""
+    fail(either, "SELEC 1")
+    with pytest.raises(psycopg2.errors.InFailedSqlTransaction):
+        either.cursor().executemany("INSERT INTO t VALUES (%s, 'a')", [(1,)])
+    either.rollback()
+    assert rows_of(either) == []
+
+
+def test_many_parameters_that_are_refused_behind_a_savepoint(either: Any) -> None:
+    """The savepoint is there, and what was done before it."""
+    either.cursor().execute("INSERT INTO t VALUES (1, 'a')")
+    either.cursor().execute("SAVEPOINT a")
+    with pytest.raises(psycopg2.errors.SyntaxError):
+        either.cursor().executemany("INSER INTO t VALUES (%s, 'a')", [(2,)])
+    either.cursor().execute("ROLLBACK TO SAVEPOINT a")
+    assert rows_of(either) == [1]
 
 
 def test_commit_of_a_failed_transaction_is_an_error(riding: RidingConnection, proxy: Proxy) -> None:
@@ -268,6 +307,14 @@ def test_savepoint_with_a_reserved_name_is_an_error_at_once(either: Any) -> None
         either.cursor().execute(f'SAVEPOINT "{word}"')
 
 
+def test_setting_with_a_percent_sign(either: Any) -> None:
+    """Which is no placeholder of the statement behind it."""
+    either.cursor().execute("SET LOCAL x.y = '50%s'")
+    cursor = either.cursor()
+    cursor.execute("SELECT %s, current_setting('x.y')", (1,))
+    assert cursor.fetchone() == (1, "50%s")
+
+
 def test_setting_by_which_a_text_is_read(either: Any) -> None:
     """What is sent with it would be read as before it."""
     cursor = either.cursor()
@@ -299,6 +346,34 @@ def test_setting_by_which_a_text_is_read_and_that_is_undone(either: Any, setting
         assert cursor.fetchone() == ("ü", r"é\n", 2)
 
 
+@pytest.fixture
+def latin_url(postgres: PostgreSQLDatabase) -> Iterator[str]:
+    """A database that knows the characters of Latin-1 alone."""
+    name = f"uow_test_{secrets.token_hex(4)}"
+    postgres.execute(f"CREATE DATABASE {name} ENCODING 'LATIN1' LC_COLLATE 'C' LC_CTYPE 'C' TEMPLATE template0")
+    yield make_url(postgres.driverless_url).set(database=name).render_as_string(hide_password=False)
+    postgres.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest.mark.parametrize("factory", [None, RidingConnection])
+@pytest.mark.parametrize(("encoding", "unknown"), [("UTF8", "€"), ("JOHAB", "§")])
+def test_character_that_the_server_does_not_know(
+    postgres: PostgreSQLDatabase, latin_url: str, factory: Any, encoding: str, unknown: str
+) -> None:
+    """It refuses the whole string; the savepoint is there all the same."""
+    url = latin_url if encoding == "UTF8" else postgres.driverless_url
+    with closing(psycopg2.connect(url, connection_factory=factory, client_encoding=encoding)) as connection:
+        connection.cursor().execute("CREATE TABLE named (name text)")
+        connection.cursor().execute("INSERT INTO named VALUES (%s)", ("a",))
+        connection.cursor().execute("SAVEPOINT a")
+        assert fail(connection, "INSERT INTO named VALUES (%s)", (unknown,)).pgcode in ("22P05", "22021")
+        connection.cursor().execute("ROLLBACK TO SAVEPOINT a")
+        connection.commit()
+    with closing(psycopg2.connect(url)) as connection, connection.cursor() as cursor:
+        cursor.execute("SELECT name FROM named")
+        assert cursor.fetchall() == [("a",)]
+
+
 @pytest.mark.parametrize("withhold", [False, True])
 def test_named_cursor(either: Any, withhold: bool) -> None:
     """It is declared in the transaction, and gone with it unless it is held."""
@@ -316,6 +391,16 @@ def test_named_cursor(either: Any, withhold: bool) -> None:
         return
     with pytest.raises(psycopg2.ProgrammingError, match="isn't valid anymore"):
         cursor.fetchone()
+
+
+def test_named_cursor_that_is_closed_in_a_failed_transaction(either: Any) -> None:
+    """Also one of a transaction before it: nothing is sent."""
+    cursor = either.cursor("named")
+    cursor.execute("SELECT 1")
+    either.commit()
+    fail(either, "SELECT 1 / 0")
+    cursor.close()
+    either.rollback()
 
 
 def test_named_cursor_in_autocommit_is_refused(either: Any) -> None:
@@ -340,6 +425,14 @@ def test_copy_and_callproc(either: Any) -> None:
     either.rollback()
     cursor.execute("SELECT count(*) FROM t")
     assert cursor.fetchone() == (0,)
+
+
+def test_copy_in_autocommit_on_a_read_only_start(connect: MakeConnection) -> None:
+    """It may write."""
+    riding = connect(options="-c default_transaction_read_only=on")
+    riding.autocommit = True
+    riding.cursor().copy_from(io.StringIO("1\ta\n"), "t")
+    assert rows_of(riding) == [1]
 
 
 def test_with_block(either: Any, postgres: PostgreSQLDatabase) -> None:
@@ -396,6 +489,29 @@ def test_two_phase_that_could_not_be_prepared(connect: MakeConnection, options: 
     assert messages == ["execute cannot be used with a prepared two-phase transaction"] * 2
 
 
+def test_transactions_of_the_drivers_own_write_on_a_read_only_start(connect: MakeConnection) -> None:
+    """Two phases, and a large object's, also when a text has ended that unknown to the driver."""
+    riding = connect(options="-c default_transaction_read_only=on")
+    riding.cursor().execute("INSERT INTO t VALUES (3, 'a')")
+    riding.rollback()
+    riding.tpc_begin(riding.xid(1, "global", "branch"))
+    riding.cursor().execute("INSERT INTO t VALUES (1, 'a')")
+    riding.tpc_commit()
+    riding.lobject().write("content")
+    riding.cursor().execute("INSERT INTO t VALUES (2, 'a')")
+    riding.cursor().execute("COMMIT")
+    riding.cursor().execute("INSERT INTO t VALUES (3, 'a')")
+    assert rows_of(riding) == [1, 2, 3]
+
+
+def test_prepared_transaction_is_ended_outside_of_others(either: Any) -> None:
+    """A transaction of which the server knows nothing yet is one as well."""
+    either.cursor().execute("SET LOCAL x.y = 1")
+    for end in (either.tpc_commit, either.tpc_rollback):
+        with pytest.raises(psycopg2.ProgrammingError, match="outside a transaction"):
+            end("nobody's")
+
+
 def test_large_object(either: Any) -> None:
     """The driver drives its transaction from there on, also one that is open already."""
     either.cursor().execute("INSERT INTO t VALUES (1, 'a')")
@@ -422,6 +538,18 @@ def test_another_encoding_ends_a_large_object(either: Any) -> None:
     cursor = either.cursor()
     cursor.execute("SHOW transaction_isolation")
     assert cursor.fetchone() == ("serializable",)
+
+
+def test_large_object_that_is_refused(either: Any) -> None:
+    """What comes then is in a transaction of its own."""
+    with pytest.raises(ValueError, match="bad mode"):
+        either.lobject(0, "nonsense")
+    either.rollback()
+    either.cursor().execute("INSERT INTO t VALUES (1, 'a')")
+    either.commit()
+    either.set_session(readonly=True)
+    assert fail(either, "INSERT INTO t VALUES (2, 'a')").pgcode == "25006"
+    assert either.notices == []
 
 
 def test_notifications(either: Any) -> None:
@@ -487,6 +615,63 @@ def test_session_settings(either: Any) -> None:
     assert either.encoding == "LATIN1"
     either.reset()
     assert (either.isolation_level, either.readonly, either.autocommit) == (None, None, False)
+
+
+def test_autocommit_is_told_what_is_set_in_it(either: Any) -> None:
+    """Not what was set before."""
+    either.set_session(isolation_level="SERIALIZABLE", deferrable=True)
+    either.autocommit = True
+    either.readonly = True
+    cursor = either.cursor()
+    cursor.execute("SHOW transaction_isolation")
+    assert cursor.fetchone() == ("read committed",)
+    cursor.execute("SHOW transaction_deferrable")
+    assert cursor.fetchone() == ("off",)
+    assert fail(either, "INSERT INTO t VALUES (1, 'a')").pgcode == "25006"
+
+
+def test_another_encoding_rolls_back(either: Any) -> None:
+    """The same one does not."""
+    either.cursor().execute("INSERT INTO t VALUES (1, 'a')")
+    either.set_client_encoding("utf-8")
+    either.commit()
+    either.cursor().execute("INSERT INTO t VALUES (2, 'a')")
+    either.set_client_encoding("LATIN1")
+    assert rows_of(either) == [1]
+
+
+@pytest.mark.parametrize("options", ["", "-c default_transaction_read_only=on"])
+@pytest.mark.parametrize("has_object", [False, True], ids=["", "with a large object"])
+def test_reset(connect: MakeConnection, options: str, has_object: bool) -> None:
+    """It ends the transaction, and all that was set with it; the start option holds again, and is known to."""
+    riding = connect(options=options)
+    riding.set_session(isolation_level="SERIALIZABLE", readonly=True)
+    riding.cursor().execute("SELECT 1")
+    riding.commit()
+    riding.readonly = None
+    riding.cursor().execute("SET default_transaction_read_only TO on")
+    riding.commit()
+    if has_object:
+        riding.readonly = False
+        riding.lobject()
+    riding.reset()
+    cursor = riding.cursor()
+    cursor.execute("INSERT INTO t VALUES (1, 'a')")
+    cursor.execute("SHOW transaction_isolation")
+    assert cursor.fetchone() == ("read committed",)
+    assert rows_of(riding) == [1]
+    riding.rollback()
+    assert not riding.autocommit
+
+
+def test_savepoint_behind_a_setting_that_is_refused(connect: MakeConnection) -> None:
+    """It was not made, and nobody may go back to it."""
+    riding = connect()
+    riding.cursor().execute("SELECT 1")
+    riding.cursor().execute("SET LOCAL work_mem TO '-1'")
+    riding.cursor().execute("SAVEPOINT a")
+    assert fail(riding, "SELECT 1").pgcode == "22023"
+    assert fail(riding, "ROLLBACK TO SAVEPOINT a").pgcode == "3B001"
 
 
 def test_closed_connection_refuses(either: Any) -> None:
@@ -591,6 +776,12 @@ class Counting(extensions.connection):
         return super().cursor(*args, **kwargs)
 
 
+class Sparse(extensions.connection):
+    """A class whose connections have no attributes of their own."""
+
+    __slots__ = ()
+
+
 def test_connection_factory(connect: MakeConnection, proxy: Proxy) -> None:
     """A program's own class keeps what it does; nothing of it gets past the riders."""
     for factory in (riding_factory(Counting), riding_factory(partial(Counting))):
@@ -600,8 +791,46 @@ def test_connection_factory(connect: MakeConnection, proxy: Proxy) -> None:
         assert isinstance(connection, Counting)
         assert connection.commits == 1
         assert proxy.requests() == ["BEGIN;\nSELECT 1", "COMMIT"]
+    connection = connect(riding_factory(Sparse))
+    connection.cursor().execute("SELECT 1")
+    assert isinstance(connection, Sparse)
+    assert proxy.requests() == ["BEGIN;\nSELECT 1"]
     with pytest.raises(TypeError, match="class of its own"):
         connect(riding_factory(partial(extensions.connection)))
+
+
+class Setting(extensions.connection):
+    """A class that uses the connection while it is made, and leaves a transaction open."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.set_client_encoding("LATIN1")
+        self.set_session(isolation_level="SERIALIZABLE", readonly=True, deferrable=True)
+        self.cursor_factory = psycopg2.extras.DictCursor
+        self.cursor().execute("SET work_mem TO '65kB'")
+
+
+def make_automatic(*args: Any, **kwargs: Any) -> Any:
+    connection = Counting(*args, **kwargs)
+    connection.autocommit = True
+    connection.set_session(isolation_level="REPEATABLE READ", readonly=True)
+    return connection
+
+
+@pytest.mark.parametrize("options", ["", "-c default_transaction_read_only=on"])
+@pytest.mark.parametrize("factory", [Setting, partial(Setting), make_automatic])
+def test_what_a_connection_factory_has_set_holds(connect: MakeConnection, factory: Any, options: str) -> None:
+    """As on a plain connection."""
+    names = ("work_mem", "client_encoding", "transaction_isolation", "transaction_read_only", "transaction_deferrable")
+    members = ("isolation_level", "readonly", "deferrable", "autocommit", "cursor_factory")
+    found = []
+    for connection in (connect(factory), connect(riding_factory(factory), options=options)):
+        connection.commit()
+        cursor = connection.cursor()
+        cursor.execute(f"SELECT {', '.join(f'current_setting({name!r})' for name in names)}")
+        told = [getattr(connection, member) for member in members]
+        found.append(([*cursor.fetchone()], told))
+    assert found[0] == found[1]
 
 
 @pytest.mark.parametrize("name", [None, "named"])

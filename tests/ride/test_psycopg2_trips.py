@@ -349,6 +349,47 @@ def test_read_takes_a_transaction_where_something_needs_one(connect: MakeConnect
     assert proxy.requests()[0].startswith(f"BEGIN READ WRITE; {told}")
 
 
+def test_read_takes_a_transaction_where_a_function_has_allowed_writes(connect: MakeConnection, proxy: Proxy) -> None:
+    """Nobody sees that in a text, but the server tells."""
+    riding = connect(options=READ_ONLY)
+    setting = "set_config('default_transaction_' || 'read_only', 'off', false)"
+    run(riding, f"CREATE FUNCTION allow() RETURNS text LANGUAGE sql AS $$ SELECT {setting} $$")
+    run(riding, "SELECT allow()")
+    riding.commit()
+    proxy.requests()
+    riding.needs_no_transaction = True
+    run(riding, "SELECT 1")
+    riding.rollback()
+
+    assert proxy.requests() == ["BEGIN READ WRITE;\nSELECT 1", "ROLLBACK"]
+
+
+def test_script_that_ends_a_failed_transaction(connect: MakeConnection) -> None:
+    """Nothing is sent ahead of it that the failed transaction would refuse."""
+    riding = connect(options=READ_ONLY)
+    with pytest.raises(psycopg2.errors.DivisionByZero):
+        run(riding, "SELECT 1 / 0")
+    run(riding, "ROLLBACK; BEGIN READ WRITE")
+    run(riding, INSERT, 1)
+    riding.commit()
+
+    assert run(riding, "SELECT count(*) FROM t").fetchone() == (1,)
+
+
+def test_read_alone_that_could_not_be_sent_has_not_failed(connect: MakeConnection, proxy: Proxy) -> None:
+    """The server was asked nothing, and what comes next runs."""
+    riding = connect(options=READ_ONLY)
+    for statement in ("SELECT 1", "SELECT 2"):
+        riding.needs_no_transaction = True
+        with pytest.raises(psycopg2.ProgrammingError, match="adapt"):
+            run(riding, "SELECT %s", object())
+        assert riding.get_transaction_status() == (0 if statement == "SELECT 1" else 2)
+        run(riding, statement)
+    riding.commit()
+
+    assert proxy.requests() == ["BEGIN READ WRITE;\nSELECT 1", "SELECT 2", "COMMIT"]
+
+
 def test_label_is_dropped_by_a_read_without_a_transaction(connect: MakeConnection, proxy: Proxy) -> None:
     """It goes along with a BEGIN, and only with one."""
     riding = connect(options=READ_ONLY)
@@ -484,6 +525,21 @@ def test_savepoint_goes_ahead_of_a_text_that_is_read_otherwise_now(riding: Ridin
     riding.commit()
     run(riding, "SET standard_conforming_strings = off")
     riding.commit()
+    run(riding, INSERT, 1)
+    run(riding, "SAVEPOINT a")
+    with pytest.raises(psycopg2.errors.SyntaxError, match="unterminated"):
+        run(riding, text)
+    run(riding, "ROLLBACK TO a")
+    riding.commit()
+
+    assert run(riding, "SELECT count(*) FROM t").fetchone() == (1,)
+
+
+def test_savepoint_goes_ahead_of_a_text_that_another_connection_reads_otherwise(connect: MakeConnection) -> None:
+    """Where a backslash quotes what follows it from the start, the text has no end."""
+    text = r"SELECT 'a\'"
+    run(connect(), text)
+    riding = connect(options="-c standard_conforming_strings=off")
     run(riding, INSERT, 1)
     run(riding, "SAVEPOINT a")
     with pytest.raises(psycopg2.errors.SyntaxError, match="unterminated"):

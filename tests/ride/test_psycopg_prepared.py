@@ -52,6 +52,15 @@ def test_a_type_that_was_rolled_back(told: Told) -> None:
         assert [answer for _, answer, _ in steps] == [-1, [("good",)], [("good",)], [("good",)], None]
 
 
+@pytest.mark.parametrize("failing", [("SELECT 1 / %s", (0,)), "SET LOCAL work_mem TO '-1'"])
+def test_a_type_that_a_failed_commit_has_undone(told: Told, failing: Step) -> None:
+    """The same, also where what fails rides on the COMMIT."""
+    for _ in range(3):
+        steps = told.tell(MAKE_MOOD, MOOD, MOOD, MOOD, failing, COMMIT)
+        assert [answer for _, answer, _ in steps[:4]] == [-1, [("good",)], [("good",)], [("good",)]]
+        assert steps[-1][1:] in [("InFailedSqlTransaction", "IDLE"), ("InvalidParameterValue", "IDLE")]
+
+
 def test_a_type_that_a_savepoint_s_rollback_has_undone(told: Told) -> None:
     """The same."""
     for _ in range(3):
@@ -77,6 +86,24 @@ def test_a_type_that_a_function_has_made(told: Told, postgres: PostgreSQLDatabas
 
     assert told.tell("SELECT make()", MOOD)[1][1] == "InternalError_"
     assert told.tell(ROLLBACK, "SELECT make()", MOOD, MOOD)[2:] == [(MOOD, [("good",)], "INTRANS")] * 2
+
+
+@pytest.mark.parametrize(
+    ("change", "refusal"),
+    [
+        ("ALTER TABLE item ADD more text", "FeatureNotSupported"),
+        ("DO $$ BEGIN EXECUTE format('DEALLOCATE %s', 'ALL'); END $$", "InvalidSqlStatementName"),
+    ],
+)
+def test_a_plan_that_somebody_has_taken_away(
+    told: Told, postgres: PostgreSQLDatabase, change: str, refusal: str
+) -> None:
+    """The statement fails once, and is prepared anew."""
+    read: Step = ("SELECT * FROM item WHERE id = %s", (1,))
+    told.tell(read, read, read, COMMIT)
+    told.tell(change, COMMIT) if "DEALLOCATE" in change else postgres.execute(change)
+
+    assert [answer for _, answer, _ in told.tell(read, ROLLBACK, read, read, read)] == [refusal, None, [], [], []]
 
 
 def test_what_the_program_deallocates(told: Told) -> None:

@@ -268,6 +268,19 @@ def test_a_batch_in_autocommit_on_a_reader(reader: Told) -> None:
     assert reader.tell("SELECT count(*) FROM item")[0][1] == [(3,)]
 
 
+@pytest.mark.parametrize("is_automatic", [False, True])
+def test_copy_on_a_reader(reader: Told, is_automatic: bool) -> None:
+    """It may write, behind what was told and undone, and behind what only asks whether the connection lives."""
+    reader.tell("SET default_transaction_read_only TO on", ROLLBACK)
+    if is_automatic:
+        reader.connection.autocommit = True
+        reader.tell("SELECT 1")
+    with reader.cursor.copy("COPY item (id) FROM STDIN") as copy:
+        copy.write_row((1,))
+
+    assert reader.tell(COMMIT, "SELECT id FROM item")[1][1] == [(1,)]
+
+
 def test_a_rollback_to_rides_on_commit(told: Told, proxy: Proxy) -> None:
     """Dropped, it would commit what was undone."""
     told.tell(insert(1), "SAVEPOINT a", insert(2), "ROLLBACK TO SAVEPOINT a", COMMIT)

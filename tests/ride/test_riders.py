@@ -81,6 +81,9 @@ def test_savepoint_that_was_sent_is_ended_by_a_rider(told: list[str], waiting: l
         r"SET LOCAL x.y = 'a\b'",
         "SET x.y = 1",
         "SET LOCAL x.y = 'a;b'",
+        "SET LOCAL x.y = '50%'",
+        "SET LOCAL backslash_quote = off",
+        "SET LOCAL escape_string_warning = off",
         "SET LOCAL x.y = a, b",
         "SET LOCAL x.y = select",
         "SET LOCAL x..y = 1",
@@ -158,6 +161,10 @@ def test_label_goes_along_with_a_begin_alone() -> None:
     assert riders.waiting == ["BEGIN", "SET LOCAL application_name = 'view'"]
     assert riders.is_untouched
     assert riders.for_commit() == []
+    riders.take_back_begin()
+    assert not riders.waiting
+    riders.begin("BEGIN")
+    assert riders.waiting == ["BEGIN", "SET LOCAL application_name = 'view'"]
     riders.end()
     riders.begin("BEGIN")
     assert riders.waiting == ["BEGIN"]
