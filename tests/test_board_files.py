@@ -565,7 +565,10 @@ def test_a_hard_link_is_neither_followed_nor_written(folder: Path, tmp_path: Pat
         pytest.param(_board.BEGUN, 2**53, id="a sum that is too large"),
         pytest.param(_board.AT_LABEL_ROWS + _board.LABEL_RECORD + 1, 2, id="more rolled back than ended"),
         pytest.param(_board.AT_LABEL_ROWS + _board.LABEL_RECORD + 5, 2, id="more long ones than ended"),
+        pytest.param(_board.AT_LABEL_ROWS + _board.LABEL_RECORD + 6, 9, id="more that idled than ended"),
+        pytest.param(_board.AT_LABEL_ROWS + _board.LABEL_RECORD + 7, 9, id="more that held than ended"),
         pytest.param(_board.AT_RULES, 2**40, id="a rule that there is not"),
+        pytest.param(_board.HELD_S, int.from_bytes(struct.pack("=d", math.nan), sys.byteorder), id="no time"),
     ],
 )
 def test_a_damaged_board_takes_no_sums_with_it(folder: Path, word: int, number: int) -> None:
@@ -585,6 +588,24 @@ def test_a_damaged_board_takes_no_sums_with_it(folder: Path, word: int, number: 
     for each in seen:
         assert {label.label: label.count for label in each.totals.labels}["ended0"] == 3
         assert each.ended is not None
+
+
+def test_a_damaged_number_of_the_ended_is_named(folder: Path) -> None:
+    """Nobody hears of fewer workers than none."""
+    app, _ = make_app(folder)
+    begin(app)
+    ending = _board_files.open_board(app, str(folder))
+    del ending
+    gc.collect()
+    (path,) = folder.glob("*-ended.board")
+    data = bytearray(path.read_bytes())
+    struct.pack_into("=q", data, _board.AT_WORKERS * WORD, -1)
+    path.write_bytes(data)
+
+    seen = stats.read_boards(app)
+
+    assert seen.ended is None
+    assert [str(path) in note for note in seen.notes] == [True]
 
 
 @pytest.mark.parametrize("plant", PLANTS)
