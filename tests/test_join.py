@@ -224,6 +224,15 @@ def test_a_living_workers_lost_session_is_an_orphan() -> None:
     assert [each.is_orphan for each in shown.sessions] == [False, True]
 
 
+def test_a_number_of_another_server_hides_no_orphan() -> None:
+    """A living worker has it too, on another server: the session's own process is gone."""
+    own = worker(4711, unit(), backend_pids=(5101, 5102))
+
+    shown = joined(database(session(5101), session(5102, NOBODY)), own)
+
+    assert [each.is_orphan for each in shown.sessions] == [False, True]
+
+
 def test_a_connection_that_was_made_while_the_server_was_asked_is_no_orphan() -> None:
     """The boards are read again afterwards."""
     before, after = worker(4711, backend_pids=(5101,)), worker(4711, backend_pids=(5101, 5102))

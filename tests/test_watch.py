@@ -85,7 +85,7 @@ def worker(pid: int, begun: int, undone: int = 0, age_seconds: float = 60.0) -> 
         ([worker(1, 100)], [worker(1, 150), worker(2, 20, 2, age_seconds=-1.0)], 35.0, 1.0),
         ([worker(1, 100)], [worker(1, 150), worker(2, 9000, 70)], 25.0, 0.0),
         ([worker(1, 9000, 50)], [worker(1, 20, 2, age_seconds=-1.0)], 10.0, 1.0),
-        ([worker(1, 100)], [worker(1, 90)], 0.0, 0.0),
+        ([worker(1, 100, 5)], [worker(1, 90, 4)], 0.0, 0.0),
         ([worker(1, 100)], [], 0.0, 0.0),
     ],
     ids="one two vanished new was-not-seen same-pid-again falls none".split(),
