@@ -981,10 +981,11 @@ def test_more_units_than_slots_are_counted(app: Flask, uow: UnitOfWork) -> None:
     with app.app_context(), ExitStack() as stack:
         for _ in range(depth):
             stack.enter_context(transactional(label="deep", propagation="required"))
-        (worker,) = stats.read_boards(app).workers
         uow.session.execute(ONE)
+        (worker,) = stats.read_boards(app).workers
 
     assert len(worker.live) == _board.MAX_LIVE - _board.MAX_HOMES
+    assert {(unit.state, unit.statements) for unit in worker.live} == {(State.IDLE, 1)}, "what is shown is right"
     assert dict(worker.untold) == {"units": 20}
     counts = totals(app)
     assert counts.units == stats.UnitCounts(begun=1, committed=1)
