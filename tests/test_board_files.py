@@ -786,6 +786,7 @@ def test_sums_of_the_ended_are_neither_lost_nor_counted_twice(folder: Path) -> N
     assert ended.held_seconds.count == expected - 1 + 25
     assert ended.held_seconds.total_seconds == pytest.approx((expected - 1) * 0.002 + 12.5)
     assert ended.statements == 2 * (expected - 1)
+    assert max(label.worst_seconds for label in ended.labels) == pytest.approx(0.003, abs=1e-5)
 
 
 def test_seconds_never_fall_when_a_worker_ends(folder: Path) -> None:
@@ -847,6 +848,25 @@ def test_more_labels_than_there_is_room_for_are_others_among_the_ended_too(folde
     labels = {label.label: label.count for label in ended.counts.labels}
     assert labels["(others)"] == 400 - (_board.MAX_LABELS - 2)
     assert "" not in labels
+
+
+def test_inner_units_of_labels_without_room_stay_inner_among_the_ended(folder: Path) -> None:
+    """They are no units of their own, nor are their statements."""
+    app, _ = make_app(folder)
+    begin(app)
+    for name in ("first", "second"):
+        board = _board_files.open_board(app, str(folder))
+        for number in range(200):
+            row = board.row(f"{name} {number}", None, is_inner=True)
+            board.count_unit(row, Outcome.COMMITTED, False, 1.0, 0.01, 0.0, 0.01)
+        del board, row
+        gc.collect()
+
+    ended = stats.read_boards(app).ended
+
+    assert ended is not None
+    assert sum(label.count for label in ended.counts.labels if label.is_inner) == 400
+    assert (ended.counts.units.committed, ended.counts.statements, ended.counts.unit_seconds.count) == (0, 0, 0)
 
 
 def test_an_app_that_is_started_anew_begins_with_nothing(folder: Path) -> None:
