@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextvars
 import gc
 import re
 import threading
@@ -723,6 +724,33 @@ def test_a_unit_that_a_generator_holds_open_is_shown_until_it_ends(app: Flask, u
 
     assert (held.label, held.state) == ("generator", State.IDLE)
     assert totals(app).units == stats.UnitCounts(begun=1, committed=1)
+
+
+@on_sqlite
+def test_a_unit_that_outlives_its_thread_keeps_its_place(app: Flask, uow: UnitOfWork) -> None:
+    """A generator that another thread reads to its end: the next thread's unit does not speak in its place."""
+    ending = ExitStack()
+
+    def leave() -> contextvars.Context:
+        app.app_context().push()
+        ending.enter_context(transactional(label="left"))
+        return contextvars.copy_context()
+
+    with in_thread(leave, "first") as left:
+        pass
+    gc.collect()
+
+    def show() -> tuple[stats.LiveUnit, ...]:
+        with app.app_context(), transactional(label="next"):
+            return live(app)
+
+    with in_thread(show, "second") as shown:
+        pass
+    left.result().run(ending.close)
+
+    assert [(unit.label, unit.thread) for unit in shown.result()] == [("left", "first_0"), ("next", "second_0")]
+    assert live(app) == ()
+    assert totals(app).units == stats.UnitCounts(begun=2, committed=2)
 
 
 @pytest.mark.filterwarnings("ignore:.UOW")

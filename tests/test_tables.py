@@ -260,13 +260,14 @@ def test_counts_that_are_odd() -> None:
     """A rule of another version, a label that no unit has ended of, a pool without a limit, and one note twice."""
     labels = (snapshots.label_counts("begun only", count=0, errors=0, total_seconds=0.0, statements=0),)
     counts = stats.Counts(rules={"UOW999": 2, "UOW101": 0}, labels=labels)
-    worker = snapshots.worker(counts=counts, pools=(snapshots.pool(max_overflow=-1),))
+    pools = (snapshots.pool(max_overflow=-1), snapshots.pool(bind="archive"))
+    worker = snapshots.worker(counts=counts, pools=pools)
     text = drawn(replace(snapshots.snapshot(worker), notes=("Once.", "Once.")))
 
     assert "UOW999  a rule of another version" in text
     assert "UOW101" not in text
     assert re.search(r"\n +0 +0 +- +820 ms +-  begun only", text)
-    assert "pools (1): 4 connections in use, 0 waited for" in text
+    assert "pools (2): 8 connections in use, 0 waited for" in text
     assert text.count("Note: Once.") == 1
 
 

@@ -255,9 +255,10 @@ def test_watch_on_a_small_terminal(folder: Path) -> None:
         seen.process.send_signal(signal.SIGINT)
         assert seen.wait() == 0
 
-    screen = seen.seen[: seen.seen.rindex(LEAVE)]
+    screen, _, after = seen.seen.rpartition(LEAVE)
     assert "idle-in-transaction" in screen
     assert "rules broken" not in screen
+    assert set(re.findall(r"\.\.\. (\d+) more lines", screen)) == {str(after.count("\n") - 13)}
     assert "rules broken" in seen.seen
 
 
