@@ -24,6 +24,8 @@ from flask_uow import Propagation, UnitOfWork, _board, current_unit, stats, tran
 from flask_uow._state import guarded_state
 from flask_uow.exceptions import RuleViolationError, UnitFailedError
 from flask_uow.stats import State
+from flask_uow.stats._boards import copy_of_own
+from flask_uow.stats._workers import counts_of
 from tests import boards
 from tests.boards import live_until, read_until
 from tests.contrib.owners import OWNERS
@@ -243,6 +245,35 @@ def test_times_are_in_their_buckets(app: Flask, uow: UnitOfWork) -> None:
     assert slow.total_seconds == pytest.approx(counts.unit_seconds.total_seconds, abs=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("took_s", "idle_s", "held_s", "buckets"),
+    [
+        (0.001, 0.001, 0.001, (0, 0, 0)),
+        (0.0005, 0.0, 0.0005, (0, 0, 0)),
+        (0.0005, 0.004, 0.004, (0, 2, 2)),
+        (0.003, 0.0005, 0.002, (2, 0, 1)),
+        (90.0, 61.0, 60.0, (15, 15, 14)),
+        (0.0005, 0.0, 0.0, (0, None, None)),
+    ],
+)
+def test_each_time_is_in_the_bucket_of_its_bound(
+    took_s: float, idle_s: float, held_s: float, buckets: tuple[int | None, ...]
+) -> None:
+    """The bounds belong to their buckets; a unit without a connection held none and idled on none."""
+    board = _board.Board("bank", "host", 0)
+    for is_inner in (False, True):
+        row = board.row("unit", None, is_inner=is_inner)
+        board.count_unit(row, _board.Outcome.COMMITTED, False, 1.0, took_s, idle_s, held_s)
+
+    counts = counts_of(copy_of_own(board))
+
+    for histogram, bucket in zip((counts.unit_seconds, counts.idle_seconds, counts.held_seconds), buckets, strict=True):
+        assert [number for number, count in enumerate(histogram.counts) if count] == (
+            [] if bucket is None else [bucket]
+        )
+        assert histogram.count == (bucket is not None)
+
+
 def test_violations_are_counted_by_code(app: Flask, uow: UnitOfWork) -> None:
     """Those that raise as well as those that warn."""
     with app.app_context():
@@ -409,6 +440,7 @@ def test_a_live_unit_is_shown_with_all_that_is_known_of_it(app: Flask, uow: Unit
     assert live(app) == ()
 
     assert (begun.state, begun.statements, begun.backend_pids) == (State.NO_TRANSACTION, 0, ())
+    assert begun.state_seconds == begun.seconds
     assert (shown.kind, shown.label, shown.depth, shown.attempt) == ("unit", "work", 1, 1)
     assert re.fullmatch(rf"{HERE}:\d+ in test_a_live_unit_is_shown_with_all_that_is_known_of_it", str(shown.where))
     assert (shown.thread, shown.thread_id) == (threading.current_thread().name, threading.get_native_id())
@@ -1021,6 +1053,11 @@ def test_more_units_than_slots_are_counted(app: Flask, uow: UnitOfWork) -> None:
     assert counts.statements == 1
     with app.app_context(), transactional(label="next"):
         assert [unit.label for unit in live(app)] == ["next"]
+    with app.app_context(), ExitStack() as stack:
+        for _ in range(depth):
+            stack.enter_context(transactional(label="deep", propagation="required"))
+        (again,) = stats.read_boards(app).workers
+    assert (len(again.live), dict(again.untold)) == (len(worker.live), {"units": 40})
 
 
 @on_sqlite

@@ -143,17 +143,19 @@ def test_blockers_outside_the_app() -> None:
 
 
 def test_pools_and_notes() -> None:
-    """A pool without counters has dashes, one without a limit says so; notes stand below."""
+    """The pool that is waited for comes first; one without counters has dashes, one without a limit says so."""
     pools = (
         stats.PoolSnapshot("default", "QueuePool", 1, 5, 3, 0, 0, -1, 5.0),
         stats.PoolSnapshot("reader", "QueuePool", 1, 5, 15, 0, 10, 10, 5.0),
         stats.PoolSnapshot("archive", "NullPool", 1),
+        stats.PoolSnapshot("waited", "QueuePool", 1, 5, 2, 0, 0, 10, 5.0, waiting=1),
     )
 
     lines = drawn(snapshot_of(pools=pools, notes=("A NullPool keeps no counters.",))).splitlines()
 
     assert lines[-1] == "Note: A NullPool keeps no counters."
-    assert [line.split()[:5] for line in lines[-5:-2]] == [
+    assert [line.split()[:5] for line in lines[-6:-2]] == [
+        ["1", "5", "2", "0", "15"],
         ["1", "5", "15", "10", "15"],
         ["1", "5", "3", "0", "none"],
         ["1", *["-"] * 4],
