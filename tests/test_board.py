@@ -582,12 +582,15 @@ def test_connections_beyond_the_pool_are_its_overflow(make: Callable[..., Flask]
     app = make(SQLALCHEMY_ENGINE_OPTIONS={"pool_size": 1, "max_overflow": 2})
     with app.app_context(), ExitStack() as stack:
         for _ in range(3):
-            stack.enter_context(uow.engine.connect())
+            connection = stack.enter_context(uow.engine.connect())
         full, real = pool(app), uow.engine.pool
         assert isinstance(real, sa.QueuePool)
         assert full.class_name == "QueuePool"
         assert (full.checked_out, full.overflow) == (real.checkedout(), real.overflow()) == (3, 2)
         assert full.usage == 1.0
+        connection.close()
+        kept = pool(app)
+        assert (kept.checked_out, kept.overflow) == (real.checkedout(), real.overflow()) == (2, 2)
     empty = pool(app)
 
     assert (empty.checked_out, empty.checked_in, empty.overflow) == (0, 1, 0)
