@@ -149,6 +149,7 @@ class Live:
     """A slot in which somebody says what it does; reused, and never by two at a time.
 
     :ivar reals: the board's words as floating-point numbers.
+    :ivar place: where its record begins, whose first word is the turn.
     :ivar at: the word that tells what is done.
     :ivar span: where its record lies, in bytes.
     :ivar turns: how often the slot was taken.
@@ -156,14 +157,16 @@ class Live:
     :ivar held_since_s: when the unit took its first connection, 0.0 before that.
     """
 
-    __slots__ = ("at", "board", "held_since_s", "index", "is_home", "is_taken", "reals", "span", "turns", "words")
+    __slots__ = ("at", "board", "held_since_s", "index", "is_home", "is_taken", "place", "reals", "span", "turns",
+                 "words")  # fmt: skip
 
     def __init__(self, board: Board, index: int) -> None:
         self.board = board
         self.words, self.reals = board.words, board.reals
         self.index = index
-        self.at = AT_LIVE + LIVE_WORDS * index + 1
-        self.span = _span(self.at - 1, LIVE)
+        self.place = AT_LIVE + LIVE_WORDS * index
+        self.at = self.place + 1
+        self.span = _span(self.place, LIVE)
         self.turns = 0
         self.held_since_s = 0.0
         self.is_home = index < MAX_HOMES
@@ -189,18 +192,18 @@ class Live:
         :param pool_row: the row of the pool, -1 for none.
         """
         if not self.held_since_s:
-            self.words[self.at + LIVE_CONNECTION] = -(pool_row + 1)
+            self.words[self.place + 1 + LIVE_CONNECTION] = -(pool_row + 1)
 
     def free(self) -> None:
         """Leave the slot to others."""
-        self.words[self.at - 1] = 0
+        self.words[self.place] = 0
         if self.is_taken and not self.is_home:
             self.board.free.append(self)
         self.is_taken = False
 
     def describe(self, kind: int, parent: int, depth: int, attempt: int) -> None:
         """Say whose slot it is: what changes seldom."""
-        words, at = self.words, self.at - 1
+        words, at = self.words, self.place
         words[at + LIVE_KIND], words[at + LIVE_PARENT] = kind, parent
         words[at + LIVE_DEPTH], words[at + LIVE_ATTEMPT] = depth, attempt
         number = threading.get_native_id() if hasattr(threading, "get_native_id") else _get_ident()
@@ -380,6 +383,8 @@ class Board:
             self.count(AT_UNTOLD)
             live = Live(self, MAX_LIVE - 1)  # which nobody reads
             live.is_home = True
+            if parent is not None:
+                live.at = parent.at  # the unit around says for it what it does
         live.describe(kind, 0 if parent is None else parent.index + 1, depth, attempt)
         live.take(row, now_s, told)
         return live

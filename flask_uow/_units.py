@@ -489,7 +489,7 @@ class Unit:
             state.live = around = self.parent.live
             if around is not None:
                 around.reals[around.at] = live.reals[live.at]
-        live.words[live.at - 1] = 0
+        live.words[live.place] = 0
         live.is_taken = False
         if not live.is_home:
             live.board.free.append(live)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextvars
 import gc
 import re
 import threading
@@ -23,6 +24,8 @@ from flask_uow import Propagation, UnitOfWork, _board, current_unit, stats, tran
 from flask_uow._state import guarded_state
 from flask_uow.exceptions import RuleViolationError, UnitFailedError
 from flask_uow.stats import State
+from flask_uow.stats._boards import copy_of_own
+from flask_uow.stats._workers import counts_of
 from tests import boards
 from tests.boards import live_until, read_until
 from tests.contrib.owners import OWNERS
@@ -242,6 +245,35 @@ def test_times_are_in_their_buckets(app: Flask, uow: UnitOfWork) -> None:
     assert slow.total_seconds == pytest.approx(counts.unit_seconds.total_seconds, abs=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("took_s", "idle_s", "held_s", "buckets"),
+    [
+        (0.001, 0.001, 0.001, (0, 0, 0)),
+        (0.0005, 0.0, 0.0005, (0, 0, 0)),
+        (0.0005, 0.004, 0.004, (0, 2, 2)),
+        (0.003, 0.0005, 0.002, (2, 0, 1)),
+        (90.0, 61.0, 60.0, (15, 15, 14)),
+        (0.0005, 0.0, 0.0, (0, None, None)),
+    ],
+)
+def test_each_time_is_in_the_bucket_of_its_bound(
+    took_s: float, idle_s: float, held_s: float, buckets: tuple[int | None, ...]
+) -> None:
+    """The bounds belong to their buckets; a unit without a connection held none and idled on none."""
+    board = _board.Board("bank", "host", 0)
+    for is_inner in (False, True):
+        row = board.row("unit", None, is_inner=is_inner)
+        board.count_unit(row, _board.Outcome.COMMITTED, False, 1.0, took_s, idle_s, held_s)
+
+    counts = counts_of(copy_of_own(board))
+
+    for histogram, bucket in zip((counts.unit_seconds, counts.idle_seconds, counts.held_seconds), buckets, strict=True):
+        assert [number for number, count in enumerate(histogram.counts) if count] == (
+            [] if bucket is None else [bucket]
+        )
+        assert histogram.count == (bucket is not None)
+
+
 def test_violations_are_counted_by_code(app: Flask, uow: UnitOfWork) -> None:
     """Those that raise as well as those that warn."""
     with app.app_context():
@@ -408,6 +440,7 @@ def test_a_live_unit_is_shown_with_all_that_is_known_of_it(app: Flask, uow: Unit
     assert live(app) == ()
 
     assert (begun.state, begun.statements, begun.backend_pids) == (State.NO_TRANSACTION, 0, ())
+    assert begun.state_seconds == begun.seconds
     assert (shown.kind, shown.label, shown.depth, shown.attempt) == ("unit", "work", 1, 1)
     assert re.fullmatch(rf"{HERE}:\d+ in test_a_live_unit_is_shown_with_all_that_is_known_of_it", str(shown.where))
     assert (shown.thread, shown.thread_id) == (threading.current_thread().name, threading.get_native_id())
@@ -549,12 +582,15 @@ def test_connections_beyond_the_pool_are_its_overflow(make: Callable[..., Flask]
     app = make(SQLALCHEMY_ENGINE_OPTIONS={"pool_size": 1, "max_overflow": 2})
     with app.app_context(), ExitStack() as stack:
         for _ in range(3):
-            stack.enter_context(uow.engine.connect())
+            connection = stack.enter_context(uow.engine.connect())
         full, real = pool(app), uow.engine.pool
         assert isinstance(real, sa.QueuePool)
         assert full.class_name == "QueuePool"
         assert (full.checked_out, full.overflow) == (real.checkedout(), real.overflow()) == (3, 2)
         assert full.usage == 1.0
+        connection.close()
+        kept = pool(app)
+        assert (kept.checked_out, kept.overflow) == (real.checkedout(), real.overflow()) == (2, 2)
     empty = pool(app)
 
     assert (empty.checked_out, empty.checked_in, empty.overflow) == (0, 1, 0)
@@ -723,6 +759,33 @@ def test_a_unit_that_a_generator_holds_open_is_shown_until_it_ends(app: Flask, u
 
     assert (held.label, held.state) == ("generator", State.IDLE)
     assert totals(app).units == stats.UnitCounts(begun=1, committed=1)
+
+
+@on_sqlite
+def test_a_unit_that_outlives_its_thread_keeps_its_place(app: Flask, uow: UnitOfWork) -> None:
+    """A generator that another thread reads to its end: the next thread's unit does not speak in its place."""
+    ending = ExitStack()
+
+    def leave() -> contextvars.Context:
+        app.app_context().push()
+        ending.enter_context(transactional(label="left"))
+        return contextvars.copy_context()
+
+    with in_thread(leave, "first") as left:
+        pass
+    gc.collect()
+
+    def show() -> tuple[stats.LiveUnit, ...]:
+        with app.app_context(), transactional(label="next"):
+            return live(app)
+
+    with in_thread(show, "second") as shown:
+        pass
+    left.result().run(ending.close)
+
+    assert [(unit.label, unit.thread) for unit in shown.result()] == [("left", "first_0"), ("next", "second_0")]
+    assert live(app) == ()
+    assert totals(app).units == stats.UnitCounts(begun=2, committed=2)
 
 
 @pytest.mark.filterwarnings("ignore:.UOW")
@@ -981,10 +1044,11 @@ def test_more_units_than_slots_are_counted(app: Flask, uow: UnitOfWork) -> None:
     with app.app_context(), ExitStack() as stack:
         for _ in range(depth):
             stack.enter_context(transactional(label="deep", propagation="required"))
-        (worker,) = stats.read_boards(app).workers
         uow.session.execute(ONE)
+        (worker,) = stats.read_boards(app).workers
 
     assert len(worker.live) == _board.MAX_LIVE - _board.MAX_HOMES
+    assert {(unit.state, unit.statements) for unit in worker.live} == {(State.IDLE, 1)}, "what is shown is right"
     assert dict(worker.untold) == {"units": 20}
     counts = totals(app)
     assert counts.units == stats.UnitCounts(begun=1, committed=1)
@@ -992,6 +1056,11 @@ def test_more_units_than_slots_are_counted(app: Flask, uow: UnitOfWork) -> None:
     assert counts.statements == 1
     with app.app_context(), transactional(label="next"):
         assert [unit.label for unit in live(app)] == ["next"]
+    with app.app_context(), ExitStack() as stack:
+        for _ in range(depth):
+            stack.enter_context(transactional(label="deep", propagation="required"))
+        (again,) = stats.read_boards(app).workers
+    assert (len(again.live), dict(again.untold)) == (len(worker.live), {"units": 40})
 
 
 @on_sqlite

@@ -565,7 +565,10 @@ def test_a_hard_link_is_neither_followed_nor_written(folder: Path, tmp_path: Pat
         pytest.param(_board.BEGUN, 2**53, id="a sum that is too large"),
         pytest.param(_board.AT_LABEL_ROWS + _board.LABEL_RECORD + 1, 2, id="more rolled back than ended"),
         pytest.param(_board.AT_LABEL_ROWS + _board.LABEL_RECORD + 5, 2, id="more long ones than ended"),
+        pytest.param(_board.AT_LABEL_ROWS + _board.LABEL_RECORD + 6, 9, id="more that idled than ended"),
+        pytest.param(_board.AT_LABEL_ROWS + _board.LABEL_RECORD + 7, 9, id="more that held than ended"),
         pytest.param(_board.AT_RULES, 2**40, id="a rule that there is not"),
+        pytest.param(_board.HELD_S, int.from_bytes(struct.pack("=d", math.nan), sys.byteorder), id="no time"),
     ],
 )
 def test_a_damaged_board_takes_no_sums_with_it(folder: Path, word: int, number: int) -> None:
@@ -585,6 +588,24 @@ def test_a_damaged_board_takes_no_sums_with_it(folder: Path, word: int, number: 
     for each in seen:
         assert {label.label: label.count for label in each.totals.labels}["ended0"] == 3
         assert each.ended is not None
+
+
+def test_a_damaged_number_of_the_ended_is_named(folder: Path) -> None:
+    """Nobody hears of fewer workers than none."""
+    app, _ = make_app(folder)
+    begin(app)
+    ending = _board_files.open_board(app, str(folder))
+    del ending
+    gc.collect()
+    (path,) = folder.glob("*-ended.board")
+    data = bytearray(path.read_bytes())
+    struct.pack_into("=q", data, _board.AT_WORKERS * WORD, -1)
+    path.write_bytes(data)
+
+    seen = stats.read_boards(app)
+
+    assert seen.ended is None
+    assert [str(path) in note for note in seen.notes] == [True]
 
 
 @pytest.mark.parametrize("plant", PLANTS)
@@ -673,7 +694,8 @@ def test_a_worker_that_ends_hands_its_numbers_on(folder: Path) -> None:
     assert process.wait() == 0
 
     assert len(board_files(folder)) == 1
-    assert committed(stats.read_boards(app)) == 6
+    units = stats.read_boards(app).totals.units
+    assert (units.begun, units.committed) == (6, 6)
 
 
 @pytest.mark.parametrize("sweeper", ["reader", "worker"])
@@ -764,6 +786,7 @@ def test_sums_of_the_ended_are_neither_lost_nor_counted_twice(folder: Path) -> N
     assert ended.held_seconds.count == expected - 1 + 25
     assert ended.held_seconds.total_seconds == pytest.approx((expected - 1) * 0.002 + 12.5)
     assert ended.statements == 2 * (expected - 1)
+    assert max(label.worst_seconds for label in ended.labels) == pytest.approx(0.003, abs=1e-5)
 
 
 def test_seconds_never_fall_when_a_worker_ends(folder: Path) -> None:
@@ -825,6 +848,25 @@ def test_more_labels_than_there_is_room_for_are_others_among_the_ended_too(folde
     labels = {label.label: label.count for label in ended.counts.labels}
     assert labels["(others)"] == 400 - (_board.MAX_LABELS - 2)
     assert "" not in labels
+
+
+def test_inner_units_of_labels_without_room_stay_inner_among_the_ended(folder: Path) -> None:
+    """They are no units of their own, nor are their statements."""
+    app, _ = make_app(folder)
+    begin(app)
+    for name in ("first", "second"):
+        board = _board_files.open_board(app, str(folder))
+        for number in range(200):
+            row = board.row(f"{name} {number}", None, is_inner=True)
+            board.count_unit(row, Outcome.COMMITTED, False, 1.0, 0.01, 0.0, 0.01)
+        del board, row
+        gc.collect()
+
+    ended = stats.read_boards(app).ended
+
+    assert ended is not None
+    assert sum(label.count for label in ended.counts.labels if label.is_inner) == 400
+    assert (ended.counts.units.committed, ended.counts.statements, ended.counts.unit_seconds.count) == (0, 0, 0)
 
 
 def test_an_app_that_is_started_anew_begins_with_nothing(folder: Path) -> None:

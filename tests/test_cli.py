@@ -399,9 +399,10 @@ def test_workers_are_shown_where_every_database_is_down(monkeypatch: pytest.Monk
     seen = snapshots.snapshot(snapshots.worker(4711, snapshots.unit()), databases=(down,))
     monkeypatch.setattr(stats, "snapshot", lambda: seen)
 
-    result = run(make_app("sqlite://"))
+    result = run(make_app("sqlite://"), "--fail-on", "unit=0")
 
-    assert result.exit_code == 2
+    assert result.exit_code == 2, "whatever else fails"
+    assert "unit=0: POST /transfers has not ended" in result.stderr
     assert "live units (1)" in result.stdout
 
 

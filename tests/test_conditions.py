@@ -46,6 +46,13 @@ def test_idle_session_of_a_unit_is_named_once() -> None:
     assert found == f"session 5101 (flask_uow:bank:4711) is idle in transaction for 4.9 s: POST /transfers, {PLACE}"
 
 
+def test_idle_session_that_nobody_here_knows() -> None:
+    """It has a name, and nothing else to be said."""
+    (found,) = failures("idle-in-transaction=1", sessions=(session(state="idle in transaction"),))
+
+    assert found == "session 5101 (flask_uow:bank:4711) is idle in transaction for 12.0 s"
+
+
 def test_idle_session_around_an_independent_unit() -> None:
     """It counts, whatever is at work inside."""
     outer = unit(**IDLE)

@@ -98,6 +98,18 @@ def test_a_transaction_that_was_begun_past_sqlalchemy_is_its_servers_word(
     assert (live.state, live.state_seconds, live.server_state) == (state, seconds, server_state)
 
 
+@pytest.mark.parametrize(("told_s", "seconds"), [(2.5, 2.5), (12.0, 9.0)], ids=["since then", "before"])
+def test_a_unit_idles_since_what_went_past_sqlalchemy_has_ended(told_s: float, seconds: float) -> None:
+    """The worker saw nothing of that either; the younger of the two words is true."""
+    idle = unit("import", backend_pids=(5101,), state=State.IDLE, state_seconds=9.0)
+    own = worker(4711, idle, backend_pids=(5101,))
+    shown = database(session(5101, state="idle in transaction", state_age_seconds=told_s))
+
+    (seen,) = with_servers((own,), (shown,))
+
+    assert (seen.live[0].state, seen.live[0].state_seconds) == (State.IDLE, seconds)
+
+
 def test_a_unit_works_if_one_of_its_servers_does() -> None:
     """It has a connection to another database besides, which waits for it."""
     idle = unit("import", backend_pids=(1, 2), state=State.IDLE, state_seconds=9.0)
@@ -224,6 +236,15 @@ def test_a_living_workers_lost_session_is_an_orphan() -> None:
     assert [each.is_orphan for each in shown.sessions] == [False, True]
 
 
+def test_a_number_of_another_server_hides_no_orphan() -> None:
+    """A living worker has it too, on another server: the session's own process is gone."""
+    own = worker(4711, unit(), backend_pids=(5101, 5102))
+
+    shown = joined(database(session(5101), session(5102, NOBODY)), own)
+
+    assert [each.is_orphan for each in shown.sessions] == [False, True]
+
+
 def test_a_connection_that_was_made_while_the_server_was_asked_is_no_orphan() -> None:
     """The boards are read again afterwards."""
     before, after = worker(4711, backend_pids=(5101,)), worker(4711, backend_pids=(5101, 5102))
@@ -294,6 +315,29 @@ def test_sessions_of_other_hosts_are_counted() -> None:
 
     assert shown.notes == ("1 of the sessions come from other hosts, whose workers are not to be seen from here.",)
     assert not shown.sessions[0].is_orphan
+
+
+def test_what_another_host_has_is_none_of_this_ones() -> None:
+    """Its processes have numbers that others have here; of what the server hides, nobody knows from where it comes."""
+    elsewhere = session(1, os.getpid(), client_address="10.0.0.9")
+    hidden = session(2, NOBODY, state="hidden")
+
+    shown = joined(database(elsewhere, hidden, client_address="10.0.0.1"))
+
+    first, second = shown.notes
+    assert first.startswith("What 1 of the sessions do is hidden")
+    assert second.startswith("1 of the sessions come from other hosts")
+
+
+def test_a_process_of_another_user_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever may send it nothing hears so, and its session is no orphan."""
+
+    def refuse(pid: int, number: int) -> None:
+        raise PermissionError
+
+    monkeypatch.setattr(os, "kill", refuse)
+
+    assert not joined(database(session(1, NOBODY))).sessions[0].is_orphan
 
 
 def test_a_session_of_another_bind_may_have_another_address() -> None:
@@ -499,6 +543,23 @@ def test_what_goes_past_sqlalchemy_is_no_idling(database: Database, uow: UnitOfW
     assert (live.label, live.state, live.server_state) == ("import", State.RUNNING, "active")
     assert [trouble.kind for trouble in seen.troubles] == ["blocked"]
     assert not stats.Condition.parse("idle-in-transaction=0.1").failures(seen)
+
+
+@on_postgresql
+def test_what_went_past_sqlalchemy_has_ended_an_idling(database: Database, uow: UnitOfWork, tmp_path: Path) -> None:
+    """A unit that works on the driver's own cursor, and is met between two statements, has not idled all the time."""
+    app = make_app(database, uow, UOW_STATS_DIR=str(tmp_path / "boards"), UOW_RULES="off")
+    with app.app_context(), transactional(label="import"):
+        uow.session.execute(sa.text("SELECT 1"))
+        snapshot_until(app, lambda seen: seen.workers[0].live[0].state_seconds > 0.3)
+        with closing(uow.session.connection().connection.cursor()) as cursor:
+            cursor.execute("SELECT 1")
+        seen = stats.snapshot(app)
+
+    (live,), (own,) = seen.workers[0].live, seen.databases[0].sessions
+    assert (live.state, own.state) == (State.IDLE, "idle in transaction")
+    assert own.state_age_seconds is not None
+    assert live.state_seconds <= own.state_age_seconds
 
 
 @on_postgresql

@@ -348,7 +348,7 @@ def test_what_two_addresses_tell_of_one_database() -> None:
         notes=("one",),
     )
     second = replace(
-        snapshots.database(session(pid=1, state="idle"), session(pid=3)),
+        snapshots.database(session(pid=1, state="idle"), session(pid=2, state="hidden"), session(pid=3)),
         binds=("reader",),
         blockers=(session(pid=4),),
         is_pooled=True,
@@ -365,6 +365,17 @@ def test_what_two_addresses_tell_of_one_database() -> None:
     assert [each.pid for each in both.blockers] == [4]
     assert (both.binds, both.summary.total, both.is_pooled) == (("default", "reader"), 3, True)
     assert (both.client_address, both.other_addresses, both.notes) == ("10.0.0.1", (None,), ("one", "two"))
+
+
+def test_what_workers_count_of_one_label_is_added_up() -> None:
+    """In whichever order; of the worst, there is one."""
+    one, other = (
+        stats.Counts(labels=(stats.LabelCounts("GET /", "bank.py:3 in index", False, *numbers),))
+        for numbers in ((3, 1, 2.0, 1.5, 9), (4, 2, 1.0, 0.5, 5))
+    )
+
+    for both in (one + other, other + one):
+        assert both.labels == (stats.LabelCounts("GET /", "bank.py:3 in index", False, 7, 3, 3.0, 1.5, 14),)
 
 
 @on_postgresql

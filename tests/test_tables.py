@@ -143,17 +143,19 @@ def test_blockers_outside_the_app() -> None:
 
 
 def test_pools_and_notes() -> None:
-    """A pool without counters has dashes, one without a limit says so; notes stand below."""
+    """The pool that is waited for comes first; one without counters has dashes, one without a limit says so."""
     pools = (
         stats.PoolSnapshot("default", "QueuePool", 1, 5, 3, 0, 0, -1, 5.0),
         stats.PoolSnapshot("reader", "QueuePool", 1, 5, 15, 0, 10, 10, 5.0),
         stats.PoolSnapshot("archive", "NullPool", 1),
+        stats.PoolSnapshot("waited", "QueuePool", 1, 5, 2, 0, 0, 10, 5.0, waiting=1),
     )
 
     lines = drawn(snapshot_of(pools=pools, notes=("A NullPool keeps no counters.",))).splitlines()
 
     assert lines[-1] == "Note: A NullPool keeps no counters."
-    assert [line.split()[:5] for line in lines[-5:-2]] == [
+    assert [line.split()[:5] for line in lines[-6:-2]] == [
+        ["1", "5", "2", "0", "15"],
         ["1", "5", "15", "10", "15"],
         ["1", "5", "3", "0", "none"],
         ["1", *["-"] * 4],
@@ -260,13 +262,14 @@ def test_counts_that_are_odd() -> None:
     """A rule of another version, a label that no unit has ended of, a pool without a limit, and one note twice."""
     labels = (snapshots.label_counts("begun only", count=0, errors=0, total_seconds=0.0, statements=0),)
     counts = stats.Counts(rules={"UOW999": 2, "UOW101": 0}, labels=labels)
-    worker = snapshots.worker(counts=counts, pools=(snapshots.pool(max_overflow=-1),))
+    pools = (snapshots.pool(max_overflow=-1), snapshots.pool(bind="archive"))
+    worker = snapshots.worker(counts=counts, pools=pools)
     text = drawn(replace(snapshots.snapshot(worker), notes=("Once.", "Once.")))
 
     assert "UOW999  a rule of another version" in text
     assert "UOW101" not in text
     assert re.search(r"\n +0 +0 +- +820 ms +-  begun only", text)
-    assert "pools (1): 4 connections in use, 0 waited for" in text
+    assert "pools (2): 8 connections in use, 0 waited for" in text
     assert text.count("Note: Once.") == 1
 
 

@@ -120,6 +120,15 @@ def test_unit_and_its_session_are_one() -> None:
     ]
 
 
+def test_unit_and_its_session_of_another_name_are_one() -> None:
+    """An engine that names its connections itself names no worker; the number of the server's process tells."""
+    own = session(5101, None, application_name="bank", state="idle in transaction", state_age_seconds=34.2)
+
+    (text,) = of_units(unit(**IDLE), sessions=(replace(own, unit=NAME, view=NAME),))
+
+    assert text == f"idle-in-transaction: {NAME} is idle in its transaction for 34.2 s: {PLACE}"
+
+
 def test_connection_by_hand_is_judged_by_its_server() -> None:
     """Of a connection that no session of ours has taken, only the server knows that it idles."""
     held = unit("engine.connect()", kind="connection", depth=0, state=State.HELD, state_seconds=50.0, seconds=50.0)
@@ -154,6 +163,10 @@ def test_unit_that_waits_for_itself() -> None:
         "blocked: record waits for POST /transfers in its own thread, that is for itself, for 20.0 s"
     )
     assert of_other_thread.startswith("blocked: record waits for POST /transfers for 20.0 s")
+    # The inner units of an async view are in the thread of its event loop.
+    awaited = replace(waiting, label="await", thread_id=7, depth=2)
+    _, of_loop = of_units(replace(outer, thread_id=7), replace(waiting, depth=1), awaited, sessions=sessions)
+    assert of_loop.startswith("blocked: await inside record waits for POST /transfers in its own thread")
 
 
 @pytest.mark.parametrize(
@@ -229,6 +242,7 @@ def test_session_alone(changes: dict[str, Any], text: str | None) -> None:
     [
         ({"checked_out": 13}, []),
         ({"checked_out": 14}, ["pool-nearly-full"]),
+        ({"checked_out": 9, "size": 10, "max_overflow": 0}, ["pool-nearly-full"]),
         ({"checked_out": 15}, ["pool-exhausted"]),
         ({"checked_out": 15, "max_overflow": -1}, []),
         ({"checked_out": 1, "size": 1, "max_overflow": 0}, []),
@@ -244,6 +258,7 @@ def test_pool(changes: dict[str, Any], kinds: list[str]) -> None:
 
     assert [trouble.kind for trouble in troubles(seen)] == kinds
     assert [trouble.kind for trouble in troubles(alone)] == kinds
+    assert [trouble.worker_pid for trouble in troubles(seen)] == [4711 for _ in kinds], "--worker chooses by it"
 
 
 def test_a_pool_is_exhausted_since_somebody_waits() -> None:
@@ -251,12 +266,18 @@ def test_a_pool_is_exhausted_since_somebody_waits() -> None:
     waits = [unit(state=State.WAITING, state_seconds=seconds, thread_id=int(seconds)) for seconds in (2.0, 3.0)]
     full = pool(checked_out=15, waiting=2, longest_wait_seconds=60.0)
     other = pool(bind="archive", waiting=1)
+    unasked = replace(full, waiting=0)
+    elsewhere = worker(4712, unit(state=State.WAITING, state_seconds=9.0), counts=NOTHING, pools=(other,))
 
     (alone,) = troubles(snapshot(worker(4711, *waits, counts=NOTHING, pools=(full,))))[:1]
     (of_two,) = troubles(snapshot(worker(4711, *waits, counts=NOTHING, pools=(full, other))))[:1]
+    (of_nobody,) = troubles(snapshot(worker(4711, *waits, counts=NOTHING, pools=(unasked, other))))[:1]
+    (beside,) = troubles(snapshot(elsewhere, worker(4711, *waits, counts=NOTHING, pools=(full,))))[:1]
 
     assert (alone.kind, alone.seconds) == ("pool-exhausted", 3.0)
     assert (of_two.kind, of_two.seconds) == ("pool-exhausted", None)
+    assert (of_nobody.kind, of_nobody.seconds) == ("pool-exhausted", None)
+    assert (beside.kind, beside.seconds) == ("pool-exhausted", 3.0)
 
 
 def test_what_is_counted() -> None:
@@ -274,6 +295,10 @@ def test_what_is_counted() -> None:
         f"leaked-sessions: 2 {LEAKED} context since the start, beside those that are told of here",
         "untold: worker 4711 has no room on its board for 12 labels: they are not shown",
     ]
+    assert [trouble.seconds for trouble in found[1:3]] == [5.1, None]
+    assert found[-1].worker_pid == 4711
+    over = troubles(snapshot(worker(4711, counts=leaked, pools=())))
+    assert [trouble.text for trouble in over] == [f"3 {LEAKED} context since the start"]
 
 
 def test_worst_comes_first() -> None:

@@ -85,7 +85,7 @@ def worker(pid: int, begun: int, undone: int = 0, age_seconds: float = 60.0) -> 
         ([worker(1, 100)], [worker(1, 150), worker(2, 20, 2, age_seconds=-1.0)], 35.0, 1.0),
         ([worker(1, 100)], [worker(1, 150), worker(2, 9000, 70)], 25.0, 0.0),
         ([worker(1, 9000, 50)], [worker(1, 20, 2, age_seconds=-1.0)], 10.0, 1.0),
-        ([worker(1, 100)], [worker(1, 90)], 0.0, 0.0),
+        ([worker(1, 100, 5)], [worker(1, 90, 4)], 0.0, 0.0),
         ([worker(1, 100)], [], 0.0, 0.0),
     ],
     ids="one two vanished new was-not-seen same-pid-again falls none".split(),
@@ -255,9 +255,10 @@ def test_watch_on_a_small_terminal(folder: Path) -> None:
         seen.process.send_signal(signal.SIGINT)
         assert seen.wait() == 0
 
-    screen = seen.seen[: seen.seen.rindex(LEAVE)]
+    screen, _, after = seen.seen.rpartition(LEAVE)
     assert "idle-in-transaction" in screen
     assert "rules broken" not in screen
+    assert set(re.findall(r"\.\.\. (\d+) more lines", screen)) == {str(after.count("\n") - 13)}
     assert "rules broken" in seen.seen
 
 

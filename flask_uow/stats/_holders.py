@@ -140,7 +140,7 @@ class Holder:
         if self.label is None:
             session = self.sessions[0]
             return f"session {session.pid} ({session.application_name})"
-        return self.label if self.view in (None, self.label) else f"{self.label} inside {self.view}"
+        return self.label if self.view == self.label else f"{self.label} inside {self.view}"
 
     @property
     def place(self) -> str:

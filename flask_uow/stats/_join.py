@@ -208,9 +208,12 @@ def _told_by_server(live: LiveUnit, own: Iterable[ServerSession]) -> LiveUnit:
             live, state=State.RUNNING, state_seconds=_longest(running), server_state=running[0].state
         )
     idle = [session for session in own if session.is_idle_in_transaction]
-    if idle and live.state == State.NO_TRANSACTION:
-        return dataclasses.replace(live, state=State.IDLE, state_seconds=_longest(idle))
-    return live
+    if not idle:
+        return live
+    seconds = _longest(idle)
+    if live.state == State.IDLE:  # what has passed by has ended since
+        seconds = min(seconds, live.state_seconds)
+    return dataclasses.replace(live, state=State.IDLE, state_seconds=seconds)
 
 
 def _longest(sessions: Iterable[ServerSession]) -> float:

@@ -591,11 +591,12 @@ class DatabaseSnapshot:
     def with_other(self, other: DatabaseSnapshot) -> DatabaseSnapshot:
         """Put together what was seen of one database under two addresses, or by two roles.
 
+        What is left prepared there, all of them see.
+
         :param other: the same database as other binds lead to it.
         """
         sessions = _by_pid(*self.sessions, *other.sessions)
         own = {session.pid for session in sessions}
-        prepared = {each.name: each for each in (*other.prepared, *self.prepared)}
         return dataclasses.replace(
             self,
             binds=(*self.binds, *other.binds),
@@ -604,7 +605,6 @@ class DatabaseSnapshot:
             is_pooled=self.is_pooled or other.is_pooled,
             sessions=sessions,
             blockers=tuple(each for each in _by_pid(*self.blockers, *other.blockers) if each.pid not in own),
-            prepared=tuple(prepared.values()),
             summary=Summary.of(sessions),
             notes=tuple(dict.fromkeys((*self.notes, *other.notes))),
         )

@@ -388,6 +388,21 @@ def test_a_password_is_in_no_scrape(publish: Publish, registry: CollectorRegistr
     assert not any("bank.py" in text for _, labels in samples for _, text in labels)
 
 
+def test_a_rule_of_another_version_has_a_series(publish: Publish, registry: CollectorRegistry) -> None:
+    """Its worker was started before the others were updated."""
+    publish(Boards((Worker(1, "bank", OWN.started_at, Counts(rules={"UOW999": 2})),)))
+
+    assert value(scraped(registry), "flask_uow_rule_violations_total", code="UOW999") == 2
+
+
+def test_what_found_no_room_is_added_up(publish: Publish, registry: CollectorRegistry) -> None:
+    """Over all workers."""
+    workers = (Worker(pid, "bank", OWN.started_at, Counts(), untold={"labels": pid}) for pid in (1, 2))
+    publish(Boards(tuple(workers)))
+
+    assert value(scraped(registry), "flask_uow_untold", what="labels") == 3
+
+
 def test_a_worker_without_counters_is_counted(publish: Publish, registry: CollectorRegistry) -> None:
     """One that has just begun."""
     publish(Boards((Worker(1, "bank", OWN.started_at, Counts()),)))
