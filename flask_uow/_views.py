@@ -88,8 +88,11 @@ def _inside(view: Any) -> Any:
 def status_of_response(value: object) -> int:
     """The HTTP status of what a view returned, before Flask makes a response of it."""
     if isinstance(value, tuple):
-        if len(value) > 1 and isinstance(value[1], (int, str)):
-            return Response(status=value[1]).status_code
+        status = value[1] if len(value) > 1 else None
+        if isinstance(status, int):
+            return int(status)  # as nearly always, and a response takes long to make
+        if isinstance(status, str):
+            return Response(status=status).status_code
         value = value[0] if value else None
     if isinstance(value, HTTPException):
         value = value.get_response()

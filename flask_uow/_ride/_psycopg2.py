@@ -256,10 +256,10 @@ class RidingConnection(plain_connection):
 
     def set_client_encoding(self, encoding: str, /) -> None:
         """Set the encoding; a transaction that is open is rolled back if it is another one, as psycopg2 does."""
-        is_other = _clean(encoding) != self.encoding
-        if is_other and self.riders.is_begun and not self._is_native and not self.closed:
-            self.rollback()
-        self.trips += is_other + (is_other and self._is_begun_natively())
+        if _clean(encoding) != self.encoding:
+            if self.riders.is_begun and not self._is_native and not self.closed:
+                self.rollback()
+            self.trips += 1 + self._is_begun_natively()
         try:
             super().set_client_encoding(encoding)
         finally:

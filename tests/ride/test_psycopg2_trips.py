@@ -518,36 +518,36 @@ def test_writes_after_a_commit_that_has_failed_as_text(connect: MakeConnection, 
     assert run(riding, "SELECT count(*) FROM t").fetchone() == (1,)
 
 
+ENDLESS = r"SELECT 'a\'"
+"""A text that has no end where a backslash quotes what follows it."""
+
+
+def keeps_work_before(riding: Any) -> bool:
+    """Whether the savepoint, and the work before it, outlive the text that has no end."""
+    run(riding, INSERT, 1)
+    run(riding, "SAVEPOINT a")
+    with pytest.raises(psycopg2.errors.SyntaxError, match="unterminated"):
+        run(riding, ENDLESS)
+    run(riding, "ROLLBACK TO a")
+    riding.commit()
+    return bool(run(riding, "SELECT count(*) FROM t").fetchone() == (1,))
+
+
 def test_savepoint_goes_ahead_of_a_text_that_is_read_otherwise_now(riding: RidingConnection) -> None:
-    """A backslash has come to quote what follows it, so that the text has no end; the work before it stays."""
-    text = r"SELECT 'a\'"
-    run(riding, text)
+    """A backslash has come to quote what follows it."""
+    run(riding, ENDLESS)
     riding.commit()
     run(riding, "SET standard_conforming_strings = off")
     riding.commit()
-    run(riding, INSERT, 1)
-    run(riding, "SAVEPOINT a")
-    with pytest.raises(psycopg2.errors.SyntaxError, match="unterminated"):
-        run(riding, text)
-    run(riding, "ROLLBACK TO a")
-    riding.commit()
 
-    assert run(riding, "SELECT count(*) FROM t").fetchone() == (1,)
+    assert keeps_work_before(riding)
 
 
 def test_savepoint_goes_ahead_of_a_text_that_another_connection_reads_otherwise(connect: MakeConnection) -> None:
-    """Where a backslash quotes what follows it from the start, the text has no end."""
-    text = r"SELECT 'a\'"
-    run(connect(), text)
-    riding = connect(options="-c standard_conforming_strings=off")
-    run(riding, INSERT, 1)
-    run(riding, "SAVEPOINT a")
-    with pytest.raises(psycopg2.errors.SyntaxError, match="unterminated"):
-        run(riding, text)
-    run(riding, "ROLLBACK TO a")
-    riding.commit()
+    """There a backslash quotes from the start."""
+    run(connect(), ENDLESS)
 
-    assert run(riding, "SELECT count(*) FROM t").fetchone() == (1,)
+    assert keeps_work_before(connect(options="-c standard_conforming_strings=off"))
 
 
 def test_numbers_of_many_digits(riding: RidingConnection) -> None:
