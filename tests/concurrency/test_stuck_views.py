@@ -182,14 +182,14 @@ def test_a_worker_that_is_killed_leaves_an_orphan_and_its_numbers(
 ) -> None:
     """Its file is swept, the others' numbers stay, and what its server has not noticed yet is called an orphan."""
     app = create_app()
+    until(lambda: workers.send("GET", "/") and len(published(temporary_folder)) == 2)  # each has answered something
     for number in range(60):
         amount = 1 if number % 3 else 9_999_999
         body = {"from": ADAS, "to": ALANS, "amount_cents": amount}
         assert workers.send("POST", "/transfers", body) == (201 if number % 3 else 422)
     victim = workers.ask("/statements", "statement")["pid"]
     before = stats.snapshot(app)
-    (folder,) = temporary_folder.glob("flask_uow-*")
-    assert len(board_files(folder)) == 2
+    assert len(published(temporary_folder)) == 2
     assert counted(before.totals) == (60, 20)
     held = next(each for each in before.databases[0].sessions if each.unit == "POST /statements")
 
@@ -203,7 +203,7 @@ def test_a_worker_that_is_killed_leaves_an_orphan_and_its_numbers(
     assert after.ended.workers == 1
     kept = {worker.pid: worker.counts for worker in after.workers}
     assert all(kept[worker.pid] == worker.counts for worker in before.workers if worker.pid != victim)
-    assert not [path for path in folder.iterdir() if f"-{victim}-" in path.name]
+    assert not list(temporary_folder.glob(f"flask_uow-*/*-{victim}-*"))
     (orphan,) = (session for session in after.databases[0].sessions if session.pid == held.pid)
     assert orphan.is_orphan
     assert (orphan.unit, orphan.where, orphan.is_told_by_server) == ("POST /statements", None, True)
@@ -212,6 +212,11 @@ def test_a_worker_that_is_killed_leaves_an_orphan_and_its_numbers(
     database.kill(held.pid)
     until(lambda: not any(session.is_orphan for session in stats.snapshot(app).databases[0].sessions))
     assert counted(stats.read_boards(app).totals) == (60, 20)
+
+
+def published(folder: Path) -> list[Path]:
+    """The boards in the folders of all apps whose temporary folder this is."""
+    return [path for each in folder.glob("flask_uow-*") for path in board_files(each)]
 
 
 def is_running(pid: int) -> bool:
