@@ -5,6 +5,8 @@ VENV := .venv
 PY := $(VENV)/bin/python
 BANK := $(PY) -m flask --app sample.bank
 PYTEST := $(PY) -m pytest
+# Some tests take a thousand times as long as others: who has none left takes over another's.
+IN_PARALLEL = --numprocesses $(JOBS) --dist worksteal
 
 PYTHON ?=
 PORT ?= 5000
@@ -53,7 +55,7 @@ sample-postgres: $(VENV)/test.stamp ## Run the bank with gunicorn on a PostgreSQ
 # Behind a pooler as well, where Debian's package pgbouncer is installed: apt-get install pgbouncer. With
 # UOW_TEST_PGBOUNCER=required a missing one fails.
 test: lint types ## Run lint, types and all tests, on SQLite, PostgreSQL, PgBouncer (JOBS=, UOW_TEST_POSTGRES_URL= names a server)
-	@$(PYTEST) --numprocesses $(JOBS)
+	@$(PYTEST) $(IN_PARALLEL)
 
 .PHONY: lint
 lint: $(VENV)/dev.stamp ## Run ruff
@@ -66,11 +68,11 @@ types: $(VENV)/dev.stamp ## Run mypy
 
 .PHONY: coverage
 coverage: $(VENV)/dev.stamp ## Run all tests, and show the lines that none of them reaches
-	@$(PYTEST) --numprocesses $(JOBS) --cov --cov-report=term-missing:skip-covered
+	@$(PYTEST) $(IN_PARALLEL) --cov --cov-report=term-missing:skip-covered
 
 .PHONY: test-plain
 test-plain: $(VENV)/dev.stamp ## Run what speaks to PostgreSQL once more, without statements that ride
-	@UOW_TEST_RIDE=off $(PYTEST) --numprocesses $(JOBS) tests/database tests/faults -k "psycopg"
+	@UOW_TEST_RIDE=off $(PYTEST) $(IN_PARALLEL) tests/database tests/faults -k "psycopg"
 
 .PHONY: test-browser
 test-browser: $(VENV)/dev.stamp ## Run the sample's tests in a headless Chromium (CHROMIUM=)
@@ -88,7 +90,7 @@ test-programs: $(VENV)/dev.stamp ## Run 10,000 random programs of units against 
 
 .PHONY: fuzz
 fuzz: $(VENV)/dev.stamp ## Try 3,000 odd configurations, options, arguments and boards each, other ones each time (FUZZ=, JOBS=)
-	@UOW_TEST_FUZZ=$(FUZZ) $(PYTEST) --numprocesses $(JOBS) tests/fuzz -o timeout=3600 -o faulthandler_timeout=0
+	@UOW_TEST_FUZZ=$(FUZZ) $(PYTEST) $(IN_PARALLEL) tests/fuzz -o timeout=3600 -o faulthandler_timeout=0
 
 .PHONY: audit
 audit: ## Ask the index for known vulnerabilities in what a user installs, newest and oldest (PYTHON=)
@@ -109,7 +111,7 @@ soak: $(VENV)/test.stamp ## Ask one process 50,000 times, in every way, and look
 .PHONY: test-oldest
 test-oldest: ## Run the tests with the oldest Flask, SQLAlchemy and drivers that are supported
 	@$(MAKE) --no-print-directory VENV=.venv-oldest PINS=tests/oldest.txt .venv-oldest/test.stamp
-	@.venv-oldest/bin/python -m pytest --numprocesses $(JOBS)
+	@.venv-oldest/bin/python -m pytest $(IN_PARALLEL)
 
 .PHONY: test-pythons
 test-pythons: ## Run the tests with other Pythons than the one that has made .venv (PYTHONS=)
@@ -119,7 +121,7 @@ test-pythons: ## Run the tests with other Pythons than the one that has made .ve
 	    done; \
 	    [ -n "$$python" ] || { echo "No Python $$version was found." >&2; exit 1; }; \
 	    $(MAKE) --no-print-directory VENV=.venv-$$version PYTHON="$$python" .venv-$$version/test.stamp || exit 1; \
-	    .venv-$$version/bin/python -m pytest --numprocesses $(JOBS) || exit 1; \
+	    .venv-$$version/bin/python -m pytest $(IN_PARALLEL) || exit 1; \
 	done
 
 .PHONY: bench
