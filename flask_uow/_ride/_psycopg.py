@@ -234,10 +234,10 @@ class RidingConnection(psycopg.Connection[Any]):
         for rider in self._encode(self.riders.waiting):
             pipeline.command_queue.append(partial(queue_query, self.pgconn, rider))
             pipeline.result_queue.append(None)
-        self.riders.sent()
         for name in self._take_forgotten():
             pipeline.command_queue.append(partial(self._send_deallocate, name))
             pipeline.result_queue.append(None)
+        self.riders.sent()
 
     def _exec_command(self, command: QueryNoTemplate, *arguments: Any, **options: Any) -> PQGen[PGresult | None]:
         if self._pipeline is None and self.riders.waiting:

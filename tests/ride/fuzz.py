@@ -547,6 +547,7 @@ class Generator:
                 lambda: self._execute("INSERT INTO t VALUES (7, ';'); SELECT id FROM t ORDER BY id"),
                 lambda: self._execute("SELECT 1; SELECT 1 / 0"),
                 lambda: self._execute("SELECT 'a' AS a, 2 AS b"),
+                lambda: self._execute(self._random.choice(["CREATE TABLE made (id int)", "DROP TABLE made"])),
             ]
         )
 

@@ -155,6 +155,16 @@ def test_a_batch(told: Told) -> None:
     assert prepared(told) == ["INSERT INTO item (id) VALUES ($1)"]
 
 
+def test_a_batch_that_heals_a_failed_transaction(told: Told) -> None:
+    """What the savepoint's rollback has made stale is forgotten before the batch prepares, not behind it."""
+    insert: Step = ("INSERT INTO item (id) VALUES (%s)", (3,))
+    told.tell("SAVEPOINT a", MAKE_MOOD, MOOD, MOOD, ("SELECT 1 / %s", (0,)), "ROLLBACK TO a")
+    told.cursor.executemany(insert[0], [(1,), (2,)])
+
+    assert [answer for _, answer, _ in told.tell(insert, COMMIT)] == [1, None]
+    assert prepared(told) == ["INSERT INTO item (id) VALUES ($1)"]
+
+
 def test_a_statement_that_cannot_be_prepared(told: Told) -> None:
     """Its error is its own, and it is not believed to be prepared."""
     bad: Step = ("SELECT %s FROM nowhere", (1,))
