@@ -19,8 +19,8 @@ What may differ, and why:
 What is left out, because the plain driver itself is then in a state that it does not know of, or because it differs:
 
 * Large objects where the server is not in the transaction that psycopg2 believes in: the error's class is another one.
-* Transaction control as text, ``set_isolation_level`` and another encoding, in a two-phase transaction: psycopg2 goes
-  on believing in that.
+* Transaction control as text, with psycopg2 ``set_isolation_level`` and another encoding too, in a two-phase
+  transaction: the driver goes on believing in that.
 * Settings of a connection in autocommit in a transaction begun as text: psycopg2 sends SET at once, where it may fail
   or be rolled back; riding it is sent with the next statement.
 * With connections that start read-only, ``COMMIT; BEGIN`` in one string: after a failed transaction the new one is
@@ -124,7 +124,7 @@ class Side(ABC):
     # ---- operations
 
     def execute(self, statement: Any, parameters: Any, how: str) -> Outcome:
-        # Text that ends a two-phase transaction leaves psycopg2 in one.
+        # Text that ends a two-phase transaction leaves the driver in one.
         if self.is_two_phase and statement in CONTROLS:
             return ()
         cursor = self.shared if how == "shared" else self.connection.cursor()
@@ -463,6 +463,7 @@ class Psycopg(Side):
         return super().end_sequence()
 
     def tpc(self, method: str) -> Outcome:
+        self.is_two_phase = True
         was_failed = method == "tpc_commit" and self.status() == 3
         values = (self.connection.xid(1, f"fuzz{self.pid()}", "branch"),) if method == "tpc_begin" else ()
         getattr(self.connection, method)(*values)
@@ -510,6 +511,7 @@ class Generator:
             (3, self._copy),
             (2, self._function),
             (2, self._control),
+            (2, self._creation),
             (2, self._slow),
             (2, self._session),
             (1, self._native),
@@ -547,7 +549,6 @@ class Generator:
                 lambda: self._execute("INSERT INTO t VALUES (7, ';'); SELECT id FROM t ORDER BY id"),
                 lambda: self._execute("SELECT 1; SELECT 1 / 0"),
                 lambda: self._execute("SELECT 'a' AS a, 2 AS b"),
-                lambda: self._execute(self._random.choice(["CREATE TABLE made (id int)", "DROP TABLE made"])),
             ]
         )
 
@@ -601,7 +602,8 @@ class Generator:
 
     def _many(self) -> Operation:
         insert = "INSERT INTO t VALUES (%s, %s)"
-        numbers = [self._number() for _ in range(self._random.randint(0, 3))]
+        # So many that a driver prepares it within.
+        numbers = self._random.choices(range(1, self._random.choice([7, 100])), k=self._random.randint(0, 5))
         rows: list[Any] = [(number, "many") for number in numbers]
         if self._random.random() < 0.2:
             rows.append((1,))
@@ -651,6 +653,11 @@ class Generator:
 
     def _control(self) -> Operation:
         return self._execute(self._random.choice(self._controls))
+
+    def _creation(self) -> Operation:
+        return self._execute(
+            self._random.choice(["CREATE TABLE made (id int)", "CREATE TABLE made ()", "DROP TABLE made"])
+        )
 
     def _slow(self) -> Operation:
         if self._random.random() < 0.15:
