@@ -13,8 +13,8 @@ PORT ?= 5000
 CUSTOMERS ?= 20
 PROGRAMS ?= 10000
 FUZZ ?= 3000
-# Tests wait more than they compute.
-JOBS ?= 3
+# Tests wait as long as they compute.
+JOBS ?= 4
 READS ?= 1000000
 SEEDS ?= 1 2 3
 DRIVER ?= psycopg2

@@ -130,9 +130,8 @@ class PostgreSQLDatabase(Database):
                 cursor.execute("ROLLBACK PREPARED %s", (gid,))
             cursor.execute(SCHEMAS)
             # A new schema takes 1 ms, a new database 60.
-            for (schema,) in cursor.fetchall():
-                cursor.execute(f'DROP SCHEMA "{schema}" CASCADE')
-            cursor.execute("CREATE SCHEMA public")
+            drops = [f'DROP SCHEMA "{schema}" CASCADE;' for (schema,) in cursor.fetchall()]
+            cursor.execute(" ".join([*drops, "CREATE SCHEMA public"]))
 
 
 class Server:
