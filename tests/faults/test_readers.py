@@ -883,14 +883,23 @@ def test_another_attempt_runs_on_the_primary(bench: Bench) -> None:
     assert seen == [True, False]
 
 
+@pytest.fixture
+def impatient_standby(both: Replicated) -> Iterator[None]:
+    """Let the standby wait for no query that is in the way of what it replays, in this test alone."""
+    both.standby.execute("ALTER SYSTEM SET max_standby_streaming_delay = 0")
+    both.standby.execute("SELECT pg_reload_conf()")
+    yield
+    both.standby.execute("ALTER SYSTEM RESET max_standby_streaming_delay")
+    both.standby.execute("SELECT pg_reload_conf()")
+
+
+@pytest.mark.usefixtures("impatient_standby")
 @pytest.mark.parametrize("is_idle", [False, True])
 def test_a_conflict_with_recovery(bench: Bench, is_idle: bool) -> None:
     """A standby that cancels a statement, or a session that idles, is left for the primary by the next attempt."""
     both, seen = bench.both, []
     both.primary.execute("INSERT INTO item (name) SELECT i::text FROM generate_series(1, 1000) AS i")
     both.catch_up()
-    both.standby.execute("ALTER SYSTEM SET max_standby_streaming_delay = 0")
-    both.standby.execute("SELECT pg_reload_conf()")
 
     def provoke() -> None:
         both.primary.execute("DELETE FROM item")
