@@ -371,6 +371,10 @@ class RidingConnection(psycopg.Connection[Any]):
             with self._closed_by_interrupts(), super()._pipeline_nolock() as pipeline:
                 pipeline.__class__ = _CountedPipeline
                 yield pipeline
+        except Exception:
+            # psycopg believes prepared what the server has skipped, and leaves the rest to the rollback.
+            self._forget_all_prepared()
+            raise
         finally:
             self._has_batch = False
 

@@ -182,7 +182,7 @@ def test_a_worker_that_is_killed_leaves_an_orphan_and_its_numbers(
 ) -> None:
     """Its file is swept, the others' numbers stay, and what its server has not noticed yet is called an orphan."""
     app = create_app()
-    until(lambda: workers.send("GET", "/") and len(published(temporary_folder)) == 2)  # each has answered something
+    until(lambda: workers.send("GET", "/") == 200 and len(published(temporary_folder)) == 2)  # both have answered
     for number in range(60):
         amount = 1 if number % 3 else 9_999_999
         body = {"from": ADAS, "to": ALANS, "amount_cents": amount}

@@ -4,6 +4,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -883,17 +884,18 @@ def test_another_attempt_runs_on_the_primary(bench: Bench) -> None:
     assert seen == [True, False]
 
 
-@pytest.fixture
-def impatient_standby(both: Replicated) -> Iterator[None]:
-    """Let the standby wait for no query that is in the way of what it replays, in this test alone."""
-    both.standby.execute("ALTER SYSTEM SET max_standby_streaming_delay = 0")
-    both.standby.execute("SELECT pg_reload_conf()")
-    yield
-    both.standby.execute("ALTER SYSTEM RESET max_standby_streaming_delay")
-    both.standby.execute("SELECT pg_reload_conf()")
+@contextmanager
+def impatient(standby: PostgreSQLDatabase) -> Iterator[None]:
+    """Let a standby, which serves the tests after this one as well, wait for no query that is in its way."""
+    standby.execute("ALTER SYSTEM SET max_standby_streaming_delay = 0")
+    standby.execute("SELECT pg_reload_conf()")
+    try:
+        yield
+    finally:
+        standby.execute("ALTER SYSTEM RESET max_standby_streaming_delay")
+        standby.execute("SELECT pg_reload_conf()")
 
 
-@pytest.mark.usefixtures("impatient_standby")
 @pytest.mark.parametrize("is_idle", [False, True])
 def test_a_conflict_with_recovery(bench: Bench, is_idle: bool) -> None:
     """A standby that cancels a statement, or a session that idles, is left for the primary by the next attempt."""
@@ -916,7 +918,7 @@ def test_a_conflict_with_recovery(bench: Bench, is_idle: bool) -> None:
             bench.uow.session.execute(sa.text("SELECT pg_sleep(10)"))
         bench.is_on_standby()
 
-    with bench.app.app_context():
+    with impatient(both.standby), bench.app.app_context():
         read()
 
     assert seen == [(True, 1000), (False, 0)]

@@ -165,6 +165,18 @@ def test_a_batch_that_heals_a_failed_transaction(told: Told) -> None:
     assert prepared(told) == ["INSERT INTO item (id) VALUES ($1)"]
 
 
+def test_a_batch_in_a_failed_transaction(told: Told) -> None:
+    """The server has prepared nothing of it, though its text was run before: it is prepared anew."""
+    insert: Step = ("INSERT INTO item (id) VALUES (%s)", (1,))
+    told.tell(insert, COMMIT, ("SELECT 1 / %s", (0,)))
+    with pytest.raises(errors.InFailedSqlTransaction):
+        told.cursor.executemany(insert[0], [(2,), (3,)])
+
+    steps = told.tell(ROLLBACK, (insert[0], (4,)), (insert[0], (5,)), COMMIT)
+    assert [answer for _, answer, _ in steps] == [None, 1, 1, None]
+    assert prepared(told) == ["INSERT INTO item (id) VALUES ($1)"]
+
+
 def test_a_statement_that_cannot_be_prepared(told: Told) -> None:
     """Its error is its own, and it is not believed to be prepared."""
     bad: Step = ("SELECT %s FROM nowhere", (1,))
