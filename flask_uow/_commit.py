@@ -46,7 +46,7 @@ def send_commit(link: Link) -> None:
     commit: Callable[[Any], None] = dialect._uow_commit
     state.sent_commit = True
     try:
-        if state.lock is None:
+        if state.work is None:
             commit(connection.connection)
         else:
             run_locked(link, commit, connection.connection)
@@ -72,12 +72,10 @@ def run_locked(link: Link, function: Callable[..., object], *arguments: Any, **o
 
     :raises RuleViolationError: if the connection was taken back before.
     """
-    assert link.state.lock is not None
-    with link.state.lock:
+    assert link.state.work is not None
+    with link.state.work:
         if link.status() is None:
-            raise link.state.refusal(
-                "UOW202", who="session", what="it was closed with its context, and its thread still used it"
-            )
+            raise link.state.use_after_end()
         function(*arguments, **options)
 
 

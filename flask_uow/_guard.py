@@ -12,7 +12,6 @@ Rules UOW101, UOW102 and UOW111 (SIP-99B: the unit of work alone commits).
 from __future__ import annotations
 
 import math
-import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -48,6 +47,7 @@ from ._rules import report_now, violation
 from ._session_transactions import shorten
 from ._state import STATUS_PROBE, Begins, Link, SessionState, link_of, outermost_of
 from ._statements import Kind, is_select, kind_of
+from ._threads import share
 from ._two_phase import commit_by_two_phases
 from ._units import LET_IT_WRITE_FIRST, SQLITE_HAS_ONE_WRITER, is_inside_another, state_that_holds
 from .exceptions import RuleViolationError, UnitFailedError, UnitOptionsError
@@ -291,8 +291,7 @@ def connection_begun(session: Session, transaction: SessionTransaction, connecti
     unit = state.unit
     if unit is not None and state.is_own_call and not outermost_of(unit).owns(transaction):
         unit = None  # a listener to its end has begun another transaction
-    begin = _begin if state.lock is None else _begin_locked
-    begin(link, connection, unit)
+    _begin(link, connection, unit)
     if state.unit is None:
         _notice_begin(session, state)  # which may raise, and whoever swallows that goes on in the transaction
     if unit is not None and unit.parent is not None and session.connection_callable is not None:
@@ -301,7 +300,7 @@ def connection_begun(session: Session, transaction: SessionTransaction, connecti
 
 def _name_leak(session: Session, state: SessionState) -> None:
     """A session begins after its context has ended: say so, and let a later context take it back."""
-    state.lock = state.lock or threading.RLock()
+    share(session)
     if state.is_own_session:
         state.app_state.sessions.scopes.leaked.append(session)
     if state.board is not None:
@@ -343,12 +342,6 @@ def _begin(link: Link, connection: sa.Connection, unit: Unit | None) -> None:
             own_name = getattr(link.pooled.dbapi_connection, NAME, None)
             if own_name is not None:
                 link.riders.add((rename(own_name, outermost.label),))
-
-
-def _begin_locked(link: Link, connection: sa.Connection, unit: Unit | None) -> None:
-    assert link.state.lock is not None
-    with link.state.lock:
-        _begin(link, connection, unit)
 
 
 def know_connection(state: SessionState, connection: sa.Connection, is_guest: bool | None = None) -> Link:
@@ -489,7 +482,7 @@ def _commit(link: Link) -> None:
     if len(links) < 2 or link not in links:
         send_commit(link)
         return
-    with state.lock or nullcontext():
+    with state.work or nullcontext():
         if state.settings.two_phase:
             commit_by_two_phases(state, links)
         else:
@@ -506,7 +499,8 @@ def _watched_rollback(rollback: End) -> End:
             was_over = link.was_begun and link.is_at_rest()  # and of what a flush that failed has undone
             _end_idle(link, _monotonic(), may_raise=False)
             link.idle_since = _NOT_YET
-        rollback(connection)
+        with nullcontext() if link is None else link.state.work or nullcontext():
+            rollback(connection)
         if link is not None and link.refuses_writes:
             link.accept_writes()
         if link is None or link.state.is_own_call or link.state.is_flushing or link.state.breach is not None:
@@ -538,7 +532,7 @@ def _watched_execute(execute: Execute) -> Execute:
         if link.was_lost and state.is_own_call:
             return  # a savepoint is gone with its transaction, and there is nothing to roll back to
         try:
-            if state.lock is None:
+            if state.work is None:
                 execute(cursor, statement, parameters, context)
             else:
                 run_locked(link, execute, cursor, statement, parameters, context)
@@ -622,6 +616,13 @@ def _begin_late(link: Link, kind: Kind) -> None:
     """Begin on SQLite what was not begun with the session's transaction."""
     if link.begins is Begins.BEFORE_WRITE and kind is Kind.READ:
         return
+    if link.state.work is None:
+        _begin_waiting(link)
+    else:
+        run_locked(link, _begin_waiting, link)
+
+
+def _begin_waiting(link: Link) -> None:
     is_now, link.begins = link.begins is Begins.NOW, Begins.NEVER
     if is_now:
         begin_sqlite(link.dbapi_connection, for_writing=True)

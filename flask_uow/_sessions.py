@@ -7,11 +7,11 @@ thread that ends a context takes back the sessions of all threads that have work
 
 from __future__ import annotations
 
-import threading
 import weakref
 from asyncio import _get_running_loop
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from itertools import repeat
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -32,6 +32,7 @@ from ._rules import report_at_teardown, violation
 from ._scopes import Scope, Scopes, contexts, current_context, find_context, thread
 from ._settings import DEFAULT_BIND
 from ._state import STATE_KEY, AppState, SessionState, guarded_state, has_pending, outermost_of, state_of, state_of_app
+from ._threads import SharedSession, share
 from ._units import discard
 from .exceptions import RuleViolationError, UnitOptionsError
 
@@ -45,6 +46,7 @@ else:
 
 # What a session is whose first close() is its last; SQLAlchemy has had it since 2.0.22.
 _ENDS_FOR_GOOD = getattr(getattr(orm_session, "_SessionCloseState", None), "ACTIVE", object())
+_CLOSES = (GuardedSession.close, SharedSession.close)
 _EVENTS = (
     *("after_transaction_create", "after_transaction_end", "after_begin", "before_commit", "after_commit"),
     *("before_attach", "after_attach", "transient_to_pending", "pending_to_persistent", "pending_to_transient"),
@@ -171,7 +173,7 @@ class OwnSessions:
     @staticmethod
     def _put(scope: Scope, slot: list[Session], session: Session) -> None:
         if slot is not scope.slots.get(scope.home):
-            guarded_state(session).lock = threading.RLock()  # another thread takes it back
+            share(session)
             _forget_ended(scope)
         slot.append(session)
         if scope.is_over:  # looked at last, because another thread may be ending the context right now
@@ -405,7 +407,7 @@ def close_scope(scopes: Scopes, context: AppContext, exception: BaseException | 
     """Take back every session of a context that ends; never raises.
 
     A session of another thread that is in a statement cannot be closed from here: it is named as a leak, and taken
-    back when a later context ends.
+    back as soon as that is done.
 
     :param exception: what ended the context; then lost writes are no surprise and UOW103 is not reported.
     """
@@ -420,7 +422,7 @@ def close_scope(scopes: Scopes, context: AppContext, exception: BaseException | 
                 if exception is None and session._transaction is not None:
                     report_lost_writes(session)
                 close_session(session)
-            elif not _close_of_another_thread(session, exception):
+            elif not _take_back(session, is_news=exception is None):
                 scopes.leaked.append(session)
                 _report_leak(session)
     if scopes.leaked:
@@ -434,34 +436,34 @@ def _forget_ended(scope: Scope) -> None:
     for token, slot in list(scope.slots.items()):
         if token() is None and token is not scope.home and all(map(_has_nothing_to_close, slot)):
             for session in scope.slots.pop(token, ()):
-                _close_of_another_thread(session, None)
+                _take_back(session, is_news=True)
 
 
 def _close_leaked(scopes: Scopes) -> None:
     leaked = scopes.leaked[:]
     del scopes.leaked[: len(leaked)]
-    scopes.leaked += [session for session in leaked if not _close_of_another_thread(session, None)]
+    scopes.leaked += [session for session in leaked if not _take_back(session, is_news=True)]
 
 
-def _close_of_another_thread(session: Session, exception: BaseException | None) -> bool:
-    """Close a session unless its thread is in a statement.
+def _take_back(session: Session, *, is_news: bool) -> bool:
+    """Close a session of another thread, or let that do so when it has done what it is at.
 
-    :return: whether it was closed.
+    :param is_news: whether lost writes are to be reported.
+    :return: whether it was closed now.
     """
-    state: SessionState = session._uow  # type: ignore[attr-defined]
-    state.is_over = True
-    assert state.lock is not None
-    if not state.lock.acquire(blocking=False):
-        return False
-    try:
-        if exception is None:
-            report_lost_writes(session)
-        links = state.links
-        is_closed = close_session(session)
-        discard(links)  # what its thread may have taken while it was closed
-        return is_closed
-    finally:
-        state.lock.release()
+    work = guarded_state(session).work
+    assert work is not None
+    return work.end(partial(_close_at_rest, session, is_news=is_news))
+
+
+def _close_at_rest(session: Session, *, is_news: bool) -> None:
+    state = guarded_state(session)
+    lost = _writes_lost_by(session)
+    if lost and is_news:
+        report_at_teardown(state.app, state.rules, _lost_writes(state, lost))
+    if not close_session(session):
+        state.app_state.sessions.scopes.leaked.append(session)
+    state.has_lost_writes = bool(lost)
 
 
 def release_adopted(scope: Scope, exception: BaseException | None) -> None:
@@ -482,18 +484,25 @@ def release_adopted(scope: Scope, exception: BaseException | None) -> None:
 
 def report_lost_writes(session: Session) -> None:
     """UOW103: the session ends with writes that nobody committed."""
+    lost = _writes_lost_by(session)
+    if lost:
+        state = guarded_state(session)
+        report_at_teardown(state.app, state.rules, _lost_writes(state, lost))
+
+
+def _writes_lost_by(session: Session) -> str:
+    """What would be lost if a session were closed now, in words; empty if nothing, or nothing that is not known."""
     state = state_of(session)
     if state is None or state.is_inherited or not session.in_transaction():
-        return
+        return ""
     if state.error is not None or not session.is_active:
-        return  # an error has taken them, and was raised
+        return ""  # an error has taken them, and was raised
     lost = []
     if state.wrote and any(link.status() is not TransactionStatus.IDLE for link in state.links):
         lost.append("statements that wrote were sent")
     if has_pending(session):
         lost.append(_pending_text(session))
-    if lost:
-        report_at_teardown(state.app, state.rules, _lost_writes(state, "; ".join(lost)))
+    return "; ".join(lost)
 
 
 def _lost_writes(state: SessionState, lost: str) -> RuleViolationError:
@@ -548,7 +557,7 @@ def _has_nothing_to_close(session: Session) -> bool:
         session._transaction is None
         and not (session.identity_map or session._new or session._deleted)
         and session._closes_as_sqlalchemy  # type: ignore[attr-defined]
-        and type(session).close is GuardedSession.close
+        and type(session).close in _CLOSES
         and getattr(session, "_close_state", None) is not _ENDS_FOR_GOOD
     )
 

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from ._reader import Reader, Readers
     from ._ride._riders import Riders
     from ._sessions import Sessions
+    from ._threads import Work
     from ._units import Unit
 
 
@@ -156,7 +157,8 @@ class SessionState:
     :param is_own_session: whether this extension made the session, so that it may expire its objects, and takes it back
         in a later context if it goes on after its own.
     :ivar is_over: whether the context of the session has ended.
-    :ivar lock: held while the session's thread talks to the server; None where no other thread takes the session back.
+    :ivar work: its thread's work in it; None where no other thread takes the session back.
+    :ivar has_lost_writes: whether it was taken back with writes in it, and its thread has not heard of that.
     :ivar is_stale: whether objects of an earlier transaction are still to be expired.
     :ivar wrote: whether this transaction has sent something that writes.
     :ivar last_commit: the label of the outermost unit that was committed last in a request's view, and that request;
@@ -183,7 +185,7 @@ class SessionState:
     error: BaseException | None = None
     begin_site: CallSite | None = None
     write_site: CallSite | None = None
-    confirms = sent_commit = False
+    confirms = sent_commit = has_lost_writes = False
     board: Board | None = None
     lost_commit: LostCommit | None = None  # who is to be asked when a COMMIT loses its connection
 
@@ -192,7 +194,7 @@ class SessionState:
         self.settings = app_state.settings
         self.readers = app_state.readers
         self.generation = _fork.generation
-        self.lock: threading.RLock | None = None
+        self.work: Work | None = None
         self.unit: Unit | None = None
         self.is_own_call = self.is_flushing = self.is_stale = self.wrote = False
         self.is_own_session = is_own_session
@@ -312,6 +314,12 @@ class SessionState:
         error = violation(code, None, label=label, **details)
         report(self.app, self.rules, error)
         return error
+
+    def use_after_end(self) -> RuleViolationError:
+        """The refusal to go on with what was taken back from another thread."""
+        return self.refusal(
+            "UOW202", who="session", what="it was closed with its context, and its thread still used it"
+        )
 
     def survives_lost_commit(self, engine: sa.Engine) -> bool:
         """Whether a COMMIT that lost its connection is known to have happened, or had nothing to do.

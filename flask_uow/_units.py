@@ -707,7 +707,14 @@ class Unit:
         :return: what is to be raised: ``exception`` again, another error, or None.
         """
         state = self._state
-        if not self.is_active or state.generation != _fork.generation or state.is_over:
+        if state.work is None:
+            return self._end(exception)
+        with state.work:
+            return self._end(exception)
+
+    def _end(self, exception: BaseException | None) -> BaseException | None:
+        state = self._state
+        if not self.is_active or state.generation != _fork.generation:
             return self._end_too_late(exception)
         if state.unit is not self:
             self._end_strays()

@@ -2,6 +2,7 @@
 
 import gc
 import itertools
+import sys
 import tempfile
 import weakref
 from collections.abc import Callable, Generator, Iterator
@@ -143,6 +144,15 @@ def without_collector() -> Iterator[None]:
     gc.disable()
     yield
     gc.enable()
+
+
+@pytest.fixture
+def threads_that_alternate() -> Iterator[None]:
+    """Let the interpreter change from one thread to another after nearly every step."""
+    interval_s = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(interval_s)
 
 
 @pytest.fixture

@@ -40,6 +40,7 @@ LAYERS = (
     "_outcome",
     "_session_transactions",
     "_state",
+    "_threads",
     "_views",
     "_checkouts",
     "_reader",

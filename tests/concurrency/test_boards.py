@@ -223,12 +223,11 @@ def test_a_reader_in_the_same_process_sees_whole_records_too(folder: Path) -> No
     assert worker.counts.units.begun == sum(each.result() for each in made)
 
 
-def test_threads_that_begin_with_one_label_share_its_row(folder: Path) -> None:
+def test_threads_that_begin_with_one_label_share_its_row(folder: Path, threads_that_alternate: None) -> None:
     """Whoever of them is the first: a label is counted in one place."""
     app, _ = boards.make_app(folder)
     number = 150
     barrier = threading.Barrier(THREADS)
-    interval_s = sys.getswitchinterval()
 
     def work() -> None:
         for each in range(number):
@@ -236,13 +235,9 @@ def test_threads_that_begin_with_one_label_share_its_row(folder: Path) -> None:
             with app.app_context(), transactional(label=f"unit {each}"):
                 pass
 
-    sys.setswitchinterval(1e-6)
-    try:
-        with ThreadPoolExecutor(THREADS) as pool:
-            for result in [pool.submit(work) for _ in range(THREADS)]:
-                result.result(DEADLINE_S)
-    finally:
-        sys.setswitchinterval(interval_s)
+    with ThreadPoolExecutor(THREADS) as pool:
+        for result in [pool.submit(work) for _ in range(THREADS)]:
+            result.result(DEADLINE_S)
 
     (worker,) = stats.read_boards(app).workers
     assert [(label.label, label.count) for label in worker.counts.labels if label.count != THREADS] == []

@@ -2,7 +2,6 @@
 
 import contextlib
 import contextvars
-import sys
 import threading
 import weakref
 from collections.abc import Callable
@@ -303,8 +302,8 @@ def test_a_thread_that_was_about_to_execute_never_reaches_a_connection_that_was_
 
     def work() -> None:
         workers.append(threading.get_ident())
-        uow.session.execute(sa.text("SELECT 1"))
-        uow.session.execute(sa.text("INSERT INTO item (name) VALUES ('of the thread')"))
+        connection = uow.session.connection()  # which another thread may close while this one is at work on it
+        connection.execute(sa.text("INSERT INTO item (name) VALUES ('of the thread')"))
 
     with ThreadPoolExecutor(1) as pool:
         with app.app_context():
@@ -371,33 +370,162 @@ def _wait_until_blocked(database: Database) -> None:
     pytest.fail("No session waits for the lock.")
 
 
-@pytest.mark.parametrize("mode", ["off", "warn", "error"])
-def test_contexts_end_while_threads_come_and_go_under_them(database: Database, uow: UnitOfWork, mode: str) -> None:
-    """Whatever the moment, the context ends without an error, and no connection stays out."""
-    app = make_app(database, uow, UOW_RULES=mode)
-    refusals = (RuleViolationError, RuleWarning, sa.exc.SQLAlchemyError)
+@on_postgresql
+def test_a_unit_that_was_in_a_statement_when_its_context_ended_is_never_told_as_done(
+    app: Flask, uow: UnitOfWork, database: Database
+) -> None:
+    """Its own thread takes it back after the statement, without another context, and its end says so."""
+    taken_back = threading.Event()
+
+    def work() -> str:
+        with transactional():
+            uow.session.execute(sa.text("INSERT INTO item (name) VALUES ('lost')"))
+            uow.session.execute(sa.text("SELECT pg_advisory_xact_lock(1)"))
+            taken_back.set()
+            assert database_is_free.wait(DEADLINE_S)
+        return "done"
+
+    database_is_free = threading.Event()
+    with ThreadPoolExecutor(1) as pool:
+        with contextlib.closing(database.connect()) as blocker:
+            blocker.cursor().execute("SELECT pg_advisory_lock(1)")
+            with app.app_context():
+                result = pool.submit(contextvars.copy_context().run, work)
+                _wait_until_blocked(database)
+            blocker.cursor().execute("SELECT pg_advisory_unlock(1)")
+            assert taken_back.wait(DEADLINE_S)
+        assert not [session for session in database.sessions() if session.state == "idle in transaction"]
+        database_is_free.set()
+        with pytest.raises(UnitFailedError, match="its session was closed before it ended"):
+            result.result(DEADLINE_S)
+
+    assert names(database) == []
+
+
+@pytest.mark.parametrize("by_hand", ["commit", "flush", "execute"])
+def test_what_follows_the_writes_of_a_session_that_was_taken_back_is_refused_once(
+    app: Flask, uow: UnitOfWork, database: Database, by_hand: str
+) -> None:
+    """It would be the other half of them, or the commit of nothing."""
+    wrote, has_ended = threading.Event(), threading.Event()
 
     def work() -> None:
-        with contextlib.suppress(*refusals):  # the context was faster
-            uow.session.execute(sa.text("SELECT 1"))
+        session = uow.session()
+        session.execute(sa.text("INSERT INTO item (name) VALUES ('lost')"))
+        wrote.set()
+        assert has_ended.wait(DEADLINE_S)
+        calls: dict[str, Callable[[], Any]] = {
+            "commit": session.commit,
+            "flush": session.flush,
+            "execute": partial(session.execute, sa.text("INSERT INTO item (name) VALUES ('the other half')")),
+        }
+        with pytest.raises(RuleViolationError, match=r"\[UOW202\].*it was closed with its context"):
+            calls[by_hand]()
+        session.commit()
+
+    with ThreadPoolExecutor(1) as pool:
+        with app.app_context():
+            result = pool.submit(contextvars.copy_context().run, work)
+            assert wrote.wait(DEADLINE_S)
+        has_ended.set()
+        result.result(DEADLINE_S)
+
+    assert names(database) == []
+    assert checked_out(app) == 0
+
+
+def test_a_session_that_was_taken_back_is_given_up_in_silence(app: Flask, uow: UnitOfWork) -> None:
+    """Who rolls back knows already that nothing is there."""
+    wrote, has_ended = threading.Event(), threading.Event()
+
+    def work() -> int:
+        session = uow.session()
+        session.execute(sa.text("INSERT INTO item (name) VALUES ('lost')"))
+        wrote.set()
+        assert has_ended.wait(DEADLINE_S)
+        session.rollback()
+        with pytest.warns(match=r"\[UOW202\].*it took a connection after"):
+            count: int = session.execute(sa.text("SELECT count(*) FROM item")).scalar_one()
+        session.close()
+        return count
+
+    with ThreadPoolExecutor(1) as pool:
+        with app.app_context():
+            result = pool.submit(contextvars.copy_context().run, work)
+            assert wrote.wait(DEADLINE_S)
+        has_ended.set()
+        assert result.result(DEADLINE_S) == 0
+
+
+@pytest.mark.parametrize("mode", ["off", "warn", "error"])
+def test_contexts_end_while_threads_come_and_go_under_them(
+    database: Database, uow: UnitOfWork, mode: str, threads_that_alternate: None
+) -> None:
+    """Whatever the moment, the context ends without an error, and no connection stays out.
+
+    What a thread was told as done is there, and nothing else: no row of a unit that failed, none without its values.
+    """
+    app = make_app(database, uow, UOW_RULES=mode, SQLALCHEMY_ENGINE_OPTIONS={"pool_size": 2 * THREADS})
+    refusals = (RuleViolationError, RuleWarning, UnitFailedError, sa.exc.SQLAlchemyError)  # the context was faster
+    turns = [_read, _read_past_the_session, _write_by_hand, _write_in_a_unit, _write_in_two_units]
+    done: list[str] = []
+
+    def work(number: int) -> None:
+        try:
+            name = turns[number % len(turns)](uow, f"item {number:04}")
+        except sa.exc.IntegrityError:
+            raise  # of a row without its name
+        except refusals:
+            return
+        done.extend([name] if name else [])
 
     with ThreadPoolExecutor(THREADS) as pool:
-        for _ in range(30):
+        for first in range(0, 40 * THREADS, THREADS):
             with app.app_context():
-                results = [pool.submit(contextvars.copy_context().run, work) for _ in range(THREADS)]
+                copies = [contextvars.copy_context() for _ in range(THREADS)]
+                results = [pool.submit(copy.run, work, first + number) for number, copy in enumerate(copies)]
                 uow.session.execute(sa.text("SELECT 1"))
             for result in results:
                 result.result(DEADLINE_S)
     with app.app_context():
         pass
 
+    assert names(database) == sorted(done)
     assert checked_out(app) == 0
 
 
-def test_a_block_that_threads_share_ends_for_each_its_own(app: Flask) -> None:
+def _read(uow: UnitOfWork, name: str) -> None:
+    uow.session.execute(sa.select(Item)).all()
+
+
+def _read_past_the_session(uow: UnitOfWork, name: str) -> None:
+    uow.session.connection().execute(sa.select(Item)).all()
+
+
+def _write_by_hand(uow: UnitOfWork, name: str) -> str:
+    session = uow.session()
+    session.add(Item(name=name))
+    session.commit()
+    return name
+
+
+def _write_in_a_unit(uow: UnitOfWork, name: str) -> str:
+    with transactional():
+        uow.session.add(Item(name=name))
+    return name
+
+
+def _write_in_two_units(uow: UnitOfWork, name: str) -> str:
+    with transactional():
+        uow.session.add(Item(name=name))
+        with transactional():
+            uow.session.flush()
+    return name
+
+
+def test_a_block_that_threads_share_ends_for_each_its_own(app: Flask, threads_that_alternate: None) -> None:
     """One object may be entered by several threads at once, wherever the interpreter changes from one to another."""
     shared = transactional(propagation="supports")
-    before = sys.getswitchinterval()
     start = threading.Barrier(8)
 
     def enter() -> None:
@@ -408,10 +536,6 @@ def test_a_block_that_threads_share_ends_for_each_its_own(app: Flask) -> None:
                     for _ in range(20):
                         stack.enter_context(shared)
 
-    sys.setswitchinterval(1e-6)
-    try:
-        with ThreadPoolExecutor(8) as pool:
-            for each in [pool.submit(enter) for _ in range(8)]:
-                each.result(DEADLINE_S)
-    finally:
-        sys.setswitchinterval(before)
+    with ThreadPoolExecutor(8) as pool:
+        for each in [pool.submit(enter) for _ in range(8)]:
+            each.result(DEADLINE_S)
