@@ -186,9 +186,13 @@ class RidingCursor(CountedCursor):
 
 
 class RidingServerCursor(CountedCursor, psycopg.ServerCursor[Any]):
-    """A named cursor that is closed behind what waits: a transaction that had failed may live again by it."""
+    """A named cursor that is closed behind what waits: a transaction that had failed may live again by it.
 
-    __slots__ = ()
+    One that is read after its transaction is refused here: its FETCH would abort the next one on the connection, which
+    may be another request's.
+    """
+
+    __slots__ = ("_turn",)
 
     def _start_query(self, query: Query | None = None) -> PQGen[None]:
         had_created = getattr(self._conn, "_may_have_created", False)
@@ -199,9 +203,28 @@ class RidingServerCursor(CountedCursor, psycopg.ServerCursor[Any]):
     def _describe_gen(self) -> PQGen[None]:
         self._count()
         yield from super()._describe_gen()
+        self._turn = getattr(self._conn, "turn", 0)
+
+    def _is_past(self) -> bool:
+        """Whether another transaction has begun since it was declared, with which the server has forgotten it."""
+        return self._described and not self._withhold and self._turn != getattr(self._conn, "turn", 0)
+
+    def _fetch_gen(self, num: int | None) -> PQGen[list[Any]]:
+        self._refuse_past()
+        return (yield from super()._fetch_gen(num))
+
+    def _scroll_gen(self, value: int, mode: str) -> PQGen[None]:
+        self._refuse_past()
+        yield from super()._scroll_gen(value, mode)
+
+    def _refuse_past(self) -> None:
+        if self._is_past():
+            raise errors.InvalidCursorName(f"cursor {self._name!r} is gone: its transaction has ended")
 
     def _close_gen(self) -> PQGen[None]:
         connection = self._conn
+        if self._is_past():
+            return
         if is_riding(connection) and connection.pgconn.transaction_status == IN_ERROR:
             yield from connection._send_ahead_gen()
         yield from super()._close_gen()

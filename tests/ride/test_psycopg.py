@@ -255,6 +255,27 @@ def test_a_named_cursor(told: Told) -> None:
     assert told.tell("SELECT name FROM pg_cursors") == [("SELECT name FROM pg_cursors", [], "INTRANS")]
 
 
+@pytest.mark.parametrize("use", ["fetchone", "fetchmany", "fetchall", "scroll", "close"])
+@pytest.mark.parametrize("end", [COMMIT, ROLLBACK])
+def test_a_named_cursor_that_is_used_after_its_transaction(told: Told, end: str, use: str) -> None:
+    """It is refused or closed without a word to the server, in whose next transaction it would be an error."""
+    cursor = told.connection.cursor("c", scrollable=True)
+    cursor.execute("SELECT 1 UNION SELECT 2")
+    told.tell(end, ONE)
+
+    if use == "close":
+        cursor.close()
+        cursor = told.connection.cursor("c")
+    else:
+        with pytest.raises(psycopg.errors.InvalidCursorName, match="'c' is gone: its transaction has ended"):
+            getattr(cursor, use)(*[1][: use == "scroll"])
+
+    assert answers(told.tell(ALL)) == [[(1,)]]
+    cursor.execute("SELECT 3")  # of the same name, in this transaction
+    assert cursor.fetchall() == [(3,)]
+    cursor.close()
+
+
 def test_stream(told: Told) -> None:
     """What waits goes ahead."""
     told.tell(ONE, SAVEPOINT, TWO, BACK)
