@@ -25,6 +25,8 @@ What is left out, because the plain driver itself is then in a state that it doe
   or be rolled back; riding it is sent with the next statement.
 * With connections that start read-only, ``COMMIT; BEGIN`` in one string: after a failed transaction the new one is
   read-only, and a write in it is an error, because nothing can be told the server in between.
+* psycopg 3's named cursors after their transaction: riding they are refused before the server hears of them, which
+  would abort the next transaction.
 """
 
 from __future__ import annotations
@@ -44,6 +46,7 @@ from typing import Any
 
 import psycopg
 import psycopg2
+from psycopg import pq
 
 from flask_uow._ride import _psycopg
 from flask_uow._ride._psycopg2 import RidingConnection
@@ -112,6 +115,10 @@ class Side(ABC):
     @abstractmethod
     def forget_texts(self) -> None:
         """Forget which texts have run."""
+
+    @abstractmethod
+    def forget_named(self) -> None:
+        """Leave a named cursor alone whose transaction has ended, where that is not the same to both."""
 
     @abstractmethod
     def recognise(self, error: Exception) -> Outcome:
@@ -276,6 +283,9 @@ class Psycopg2(Side):
         if self.is_riding:
             self.connection._texts.clear()
 
+    def forget_named(self) -> None:
+        pass
+
     def recognise(self, error: Exception) -> Outcome:
         if not isinstance(error, psycopg2.Error):
             return ("error", type(error).__name__, None, str(error))
@@ -381,6 +391,10 @@ class Psycopg(Side):
 
     def forget_texts(self) -> None:
         pass
+
+    def forget_named(self) -> None:
+        if self.named is not None and not self.named.withhold:
+            self.named = None
 
     def recognise(self, error: Exception) -> Outcome:
         if not isinstance(error, psycopg.Error):
@@ -741,6 +755,9 @@ class Comparison:
             was_late = late is not None
             is_equal, late = self._compare(operation, expected, found, late)
             difference.log.append(f"  {operation}\n      plain  {expected}\n      riding {found}")
+            if self.plain.status() == pq.TransactionStatus.IDLE:
+                self.plain.forget_named()
+                self.riding.forget_named()
             is_left = was_late and late is None and (operation[0] == "declare" or is_release(operation))
             if not is_equal or is_left or (found[0] == "error" and expected[0] == "ok"):
                 break
