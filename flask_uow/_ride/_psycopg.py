@@ -484,12 +484,17 @@ class RidingConnection(psycopg.Connection[Any]):
             or (self.is_read_only_at_start and self._has_wrong_default())
         )
 
-    def _note_error(self, error: psycopg.Error, *, was_free: bool, was_prepared: bool) -> None:
-        """Keep in mind what a server's refusal of a statement means."""
-        if was_free and error.sqlstate is not None:
-            self.riders.is_doomed = True
-        if was_prepared and error.sqlstate in LOST_PLAN_STATES:
+    def _note_error(self, error: psycopg.Error, *, was_free: bool, was_prepared: bool) -> bool:
+        """Keep in mind what a server's refusal of a statement means.
+
+        :return: whether the statement is to be sent again: its plan was stale, and it was a read that went alone.
+        """
+        has_lost_plan = was_prepared and error.sqlstate in LOST_PLAN_STATES
+        if has_lost_plan:
             self._forget_all_prepared()
+        elif was_free and error.sqlstate is not None:
+            self.riders.is_doomed = True
+        return has_lost_plan and was_free
 
     def _encode(self, riders: list[str]) -> list[bytes]:
         return [rider.encode() if rider.isascii() else rider.encode(self.pgconn._encoding) for rider in riders]

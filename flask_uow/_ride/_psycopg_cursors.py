@@ -98,23 +98,25 @@ class RidingCursor(CountedCursor):
         is_free = connection.is_read_only_at_start and connection._is_free(pgq.query, is_harmless)
         text = read_text(pgq.query)
         is_carrier = text.is_carrier and bool(params or not text.has_several) and not connection.riders.is_doomed
-        if not is_carrier:
-            yield from connection._send_before_gen(query)
+        yield from () if is_carrier else connection._send_before_gen(query)
         if text.is_special:
             connection._note_text(text, query)
         prep, name = self._get_prepared(pgq, prepare)
-        try:
-            if is_carrier and (prep is Prepare.SHOULD or connection._has_riders(is_free)):
-                results = yield from self._carry_gen(connection, pgq, prep, name, binary, is_free)
-            else:
-                results = yield from self._run_gen(connection, pgq, prep, name, binary)
-            self._read_results(connection, pgq, prep, name, results)
-        except errors.Error as error:
-            connection._note_error(error, was_free=is_free and is_carrier, was_prepared=prep is Prepare.YES)
-            raise
+        while True:
+            try:
+                if is_carrier and (prep is Prepare.SHOULD or connection._has_riders(is_free)):
+                    results = yield from self._carry_gen(connection, pgq, prep, name, binary, is_free)
+                else:
+                    results = yield from self._run_gen(connection, pgq, prep, name, binary)
+                self._read_results(connection, pgq, prep, name, results)
+                break
+            except errors.Error as error:
+                was_free, was_prepared = is_free and is_carrier, prep is Prepare.YES
+                if not connection._note_error(error, was_free=was_free, was_prepared=was_prepared):
+                    raise
+                prep, name = Prepare.NO, b""
         self._last_query = query
-        if connection._prepared._to_flush:
-            yield from connection._prepared.maintain_gen(connection)
+        yield from connection._prepared.maintain_gen(connection) if connection._prepared._to_flush else ()
 
     def _start(self, query: Query) -> None:
         """Do as psycopg's own ``_start_query``, but for the BEGIN."""

@@ -4,10 +4,10 @@ from collections.abc import Iterator
 
 import psycopg
 import pytest
-from psycopg import errors
+from psycopg import errors, pq
 
 from tests.databases import PostgreSQLDatabase
-from tests.ride.psycopg_bench import COMMIT, ROLLBACK, TABLE, Step, Told, riding
+from tests.ride.psycopg_bench import COMMIT, ROLLBACK, TABLE, Step, Told, riding, riding_connection
 
 PREPARED: Step = "SELECT statement FROM pg_prepared_statements ORDER BY 1"
 READ: Step = ("SELECT %s", (1,))
@@ -104,6 +104,43 @@ def test_a_plan_that_somebody_has_taken_away(
     told.tell(change, COMMIT) if "DEALLOCATE" in change else postgres.execute(change)
 
     assert [answer for _, answer, _ in told.tell(read, ROLLBACK, read, read, read)] == [refusal, None, [], [], []]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "ALTER TABLE item ADD more text",
+        "DROP TABLE item; CREATE TABLE item (id integer PRIMARY KEY, name text, more text)",
+    ],
+)
+def test_a_read_whose_plan_somebody_has_taken_away_is_sent_again(postgres: PostgreSQLDatabase, change: str) -> None:
+    """It was alone, so that nothing is undone by it; one that has a transaction around it is not."""
+    postgres.execute(TABLE)
+    read: Step = ("SELECT * FROM item WHERE id < %s", (2,))
+    with riding(postgres.driverless_url, is_reader=True, prepare_threshold=1) as told:
+        connection = riding_connection(told)
+
+        def read_alone() -> object:
+            connection.needs_no_transaction = True
+            ((_, answer, status),) = told.tell(read)
+            assert status == "INTRANS"
+            told.tell(COMMIT)
+            return answer
+
+        assert [read_alone(), read_alone(), read_alone()] == [[], [], []]
+        postgres.execute(f"{change}; INSERT INTO item VALUES (1, 'one', 'more')")
+        trips = connection.trips
+        assert read_alone() == [(1, "one", "more")]
+        assert connection.trips == trips + 2
+        assert connection.pgconn.transaction_status == pq.TransactionStatus.IDLE
+        assert [read_alone(), read_alone()] == [[(1, "one", "more")]] * 2
+        assert prepared(told) == ["SELECT * FROM item WHERE id < $1"]
+        postgres.execute("ALTER TABLE item DROP more")
+        assert [answer for _, answer, _ in told.tell(read, ROLLBACK, read)] == [
+            "FeatureNotSupported",
+            None,
+            [(1, "one")],
+        ]
 
 
 def test_what_the_program_deallocates(told: Told) -> None:
