@@ -73,10 +73,13 @@ def run_locked(link: Link, function: Callable[..., object], *arguments: Any, **o
     :raises RuleViolationError: if the connection was taken back before.
     """
     assert link.state.work is not None
-    with link.state.work:
+
+    def run() -> None:
         if link.status() is None:
             raise link.state.use_after_end()
         function(*arguments, **options)
+
+    link.state.work.run(run)
 
 
 def is_lost(link: Link, error: BaseException) -> bool:

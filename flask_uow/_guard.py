@@ -14,7 +14,8 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
@@ -47,7 +48,6 @@ from ._rules import report_now, violation
 from ._session_transactions import shorten
 from ._state import STATUS_PROBE, Begins, Link, SessionState, link_of, outermost_of
 from ._statements import Kind, is_select, kind_of
-from ._threads import share
 from ._two_phase import commit_by_two_phases
 from ._units import LET_IT_WRITE_FIRST, SQLITE_HAS_ONE_WRITER, is_inside_another, state_that_holds
 from .exceptions import RuleViolationError, UnitFailedError, UnitOptionsError
@@ -84,6 +84,7 @@ class GuardedSession(_Session):
     """Put in front of a session's class: refuses what only the unit may do."""
 
     _closes_as_sqlalchemy = False  # whether the class has no close() of its own
+    _meet_transaction = staticmethod(shorten)
     _uow: SessionState | None = None
 
     def commit(self) -> None:
@@ -253,7 +254,7 @@ def _watch_sessions(cls: type[Session]) -> None:
 
 
 def _transaction_created(session: Session, transaction: SessionTransaction) -> None:
-    shorten(transaction)
+    session._meet_transaction(transaction)  # type: ignore[attr-defined]
     state: SessionState | None = session._uow  # type: ignore[attr-defined]
     origin = transaction.origin
     if origin is _OF_FLUSH or state is None:
@@ -300,7 +301,6 @@ def connection_begun(session: Session, transaction: SessionTransaction, connecti
 
 def _name_leak(session: Session, state: SessionState) -> None:
     """A session begins after its context has ended: say so, and let a later context take it back."""
-    share(session)
     if state.is_own_session:
         state.app_state.sessions.scopes.leaked.append(session)
     if state.board is not None:
@@ -482,11 +482,11 @@ def _commit(link: Link) -> None:
     if len(links) < 2 or link not in links:
         send_commit(link)
         return
-    with state.work or nullcontext():
-        if state.settings.two_phase:
-            commit_by_two_phases(state, links)
-        else:
-            commit_in_order(links)
+    commit = partial(commit_by_two_phases, state) if state.settings.two_phase else commit_in_order
+    if state.work is None:
+        commit(links)
+    else:
+        state.work.run(commit, links)
 
 
 def _watched_rollback(rollback: End) -> End:
@@ -499,8 +499,10 @@ def _watched_rollback(rollback: End) -> End:
             was_over = link.was_begun and link.is_at_rest()  # and of what a flush that failed has undone
             _end_idle(link, _monotonic(), may_raise=False)
             link.idle_since = _NOT_YET
-        with nullcontext() if link is None else link.state.work or nullcontext():
+        if link is None or link.state.work is None:
             rollback(connection)
+        else:
+            link.state.work.run(rollback, connection)
         if link is not None and link.refuses_writes:
             link.accept_writes()
         if link is None or link.state.is_own_call or link.state.is_flushing or link.state.breach is not None:

@@ -123,7 +123,7 @@ class NotingContext(_AppContext):
         scope = self._uow_scope
         if scope is None:
             self._uow_scope = Scope(thread.token)
-        else:
+        elif scope.is_over or not scope.slots:
             scope.home = thread.token
             scope.is_over = False  # a client or a stream pushes a context again
         super().push()

@@ -32,7 +32,7 @@ from ._rules import report_at_teardown, violation
 from ._scopes import Scope, Scopes, contexts, current_context, find_context, thread
 from ._settings import DEFAULT_BIND
 from ._state import STATE_KEY, AppState, SessionState, guarded_state, has_pending, outermost_of, state_of, state_of_app
-from ._threads import SharedSession, share
+from ._threads import Report, SharedSession, share, work_of
 from ._units import discard
 from .exceptions import RuleViolationError, UnitOptionsError
 
@@ -177,6 +177,7 @@ class OwnSessions:
             _forget_ended(scope)
         slot.append(session)
         if scope.is_over:  # looked at last, because another thread may be ending the context right now
+            slot.remove(session)
             close_session(session)
             raise violation("UOW201", what="uow.session")
 
@@ -418,7 +419,7 @@ def close_scope(scopes: Scopes, context: AppContext, exception: BaseException | 
         is_own = token is scope.home or token is thread.token
         while slot:
             session = slot.pop()
-            if is_own:
+            if is_own or not isinstance(session, SharedSession):
                 if exception is None and session._transaction is not None:
                     report_lost_writes(session)
                 close_session(session)
@@ -451,19 +452,25 @@ def _take_back(session: Session, *, is_news: bool) -> bool:
     :param is_news: whether lost writes are to be reported.
     :return: whether it was closed now.
     """
-    work = guarded_state(session).work
-    assert work is not None
-    return work.end(partial(_close_at_rest, session, is_news=is_news))
+    return work_of(session).end(partial(_close_at_rest, session, is_news=is_news))
 
 
-def _close_at_rest(session: Session, *, is_news: bool) -> None:
+def _close_at_rest(session: Session, *, is_news: bool) -> Report | None:
+    """Close a session that nobody is at work in.
+
+    :return: reports what was lost.
+    """
     state = guarded_state(session)
-    lost = _writes_lost_by(session)
-    if lost and is_news:
-        report_at_teardown(state.app, state.rules, _lost_writes(state, lost))
+    try:
+        lost = _writes_lost_by(session)
+    except RuntimeError:
+        lost = "objects that its thread was changing"  # which is no call of the session
+    error = _lost_writes(state, lost) if lost and is_news else None
+    has_lost_writes = state.has_lost_writes or bool(lost)
     if not close_session(session):
         state.app_state.sessions.scopes.leaked.append(session)
-    state.has_lost_writes = bool(lost)
+    state.has_lost_writes = has_lost_writes
+    return None if error is None else partial(report_at_teardown, state.app, state.rules, error)
 
 
 def release_adopted(scope: Scope, exception: BaseException | None) -> None:
@@ -542,12 +549,15 @@ def close_session(session: Session) -> bool:
         if not _has_nothing_to_close(session):
             session.close()
     except sa.exc.IllegalStateChangeError:
+        share(session)
         return False
     except Exception:  # whatever a driver raises: the context must end
         state.app.logger.warning("A session could not be closed; its connections are discarded.", exc_info=True)
         discard(links)
     if state.links:
         state.forget_connections()
+    if state.is_own_session:
+        share(session)  # who keeps it may begin again, and a later context takes that back
     return True
 
 

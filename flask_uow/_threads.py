@@ -18,99 +18,120 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import orm
 
 from ._fronts import in_front_of
-from ._state import guarded_state
+from ._session_transactions import shorten
+from ._state import SessionState, guarded_state
 
 if TYPE_CHECKING:
-    from sqlalchemy.orm import Session
+    from sqlalchemy.orm import Session, SessionTransaction
 
     _Session = Session
+    _SessionTransaction = SessionTransaction
 else:
-    _Session = object  # the class in front of which the calls are put
+    _Session = _SessionTransaction = object  # the classes in front of which the calls are put
+
+Report = Callable[[], None]
+TakeBack = Callable[[], "Report | None"]
+"""Takes a session back; what it returns is called when others may work in the session again."""
 
 
 class Work:
-    """A thread's work in a session; entered by each call, and by what one call needs of others."""
+    """A thread's work in a session, of which one piece may be part of another."""
 
     def __init__(self) -> None:
         self._lock = threading.RLock()
-        self._depth = 0
-        self._take_back: Callable[[], None] | None = None
+        self._take_back: TakeBack | None = None
 
-    def __enter__(self) -> None:
-        self._lock.acquire()
-        self._depth += 1
+    def run(self, function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+        """Call a function while nobody takes the session back, and take it back behind it if that was asked for."""
+        try:
+            with self._lock:
+                return function(*arguments, **options)
+        finally:
+            if self._take_back is not None:
+                self._try()  # asked for before the lock was free; whoever has it now does the same
 
-    def __exit__(self, *error: object) -> None:
-        self._depth -= 1
-        self._lock.release()
-        if self._take_back is not None:
-            self._try()  # asked for before the lock was free; whoever has it now does the same
-
-    def end(self, take_back: Callable[[], None]) -> bool:
-        """Call a function when the session is at rest.
+    def end(self, take_back: TakeBack) -> bool:
+        """Call a function once, as soon as the session is at rest.
 
         :return: whether that was now.
         """
-        self._take_back = take_back
+        self._take_back = self._take_back or take_back
         return self._try()
 
     def _try(self) -> bool:
-        if not self._lock.acquire(blocking=False):
-            return False
+        if self._lock._is_owned():  # type: ignore[attr-defined]
+            return False  # the calling thread is in the middle of its work
+        report = None
         try:
-            if self._depth:
+            if not self._lock.acquire(blocking=False):
                 return False
             take_back, self._take_back = self._take_back, None
             if take_back is not None:
-                take_back()
-            return True
+                report = take_back()
         finally:
-            self._lock.release()
+            if self._lock._is_owned():  # type: ignore[attr-defined]
+                self._lock.release()
+        if report is not None:
+            report()
+        return True
 
 
 def share(session: Session) -> None:
-    """Let other threads take a session back."""
-    state = guarded_state(session)
-    if state.work is None:
-        state.work = Work()
+    """Let other threads take a session back, from its next call on."""
+    if not isinstance(session, SharedSession):
         session.__class__ = in_front_of(type(session), SharedSession)
 
 
-def _whole(name: str) -> Callable[..., Any]:
+def work_of(session: Session) -> Work:
+    """The work in a session that is shared."""
+    state = guarded_state(session)
+    if state.work is None:
+        state.work = Work()
+    return state.work
+
+
+def _run(session: Session, function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+    if guarded_state(session).is_inherited:
+        return function(*arguments, **options)  # a thread of the parent process may have been at work
+    return work_of(session).run(function, *arguments, **options)
+
+
+def _refuse_other_half(state: SessionState) -> None:
+    if state.has_lost_writes:
+        state.has_lost_writes = False
+        raise state.use_after_end()
+
+
+def _whole(name: str, *, gives_up: bool = False) -> Callable[..., Any]:
     """A method of a session during which nobody takes it back.
 
+    :param gives_up: whether it gives up what the session holds, and need not be told what that has lost.
     :raises RuleViolationError: UOW202, once, if it was taken back with writes in it.
     """
 
     @wraps(getattr(orm.Session, name, _whole))
     def call(self: Session, *args: Any, **kwargs: Any) -> Any:
         state = guarded_state(self)
-        assert state.work is not None
-        with state.work:
-            if state.has_lost_writes:
+        method = getattr(super(SharedSession, self), name)
+
+        def work() -> Any:
+            if gives_up:
                 state.has_lost_writes = False
-                raise state.use_after_end()
-            return getattr(super(SharedSession, self), name)(*args, **kwargs)
+            _refuse_other_half(state)
+            return method(*args, **kwargs)
 
-    return call
-
-
-def _ending(name: str) -> Callable[..., Any]:
-    """One that gives up what the session holds, and need not be told what it has lost."""
-
-    @wraps(getattr(orm.Session, name, _ending))
-    def call(self: Session, *args: Any, **kwargs: Any) -> Any:
-        state = guarded_state(self)
-        assert state.work is not None
-        with state.work:
-            state.has_lost_writes = False
-            return getattr(super(SharedSession, self), name)(*args, **kwargs)
+        return _run(self, work)
 
     return call
 
 
 class SharedSession(_Session):
     """Put in front of a session's class: each call is whole."""
+
+    @staticmethod
+    def _meet_transaction(transaction: SessionTransaction) -> None:
+        shorten(transaction)
+        transaction.__class__ = in_front_of(type(transaction), SharedTransaction)
 
     _autobegin_t = _whole("_autobegin_t")
     add = _whole("add")
@@ -123,16 +144,39 @@ class SharedSession(_Session):
     commit = _whole("commit")
     connection = _whole("connection")
     delete = _whole("delete")
+    delete_all = _whole("delete_all")
     execute = _whole("execute")
+    expire = _whole("expire")
+    expire_all = _whole("expire_all")
+    expunge = _whole("expunge")
+    expunge_all = _whole("expunge_all")
     flush = _whole("flush")
     get = _whole("get")
     merge = _whole("merge")
+    merge_all = _whole("merge_all")
     prepare = _whole("prepare")
     refresh = _whole("refresh")
     scalar = _whole("scalar")
     scalars = _whole("scalars")
-    close = _ending("close")
-    expunge_all = _ending("expunge_all")
-    invalidate = _ending("invalidate")
-    reset = _ending("reset")
-    rollback = _ending("rollback")
+    close = _whole("close", gives_up=True)
+    invalidate = _whole("invalidate", gives_up=True)
+    reset = _whole("reset", gives_up=True)
+    rollback = _whole("rollback", gives_up=True)
+
+
+class SharedTransaction(_SessionTransaction):
+    """Put in front of the class of a shared session's transaction, which ends as a whole too."""
+
+    def commit(self, _to_root: bool = False) -> None:
+        _run(self.session, super().commit, _to_root)
+
+    def rollback(self, *args: Any, **kwargs: Any) -> None:
+        _run(self.session, super().rollback, *args, **kwargs)
+
+    def close(self, *args: Any, **kwargs: Any) -> None:
+        _run(self.session, super().close, *args, **kwargs)
+
+    def __exit__(self, type_: Any, value: Any, traceback: Any) -> None:
+        super().__exit__(type_, value, traceback)
+        if type_ is None:
+            _refuse_other_half(guarded_state(self.session))

@@ -707,10 +707,10 @@ class Unit:
         :return: what is to be raised: ``exception`` again, another error, or None.
         """
         state = self._state
-        if state.work is None:
+        if state.work is None or state.is_inherited:
             return self._end(exception)
-        with state.work:
-            return self._end(exception)
+        leaving: BaseException | None = state.work.run(self._end, exception)
+        return leaving
 
     def _end(self, exception: BaseException | None) -> BaseException | None:
         state = self._state

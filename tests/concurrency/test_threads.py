@@ -2,11 +2,13 @@
 
 import contextlib
 import contextvars
+import itertools
 import threading
 import weakref
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from types import FrameType
 from typing import Any
 
 import pytest
@@ -14,10 +16,11 @@ import sqlalchemy as sa
 from flask import Flask, copy_current_request_context, request
 from sqlalchemy.orm import Session
 
-from flask_uow import UnitOfWork, current_unit, signals, stats, transactional
+from flask_uow import UnitOfWork, _threads, current_unit, signals, stats, transactional
 from flask_uow.exceptions import RuleViolationError, RuleWarning, UnitFailedError
 from tests.databases import Database
 from tests.models import Item, checked_out, make_app, names
+from tests.strikes import struck
 
 DEADLINE_S = 15.0
 THREADS = 4
@@ -402,59 +405,169 @@ def test_a_unit_that_was_in_a_statement_when_its_context_ended_is_never_told_as_
     assert names(database) == []
 
 
-@pytest.mark.parametrize("by_hand", ["commit", "flush", "execute"])
-def test_what_follows_the_writes_of_a_session_that_was_taken_back_is_refused_once(
-    app: Flask, uow: UnitOfWork, database: Database, by_hand: str
-) -> None:
-    """It would be the other half of them, or the commit of nothing."""
-    wrote, has_ended = threading.Event(), threading.Event()
+def outlive(app: Flask, work: Callable[[Callable[[], None]], Any]) -> Any:
+    """Let a thread work under a context, until ``pause`` is called and beyond its end and that of another one.
 
-    def work() -> None:
-        session = uow.session()
-        session.execute(sa.text("INSERT INTO item (name) VALUES ('lost')"))
-        wrote.set()
+    :param work: gets ``pause``.
+    :return: what ``work`` returns.
+    """
+    is_reached, has_ended = threading.Event(), threading.Event()
+
+    def pause() -> None:
+        is_reached.set()
         assert has_ended.wait(DEADLINE_S)
-        calls: dict[str, Callable[[], Any]] = {
-            "commit": session.commit,
-            "flush": session.flush,
-            "execute": partial(session.execute, sa.text("INSERT INTO item (name) VALUES ('the other half')")),
-        }
-        with pytest.raises(RuleViolationError, match=r"\[UOW202\].*it was closed with its context"):
-            calls[by_hand]()
-        session.commit()
 
     with ThreadPoolExecutor(1) as pool:
-        with app.app_context():
-            result = pool.submit(contextvars.copy_context().run, work)
-            assert wrote.wait(DEADLINE_S)
-        has_ended.set()
-        result.result(DEADLINE_S)
+        try:
+            with app.app_context():
+                result = pool.submit(contextvars.copy_context().run, work, pause)
+                assert is_reached.wait(DEADLINE_S)
+            with app.app_context():
+                pass
+        finally:
+            has_ended.set()
+        return result.result(DEADLINE_S)
+
+
+THE_OTHER_HALF = sa.text("INSERT INTO item (name) VALUES ('the other half')")
+was_taken_back = pytest.raises(RuleViolationError, match=r"\[UOW202\].*it was closed with its context")
+
+
+@pytest.mark.parametrize("call", ["commit", "flush", "expunge_all", "execute"])
+def test_what_follows_the_writes_of_a_session_that_was_taken_back_is_refused_once(
+    app: Flask, uow: UnitOfWork, database: Database, call: str
+) -> None:
+    """It would be the other half of them, or the commit of nothing."""
+
+    def work(pause: Callable[[], None]) -> None:
+        session = uow.session()
+        session.execute(sa.text("INSERT INTO item (name) VALUES ('lost')"))
+        pause()
+        with was_taken_back:
+            getattr(session, call)(*[THE_OTHER_HALF][: call == "execute"])
+        session.commit()
+
+    outlive(app, work)
 
     assert names(database) == []
     assert checked_out(app) == 0
 
 
+@pytest.mark.parametrize("is_flushed", [False, True])
+def test_a_transaction_by_hand_that_was_taken_back_is_not_left_in_silence(
+    app: Flask, uow: UnitOfWork, database: Database, is_flushed: bool
+) -> None:
+    """SQLAlchemy's own block takes a transaction that was closed for one that the program has ended."""
+
+    def work(pause: Callable[[], None]) -> None:
+        with was_taken_back, uow.session.begin():
+            uow.session.add(Item(name="lost"))
+            uow.session.flush() if is_flushed else None
+            pause()
+
+    outlive(app, work)
+
+    assert names(database) == []
+
+
 def test_a_session_that_was_taken_back_is_given_up_in_silence(app: Flask, uow: UnitOfWork) -> None:
     """Who rolls back knows already that nothing is there."""
-    wrote, has_ended = threading.Event(), threading.Event()
 
-    def work() -> int:
+    def work(pause: Callable[[], None]) -> int:
         session = uow.session()
         session.execute(sa.text("INSERT INTO item (name) VALUES ('lost')"))
-        wrote.set()
-        assert has_ended.wait(DEADLINE_S)
+        pause()
         session.rollback()
         with pytest.warns(match=r"\[UOW202\].*it took a connection after"):
             count: int = session.execute(sa.text("SELECT count(*) FROM item")).scalar_one()
         session.close()
         return count
 
-    with ThreadPoolExecutor(1) as pool:
+    assert outlive(app, work) == 0
+
+
+def test_a_thread_is_refused_a_session_each_time_after_its_context(app: Flask, uow: UnitOfWork) -> None:
+    """None is kept for the second time."""
+
+    def work(pause: Callable[[], None]) -> None:
+        pause()
+        for _ in range(2):
+            with pytest.raises(RuleViolationError, match="UOW201"):
+                uow.session.execute(sa.text("SELECT 1"))
+
+    outlive(app, work)
+
+    assert checked_out(app) == 0
+
+
+def test_a_kept_session_is_not_taken_back_in_the_middle_of_its_first_call(
+    app: Flask, uow: UnitOfWork, database: Database
+) -> None:
+    """Its rows would be sent without their values."""
+    with app.app_context():
+        kept = uow.session()
+
+    def end_another_context() -> None:
         with app.app_context():
-            result = pool.submit(contextvars.copy_context().run, work)
-            assert wrote.wait(DEADLINE_S)
-        has_ended.set()
-        assert result.result(DEADLINE_S) == 0
+            pass
+
+    @sa.event.listens_for(kept, "after_begin", once=True)
+    def begun(*_: object) -> None:
+        run_in_thread(end_another_context)
+
+    kept.add(Item(name="kept"))
+    with pytest.warns(match=r"\[UOW202\]"):
+        kept.commit()
+
+    assert names(database) == ["kept"]
+
+
+@pytest.mark.parametrize("is_used_at_home", [False, True])
+def test_one_context_that_several_threads_push(app: Flask, uow: UnitOfWork, *, is_used_at_home: bool) -> None:
+    """Each has a session, and the thread in which it ends takes them back."""
+    have_read = threading.Barrier(2)
+
+    def work() -> None:
+        with pushed:  # one after the other, as Flask needs it
+            with context:
+                uow.session.execute(sa.text("SELECT 1"))
+        have_read.wait(DEADLINE_S)
+
+    pushed = threading.Lock()
+    with ThreadPoolExecutor(2) as pool, app.app_context() as context:
+        if is_used_at_home:
+            uow.session.execute(sa.text("SELECT 1"))
+        for result in [pool.submit(work) for _ in range(2)]:
+            result.result(DEADLINE_S)
+
+    assert checked_out(app) == 0
+
+
+def test_a_time_limit_in_a_thread_keeps_nobody_from_its_session(app: Flask, uow: UnitOfWork) -> None:
+    """Wherever it strikes in what makes a call whole, the context's end takes the session back."""
+    places = 0
+
+    def work(number: int) -> bool:
+        left = itertools.count(-number)
+
+        def is_due(frame: FrameType, event: str, argument: object) -> bool:
+            is_place = event in ("call", "c_return") and frame.f_code.co_filename == _threads.__file__
+            return is_place and next(left) == 0
+
+        session = uow.session()
+        with contextlib.suppress(TimeoutError), struck(TimeoutError(), is_due):
+            session.execute(sa.text("SELECT 1"))
+        return next(left) > 0
+
+    while True:
+        with ThreadPoolExecutor(1) as pool, app.app_context():
+            was_struck = pool.submit(contextvars.copy_context().run, work, places).result(DEADLINE_S)
+        assert checked_out(app) == 0, places
+        if not was_struck:
+            break
+        places += 1
+
+    assert places > 10
 
 
 @pytest.mark.parametrize("mode", ["off", "warn", "error"])

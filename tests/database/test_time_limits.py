@@ -137,7 +137,11 @@ def test_a_time_limit_leaves_nothing_behind(bench: Bench, work: Callable[[Bench,
     with closing(bench.database.connect()) as second:  # one for all places: to connect takes longer than to look
         for number in itertools.count(1, STEP):
             place = Place(number)
-            faults = run_struck(bench, place, work, second.cursor())
+            try:
+                faults = run_struck(bench, place, work, second.cursor())
+            except Exception as error:
+                error.add_note(f"It was struck at {number}: {place.where}.")
+                raise
             if not place.where:
                 break
             found += [f"{number}: {place.where}: {fault}" for fault in faults]
