@@ -665,9 +665,10 @@ class RidingConnection(plain_connection):
         except BaseException:
             if along and not self.closed and _server_status(self) == IN_ERROR:
                 self._run("ROLLBACK")
+            if self.closed or _server_status(self) == IDLE:
+                self._ended()  # else an interrupt came before it was sent, and there is something to roll back
             raise
-        finally:
-            self._ended()
+        self._ended()
         if tag == "ROLLBACK":
             _raise_failed()
         return None

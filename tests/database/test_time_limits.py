@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import time
 from collections.abc import Callable
 from contextlib import closing, suppress
 from types import FrameType
@@ -163,8 +164,9 @@ def run_struck(bench: Bench, place: Place, work: Callable[[Bench, list[str]], No
                 work(bench, told)
         except Exception:  # noqa: BLE001  # a driver, or the unit around, may have an error of its own to tell
             has_raised = True
-        if current_unit:
-            faults.append("a unit is left")
+        faults += ["a unit is left"] * bool(current_unit)
+        if bench.database.is_postgresql and is_idle_in_transaction(second):
+            faults.append("a transaction is left on the server")
         with transactional() as unit:
             bench.add("next")
         if unit.depth != 1 or "next" not in committed(second):
@@ -181,6 +183,16 @@ def run_struck(bench: Bench, place: Place, work: Callable[[Bench, list[str]], No
             faults.append("a connection is left")
     second.execute("DELETE FROM item")  # which a lock would keep waiting
     return faults
+
+
+def is_idle_in_transaction(second: Any) -> bool:
+    """Whether a connection that nobody works on is in a transaction; the server hears late of one that was closed."""
+    for _ in range(100):
+        second.execute("SELECT FROM pg_stat_activity WHERE datname = current_database() AND state ~ '^idle in tr'")
+        if second.fetchone() is None:
+            return False
+        time.sleep(0.02)
+    return True
 
 
 def committed(second: Any) -> set[str]:
