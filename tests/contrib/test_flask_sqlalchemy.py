@@ -77,7 +77,7 @@ def test_all_of_its_databases_are_asked(make_database: Callable[[str], Database]
         waiting = threads.submit(take)
         end = time.monotonic() + DEADLINE_S
         seen = stats.snapshot(app)
-        while not (seen.troubles and any(worker.live for worker in seen.workers)):  # which are read one after the other
+        while not (seen.troubles and any(worker.live and worker.pools for worker in seen.workers)):  # read one by one
             assert time.monotonic() < end, seen
             seen = stats.snapshot(app)
         holder.cursor().execute("SELECT pg_advisory_unlock(1)")
