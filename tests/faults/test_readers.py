@@ -24,7 +24,7 @@ from tests.databases import PostgreSQLDatabase, SQLiteDatabase
 from tests.faults.interrupts import interrupting_commit
 from tests.faults.proxy import LISTEN, Cut, Proxy, run_proxy
 from tests.models import RIDES, Item, checked_out, make_app, names
-from tests.replicas import Replicated, await_that, replicated, run_replicated
+from tests.replicas import DEADLINE_S, Replicated, await_that, replicated, run_replicated
 from tests.throwaway_server import find_free_port, throwaway_server
 
 WHERE = sa.text("SELECT pg_is_in_recovery()")
@@ -914,8 +914,8 @@ def test_a_conflict_with_recovery(bench: Bench, is_idle: bool) -> None:
         if len(seen) == 1 and is_idle:
             provoke()
         elif len(seen) == 1:
-            run_beside(provoke, both.standby)
-            bench.uow.session.execute(sa.text("SELECT pg_sleep(10)"))
+            with beside(provoke, both.standby):
+                bench.uow.session.execute(sa.text("SELECT pg_sleep(10)"))
         bench.is_on_standby()
 
     with impatient(both.standby), bench.app.app_context():
@@ -1048,14 +1048,20 @@ def test_a_file_that_is_read_by_another_engine(tmp_path: Path, mode: str) -> Non
         assert engines == [uow.get_engine("reader"), uow.get_engine("reader" if mode == "off" else "default")]
 
 
-def run_beside(function: Callable[[], None], standby: PostgreSQLDatabase) -> None:
-    """Run it in a thread as soon as a statement sleeps on the standby."""
+@contextmanager
+def beside(function: Callable[[], None], standby: PostgreSQLDatabase) -> Iterator[None]:
+    """Run it in a thread as soon as a statement sleeps on the standby, and wait for it."""
 
     def run() -> None:
         await_that(lambda: any("pg_sleep" in each.query for each in standby.sessions()))
         function()
 
-    threading.Thread(target=run, daemon=True).start()
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        thread.join(DEADLINE_S)
 
 
 FOREIGN = ["x", "", True, False, None, [1], {"a": 1}, -1, 0, 2**200, 10**3000, -0.5, 1e300, float("nan"), float("inf")]
