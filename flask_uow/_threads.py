@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import orm
 
+from . import _fork
 from ._fronts import in_front_of
 from ._session_transactions import shorten
 from ._state import SessionState, guarded_state
@@ -40,9 +41,12 @@ class Work:
     def __init__(self) -> None:
         self._lock = threading.RLock()
         self._take_back: TakeBack | None = None
+        self._generation = _fork.generation
 
     def run(self, function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
         """Call a function while nobody takes the session back, and take it back behind it if that was asked for."""
+        if self._generation != _fork.generation:
+            return function(*arguments, **options)  # who had the lock may be a thread of the parent process
         try:
             with self._lock:
                 return function(*arguments, **options)
@@ -90,12 +94,6 @@ def work_of(session: Session) -> Work:
     return state.work
 
 
-def _run(session: Session, function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
-    if guarded_state(session).is_inherited:
-        return function(*arguments, **options)  # a thread of the parent process may have been at work
-    return work_of(session).run(function, *arguments, **options)
-
-
 def _refuse_other_half(state: SessionState) -> None:
     if state.has_lost_writes:
         state.has_lost_writes = False
@@ -120,7 +118,7 @@ def _whole(name: str, *, gives_up: bool = False) -> Callable[..., Any]:
             _refuse_other_half(state)
             return method(*args, **kwargs)
 
-        return _run(self, work)
+        return work_of(self).run(work)
 
     return call
 
@@ -168,13 +166,13 @@ class SharedTransaction(_SessionTransaction):
     """Put in front of the class of a shared session's transaction, which ends as a whole too."""
 
     def commit(self, _to_root: bool = False) -> None:
-        _run(self.session, super().commit, _to_root)
+        work_of(self.session).run(super().commit, _to_root)
 
     def rollback(self, *args: Any, **kwargs: Any) -> None:
-        _run(self.session, super().rollback, *args, **kwargs)
+        work_of(self.session).run(super().rollback, *args, **kwargs)
 
     def close(self, *args: Any, **kwargs: Any) -> None:
-        _run(self.session, super().close, *args, **kwargs)
+        work_of(self.session).run(super().close, *args, **kwargs)
 
     def __exit__(self, type_: Any, value: Any, traceback: Any) -> None:
         super().__exit__(type_, value, traceback)

@@ -707,7 +707,7 @@ class Unit:
         :return: what is to be raised: ``exception`` again, another error, or None.
         """
         state = self._state
-        if state.work is None or state.is_inherited:
+        if state.work is None:
             return self._end(exception)
         leaving: BaseException | None = state.work.run(self._end, exception)
         return leaving

@@ -81,8 +81,8 @@ class RidingConnection(psycopg.Connection[Any]):
     needs_no_transaction = False
     is_read_only_at_start = False
     _may_be_standby = False
-    # How many round trips it has made, and in which of its transactions it is.
-    trips = turn = 0
+    # How many round trips it has made, and how many transactions it has begun.
+    trips = beginnings = 0
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
@@ -197,7 +197,7 @@ class RidingConnection(psycopg.Connection[Any]):
                 # A statement's text has ended it.
                 self.riders.end()
             if not riders.is_begun and not self._autocommit:
-                self.turn += 1
+                self.beginnings += 1
                 self._may_have_created = False
                 riders.begin(self._get_tx_start_command().decode())
             return

@@ -194,7 +194,7 @@ class RidingServerCursor(CountedCursor, psycopg.ServerCursor[Any]):
     may be another request's.
     """
 
-    __slots__ = ("_turn",)
+    __slots__ = ("_beginnings",)
 
     def _start_query(self, query: Query | None = None) -> PQGen[None]:
         had_created = getattr(self._conn, "_may_have_created", False)
@@ -205,11 +205,11 @@ class RidingServerCursor(CountedCursor, psycopg.ServerCursor[Any]):
     def _describe_gen(self) -> PQGen[None]:
         self._count()
         yield from super()._describe_gen()
-        self._turn = getattr(self._conn, "turn", 0)
+        self._beginnings = getattr(self._conn, "beginnings", 0)
 
     def _is_past(self) -> bool:
         """Whether another transaction has begun since it was declared, with which the server has forgotten it."""
-        return self._described and not self._withhold and self._turn != getattr(self._conn, "turn", 0)
+        return self._described and not self._withhold and self._beginnings != getattr(self._conn, "beginnings", 0)
 
     def _fetch_gen(self, num: int | None) -> PQGen[list[Any]]:
         self._refuse_past()

@@ -3,6 +3,9 @@
 import contextlib
 import contextvars
 import itertools
+import logging
+import os
+import signal
 import threading
 import weakref
 from collections.abc import Callable
@@ -378,17 +381,16 @@ def test_a_unit_that_was_in_a_statement_when_its_context_ended_is_never_told_as_
     app: Flask, uow: UnitOfWork, database: Database
 ) -> None:
     """Its own thread takes it back after the statement, without another context, and its end says so."""
-    taken_back = threading.Event()
+    is_answered, was_looked_at = threading.Event(), threading.Event()
 
     def work() -> str:
         with transactional():
             uow.session.execute(sa.text("INSERT INTO item (name) VALUES ('lost')"))
             uow.session.execute(sa.text("SELECT pg_advisory_xact_lock(1)"))
-            taken_back.set()
-            assert database_is_free.wait(DEADLINE_S)
+            is_answered.set()
+            assert was_looked_at.wait(DEADLINE_S)
         return "done"
 
-    database_is_free = threading.Event()
     with ThreadPoolExecutor(1) as pool:
         with contextlib.closing(database.connect()) as blocker:
             blocker.cursor().execute("SELECT pg_advisory_lock(1)")
@@ -396,9 +398,9 @@ def test_a_unit_that_was_in_a_statement_when_its_context_ended_is_never_told_as_
                 result = pool.submit(contextvars.copy_context().run, work)
                 _wait_until_blocked(database)
             blocker.cursor().execute("SELECT pg_advisory_unlock(1)")
-            assert taken_back.wait(DEADLINE_S)
+            assert is_answered.wait(DEADLINE_S)
         assert not [session for session in database.sessions() if session.state == "idle in transaction"]
-        database_is_free.set()
+        was_looked_at.set()
         with pytest.raises(UnitFailedError, match="its session was closed before it ended"):
             result.result(DEADLINE_S)
 
@@ -468,6 +470,79 @@ def test_a_transaction_by_hand_that_was_taken_back_is_not_left_in_silence(
     outlive(app, work)
 
     assert names(database) == []
+
+
+def test_a_commit_by_hand_in_which_its_context_ends_is_kept(
+    app: Flask, uow: UnitOfWork, database: Database, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is whole, and nobody is told of a loss."""
+
+    def work(pause: Callable[[], None]) -> None:
+        session = uow.session()
+        session.add(Item(name="kept"))
+        session.flush()
+        sa.event.listen(session, "before_commit", lambda _: pause(), once=True)
+        transaction = session.get_transaction()
+        assert transaction is not None
+        transaction.commit()
+        session.expunge_all()
+
+    outlive(app, work)
+
+    assert names(database) == ["kept"]
+    assert "UOW103" not in caplog.text
+
+
+def test_what_a_thread_has_lost_is_reported_when_its_session_is_free(app: Flask, uow: UnitOfWork) -> None:
+    """A log handler may wait for the thread that uses the session."""
+    sessions: list[Session] = []
+    were_free: list[bool] = []
+
+    class UsingTheSession(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            if "UOW103" in record.getMessage():
+                user = threading.Thread(target=sessions[0].rollback, daemon=True)
+                user.start()
+                user.join(DEADLINE_S)
+                were_free.append(not user.is_alive())
+
+    def work(pause: Callable[[], None]) -> None:
+        sessions.append(uow.session())
+        sessions[0].execute(sa.text("INSERT INTO item (name) VALUES ('lost')"))
+        pause()
+
+    handler = UsingTheSession()
+    app.logger.addHandler(handler)
+    try:
+        outlive(app, work)
+    finally:
+        app.logger.removeHandler(handler)
+
+    assert were_free == [True]
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork")
+def test_a_forked_child_does_not_wait_for_a_thread_of_its_parent(app: Flask) -> None:
+    """That was at work in a session when the process was forked, and is not there."""
+    work = _threads.Work()
+    is_at_work, has_forked = threading.Event(), threading.Event()
+
+    def be_at_work() -> None:
+        is_at_work.set()
+        assert has_forked.wait(DEADLINE_S)
+
+    with ThreadPoolExecutor(1) as pool:
+        result = pool.submit(work.run, be_at_work)
+        assert is_at_work.wait(DEADLINE_S)
+        pid = os.fork()
+        if not pid:
+            signal.alarm(int(DEADLINE_S))
+            work.run(os._exit, 0)
+        _, status = os.waitpid(pid, 0)
+        has_forked.set()
+        result.result(DEADLINE_S)
+
+    assert status == 0
 
 
 def test_a_session_that_was_taken_back_is_given_up_in_silence(app: Flask, uow: UnitOfWork) -> None:
