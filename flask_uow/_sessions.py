@@ -417,8 +417,7 @@ def close_scope(scopes: Scopes, context: AppContext, exception: BaseException | 
     slots, scope.slots = scope.slots, {}
     for token, slot in list(slots.items()):
         is_own = token is scope.home or token is thread.token
-        while slot:
-            session = slot.pop()
+        for session in slot[::-1]:  # and leaves it as it is, for its thread may be about to look into it
             if is_own or not isinstance(session, SharedSession):
                 if exception is None and session._transaction is not None:
                     report_lost_writes(session)

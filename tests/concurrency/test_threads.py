@@ -23,7 +23,7 @@ from flask_uow import UnitOfWork, _threads, current_unit, signals, stats, transa
 from flask_uow.exceptions import RuleViolationError, RuleWarning, UnitFailedError
 from tests.databases import Database
 from tests.models import Item, checked_out, make_app, names
-from tests.strikes import struck
+from tests.strikes import FOLDER, SQLALCHEMY, STEP, Place, met, struck
 
 DEADLINE_S = 15.0
 THREADS = 4
@@ -645,6 +645,10 @@ def test_a_time_limit_in_a_thread_keeps_nobody_from_its_session(app: Flask, uow:
     assert places > 10
 
 
+REFUSALS = (RuleViolationError, RuleWarning, UnitFailedError, sa.exc.SQLAlchemyError)
+"""What a thread hears whose context was faster."""
+
+
 @pytest.mark.parametrize("mode", ["off", "warn", "error"])
 def test_contexts_end_while_threads_come_and_go_under_them(
     database: Database, uow: UnitOfWork, mode: str, threads_that_alternate: None
@@ -654,7 +658,6 @@ def test_contexts_end_while_threads_come_and_go_under_them(
     What a thread was told as done is there, and nothing else: no row of a unit that failed, none without its values.
     """
     app = make_app(database, uow, UOW_RULES=mode, SQLALCHEMY_ENGINE_OPTIONS={"pool_size": 2 * THREADS})
-    refusals = (RuleViolationError, RuleWarning, UnitFailedError, sa.exc.SQLAlchemyError)  # the context was faster
     turns = [_read, _read_past_the_session, _write_by_hand, _write_in_a_unit, _write_in_two_units]
     done: list[str] = []
 
@@ -663,7 +666,7 @@ def test_contexts_end_while_threads_come_and_go_under_them(
             name = turns[number % len(turns)](uow, f"item {number:04}")
         except sa.exc.IntegrityError:
             raise  # of a row without its name
-        except refusals:
+        except REFUSALS:
             return
         done.extend([name] if name else [])
 
@@ -709,6 +712,73 @@ def _write_in_two_units(uow: UnitOfWork, name: str) -> str:
         with transactional():
             uow.session.flush()
     return name
+
+
+def _write_by_core(uow: UnitOfWork, name: str) -> str:
+    connection = uow.session.connection()
+    connection.execute(sa.insert(Item).values(name=name))
+    transaction = connection.get_transaction()
+    if transaction is None:
+        raise sa.exc.ResourceClosedError  # commit() of a connection that is closed says nothing
+    transaction.commit()
+    return name
+
+
+@pytest.mark.parametrize("turn", [_write_by_hand, _write_by_core, _write_in_a_unit, _write_in_two_units])
+def test_a_context_ends_wherever_its_thread_is(
+    app: Flask, uow: UnitOfWork, database: Database, turn: Callable[[UnitOfWork, str], str]
+) -> None:
+    """Its thread stops at one place after the other meanwhile, and its work is done, or is not, and is told which.
+
+    By Core, whose connection is closed under it, an error may follow a COMMIT that was sent.
+    """
+    told: list[str] = []
+    for number in itertools.count(1, 4 * STEP):
+        place = Place(number, (FOLDER, SQLALCHEMY))
+        name = _stopped(app, partial(turn, uow, f"item {number:04}"), place)
+        told += [name] if name else []
+        if not place.where:
+            break
+        rows = names(database)
+        assert set(told).issubset(rows) if turn is _write_by_core else told == rows, place.where
+        assert checked_out(app) == 0, place.where
+
+    assert number > 200
+    assert told
+
+
+def _stopped(app: Flask, work: Callable[[], str], place: Place) -> str | None:
+    """Let a thread stop at a place, if it comes by it, while the context ends under which it works.
+
+    :return: what the work returns, None if it was refused.
+    """
+    is_reached, has_ended = threading.Event(), threading.Event()
+
+    def pause() -> None:
+        is_reached.set()
+        has_ended.wait(0.1)  # no longer: it may have stopped with a lock of SQLAlchemy's for which the end waits
+
+    def run() -> str | None:
+        try:
+            with met(place.is_here, pause):
+                return work()
+        except sa.exc.IntegrityError:
+            raise  # of a row without its name
+        except (*REFUSALS, sa.exc.SAWarning):
+            return None
+        finally:
+            is_reached.set()
+
+    with ThreadPoolExecutor(1) as pool:
+        with app.app_context():
+            result = pool.submit(contextvars.copy_context().run, run)
+            assert is_reached.wait(DEADLINE_S)
+        has_ended.set()
+        try:
+            return result.result(DEADLINE_S)
+        except Exception as error:
+            error.add_note(f"It was stopped at {place.where}.")
+            raise
 
 
 def test_a_block_that_threads_share_ends_for_each_its_own(app: Flask, threads_that_alternate: None) -> None:

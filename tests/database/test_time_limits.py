@@ -1,7 +1,6 @@
 """A signal's handler that raises, as the time limits of job runners do, at the places of this package where one may."""
 
 import itertools
-import os
 import time
 from collections.abc import Callable
 from contextlib import closing, suppress
@@ -11,48 +10,14 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-import flask_uow
 from flask_uow import current_unit, stats, transactional
 from tests.database.conftest import Bench
 from tests.models import Item
-from tests.strikes import struck
-
-PACKAGE = os.path.dirname(flask_uow.__file__) + os.sep
-STEP = int(os.environ.get("UOW_TEST_STEP", "3"))
-"""One place in so many is struck; .ci/run sets 1."""
-
-POOL = PACKAGE + "_pool.py"
-"""An interrupt in a pool's queue may cost it a place, in SQLAlchemy's own queue as in ours."""
+from tests.strikes import STEP, Place, struck
 
 
 class TimeLimitExceeded(Exception):
     """What the handler raises."""
-
-
-class Place:
-    """One of the places in this package at which Python runs the handlers of signals.
-
-    That is where a function begins, and where a built-in one returns.
-
-    :param number: the first, the second, and so on, of those that are come by.
-    :ivar where: which that was, empty before.
-    """
-
-    def __init__(self, number: int) -> None:
-        self._left = number
-        self.where = ""
-
-    def is_here(self, frame: FrameType, event: str, argument: object) -> bool:
-        """Whether this is the place."""
-        code = frame.f_code
-        if event not in ("call", "c_return") or not code.co_filename.startswith(PACKAGE) or code.co_filename == POOL:
-            return False
-        if code.co_name == "__del__":
-            return False  # of which Python lets nothing out
-        self._left -= 1
-        if not self._left:
-            self.where = f"{code.co_filename[len(PACKAGE) :]}:{frame.f_lineno} {code.co_qualname} ({event})"
-        return not self._left
 
 
 def note_outcome(told: list[str]) -> None:
