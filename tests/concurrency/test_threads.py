@@ -5,6 +5,7 @@ import contextvars
 import itertools
 import logging
 import os
+import re
 import signal
 import threading
 import weakref
@@ -735,8 +736,13 @@ def test_a_context_ends_wherever_its_thread_is(
     told: list[str] = []
     for number in itertools.count(1, 4 * STEP):
         place = Place(number, (FOLDER, SQLALCHEMY))
-        name = _stopped(app, partial(turn, uow, f"item {number:04}"), place)
-        told += [name] if name else []
+        try:
+            told.append(_stopped(app, partial(turn, uow, f"item {number:04}"), place))
+        except sa.exc.IntegrityError:
+            raise  # of a row without its name
+        except (*REFUSALS, sa.exc.SAWarning) as error:
+            is_clear = re.search(r"\[UOW20[12]\]|its session was closed before it ended", str(error)) is not None
+            assert is_clear or turn is _write_by_core, place.where
         if not place.where:
             break
         rows = names(database)
@@ -747,25 +753,18 @@ def test_a_context_ends_wherever_its_thread_is(
     assert told
 
 
-def _stopped(app: Flask, work: Callable[[], str], place: Place) -> str | None:
-    """Let a thread stop at a place, if it comes by it, while the context ends under which it works.
-
-    :return: what the work returns, None if it was refused.
-    """
+def _stopped(app: Flask, work: Callable[[], str], place: Place) -> str:
+    """Let a thread stop at a place, if it comes by it, while the context ends under which it works."""
     is_reached, has_ended = threading.Event(), threading.Event()
 
     def pause() -> None:
         is_reached.set()
         has_ended.wait(0.1)  # no longer: it may have stopped with a lock of SQLAlchemy's for which the end waits
 
-    def run() -> str | None:
+    def run() -> str:
         try:
             with met(place.is_here, pause):
                 return work()
-        except sa.exc.IntegrityError:
-            raise  # of a row without its name
-        except (*REFUSALS, sa.exc.SAWarning):
-            return None
         finally:
             is_reached.set()
 
@@ -774,11 +773,7 @@ def _stopped(app: Flask, work: Callable[[], str], place: Place) -> str | None:
             result = pool.submit(contextvars.copy_context().run, run)
             assert is_reached.wait(DEADLINE_S)
         has_ended.set()
-        try:
-            return result.result(DEADLINE_S)
-        except Exception as error:
-            error.add_note(f"It was stopped at {place.where}.")
-            raise
+        return result.result(DEADLINE_S)
 
 
 def test_a_block_that_threads_share_ends_for_each_its_own(app: Flask, threads_that_alternate: None) -> None:
