@@ -326,9 +326,38 @@ def test_a_thread_that_was_about_to_execute_never_reaches_a_connection_that_was_
     assert names(database) == ["of the next one"]
 
 
+def _wait_in_a_statement(uow: UnitOfWork) -> None:
+    uow.session.execute(sa.text("SELECT pg_advisory_xact_lock(1)"))
+
+
+def _wait_in_a_statement_by_core(uow: UnitOfWork) -> None:
+    uow.session.connection().execute(sa.text("SELECT pg_advisory_xact_lock(1)"))
+
+
+def _wait_in_a_commit_by_core(uow: UnitOfWork) -> None:
+    connection = uow.session.connection()
+    connection.execute(
+        sa.text(
+            "CREATE FUNCTION pg_temp.wait() RETURNS trigger AS"
+            " 'BEGIN PERFORM pg_advisory_xact_lock(1); RETURN NULL; END' LANGUAGE plpgsql;"
+            "CREATE TEMPORARY TABLE slow (id INTEGER) ON COMMIT DROP;"
+            "CREATE CONSTRAINT TRIGGER wait AFTER INSERT ON slow DEFERRABLE INITIALLY DEFERRED "
+            "FOR EACH ROW EXECUTE FUNCTION pg_temp.wait()"
+        )
+    )
+    connection.execute(sa.text("INSERT INTO slow VALUES (1)"))
+    with contextlib.suppress(sa.exc.SAWarning, sa.exc.ResourceClosedError):  # it is closed as soon as that is done
+        connection.commit()
+
+
 @on_postgresql
+@pytest.mark.parametrize("wait", [_wait_in_a_statement, _wait_in_a_statement_by_core, _wait_in_a_commit_by_core])
 def test_a_thread_in_a_statement_is_named_and_its_connection_comes_back_later(
-    app: Flask, uow: UnitOfWork, database: Database, caplog: pytest.LogCaptureFixture
+    app: Flask,
+    uow: UnitOfWork,
+    database: Database,
+    caplog: pytest.LogCaptureFixture,
+    wait: Callable[[UnitOfWork], None],
 ) -> None:
     """It cannot be closed from another thread then: UOW202 with its line, a signal, and a later context takes it."""
     leaks: list[tuple[Session, str | None]] = []
@@ -343,7 +372,7 @@ def test_a_thread_in_a_statement_is_named_and_its_connection_comes_back_later(
 
     def work() -> None:
         sessions.append(uow.session())
-        uow.session.execute(sa.text("SELECT pg_advisory_xact_lock(1)"))
+        wait(uow)
 
     signals.session_leaked.connect(leaked, app)
     signals.rule_violated.connect(violated, app)
@@ -358,7 +387,7 @@ def test_a_thread_in_a_statement_is_named_and_its_connection_comes_back_later(
             assert "[UOW202] A session outlived its app context: its thread was still in a statement" in caplog.text
             where = leaks[0][1]
             assert where is not None
-            assert where.endswith("in work")
+            assert where.endswith(f"in {wait.__name__}")
             assert checked_out(app) == 2
         result.result(DEADLINE_S)
         with app.app_context():
