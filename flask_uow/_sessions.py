@@ -11,6 +11,7 @@ import weakref
 from asyncio import _get_running_loop
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from itertools import repeat
 from typing import TYPE_CHECKING, Any, Protocol
@@ -440,8 +441,10 @@ def _forget_ended(scope: Scope) -> None:
 
 
 def _close_leaked(scopes: Scopes) -> None:
-    leaked = scopes.leaked[:]
-    del scopes.leaked[: len(leaked)]
+    leaked = []
+    with suppress(IndexError):
+        while True:
+            leaked.append(scopes.leaked.pop())  # one by one: another thread may be ending a context too
     scopes.leaked += [session for session in leaked if not _take_back(session, is_news=True)]
 
 
