@@ -74,6 +74,10 @@ coverage: $(VENV)/dev.stamp ## Run all tests, and show the lines that none of th
 test-plain: $(VENV)/dev.stamp ## Run what speaks to PostgreSQL once more, without statements that ride
 	@UOW_TEST_RIDE=off $(PYTEST) $(IN_PARALLEL) tests/database tests/faults -k "psycopg"
 
+.PHONY: test-threads
+test-threads: $(VENV)/dev.stamp ## Run all tests while the interpreter changes from one thread to another after nearly every step
+	@UOW_TEST_THREADS=alternate $(PYTEST) $(IN_PARALLEL)
+
 .PHONY: test-browser
 test-browser: $(VENV)/dev.stamp ## Run the sample's tests in a headless Chromium (CHROMIUM=)
 	@CHROMIUM="$${CHROMIUM:-$$(command -v chromium || command -v chromium-browser || command -v google-chrome)}"; \

@@ -2,6 +2,7 @@
 
 import gc
 import itertools
+import os
 import sys
 import tempfile
 import weakref
@@ -41,10 +42,18 @@ MARKED_FOLDERS = {"benchmarks": "benchmark", "browser": "browser"}
 # The browser's tests are collected where the extra of that name is installed.
 collect_ignore = [] if find_spec("selenium") else ["browser"]
 
+ALTERNATING_S = 1e-6
+"""How often the interpreter changes from one thread to another where it is to do so after nearly every step."""
+
 NUMBERS = itertools.count()
 HAS_FAILED = pytest.StashKey[bool]()
 # The pools that the test has made: one that is collected before it is emptied drops its connections unclosed.
 POOLS_OF_THE_TEST: list[Pool] = []
+
+
+def pytest_sessionstart() -> None:
+    if os.environ.get("UOW_TEST_THREADS") == "alternate":
+        sys.setswitchinterval(ALTERNATING_S)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -150,7 +159,7 @@ def without_collector() -> Iterator[None]:
 def threads_that_alternate() -> Iterator[None]:
     """Let the interpreter change from one thread to another after nearly every step."""
     interval_s = sys.getswitchinterval()
-    sys.setswitchinterval(1e-6)
+    sys.setswitchinterval(ALTERNATING_S)
     yield
     sys.setswitchinterval(interval_s)
 

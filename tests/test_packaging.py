@@ -118,7 +118,7 @@ def test_make_alone_prints_the_targets() -> None:
     """A newcomer who types ``make`` sees what there is, and nothing happens."""
     printed = subprocess.run(["make"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
 
-    tests = ("test", "test-plain", "test-browser", "test-isolated", "test-pythons", "soak")
+    tests = ("test", "test-plain", "test-threads", "test-browser", "test-isolated", "test-pythons", "soak")
     for target in ("sample", "sample-postgres", *tests, "bench", "build", "release-check", "clean"):
         assert f"  make {target} " in printed
 
