@@ -567,16 +567,15 @@ def _note_statement(statement: str, context: Any) -> Link | None:
     _begin_statement(link, state, may_raise=True)
     if kind is _WRITE:
         state.wrote = True
-    elif link.reads_alone:
-        _read_alone(link, statement, context)
+    elif link.reads_alone and link.riders is not None:
+        is_alone = link.limit_s is None and _needs_no_transaction(statement, context)
+        link.riders.harmless_query = statement if is_alone else None
     return link
 
 
-def _read_alone(link: Link, statement: str, context: Any) -> None:
-    """Let a statement go without a transaction if it reads, and no listener has put another one in its place."""
-    link.dbapi_connection.needs_no_transaction = (
-        link.limit_s is None and statement is context.statement and is_harmless_read(context)
-    )
+def _needs_no_transaction(statement: str, context: Any) -> bool:
+    """Whether a statement reads and does nothing else, and no listener has put another one in its place."""
+    return statement is context.statement and is_harmless_read(context)
 
 
 def _begin_statement(link: Link, state: SessionState, *, may_raise: bool) -> None:

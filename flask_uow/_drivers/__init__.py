@@ -227,7 +227,7 @@ def run_alone(dbapi_connection: Any, statement: str, *, is_question: bool = Fals
     try:
         with closing(dbapi_connection.cursor()) as cursor:
             if is_question and hasattr(dbapi_connection, "riders"):
-                dbapi_connection.needs_no_transaction = True  # nor the leave to write
+                dbapi_connection.riders.harmless_query = statement  # nor the leave to write
             cursor.execute(statement)
             return cursor.fetchone()[0] if is_question else None
     finally:

@@ -73,12 +73,8 @@ ABORTED = "The transaction had failed before it was committed: the server has ro
 
 
 class RidingConnection(psycopg.Connection[Any]):
-    """A connection on which BEGIN, SAVEPOINT, RELEASE, ROLLBACK TO and SET LOCAL wait for what carries them.
+    """A connection on which BEGIN, SAVEPOINT, RELEASE, ROLLBACK TO and SET LOCAL wait for what carries them."""
 
-    ``needs_no_transaction`` is set just before a statement that is known to be a harmless read, and is consumed by it.
-    """
-
-    needs_no_transaction = False
     is_read_only_at_start = False
     _may_be_standby = False
     # How many round trips it has made, and how many transactions it has begun.
@@ -210,7 +206,7 @@ class RidingConnection(psycopg.Connection[Any]):
 
     def _start_query(self) -> PQGen[None]:
         """Send ahead what waits, for all that cannot carry it."""
-        self.needs_no_transaction = self._leaves_default = False
+        self._leaves_default = False
         if self._pipeline is None:
             if self._is_in_doubt:
                 yield from self._settle_defaults_gen()
@@ -285,7 +281,6 @@ class RidingConnection(psycopg.Connection[Any]):
         rest = self._encode(riders.for_commit())
         # Before it is sent: what an interrupt leaves is then what the server says.
         riders.end()
-        self.needs_no_transaction = False
         if is_doomed:
             raise errors.InFailedSqlTransaction(ABORTED)
         if rest:
@@ -319,7 +314,6 @@ class RidingConnection(psycopg.Connection[Any]):
         """Roll back; where the server knows of no transaction, nothing is waited for."""
         if self.pgconn.transaction_status == IDLE and not self._is_driven_by_psycopg():
             self.riders.end()
-            self.needs_no_transaction = False
         else:
             super().rollback()
 
@@ -328,7 +322,6 @@ class RidingConnection(psycopg.Connection[Any]):
             yield from super()._rollback_gen()
             return
         self.riders.end()
-        self.needs_no_transaction = False
         if self.pgconn.transaction_status == IDLE:
             return
         if self.pgconn.transaction_status == ACTIVE:

@@ -69,8 +69,6 @@ class RidingConnection(plain_connection):
         self.riders = Riders()
         #: How many round trips it has made, but for what psycopg2's large objects say.
         self.trips = 0
-        #: Set to True before one statement that is known to be a harmless read: it may go without a BEGIN.
-        self.needs_no_transaction = False
         #: Whether the server has taken the start option by which all is read-only that does not say otherwise.
         self.is_read_only_at_start = False
         # Whether it was so once, and whether a text has been sent since that may have changed it.
@@ -192,7 +190,6 @@ class RidingConnection(plain_connection):
         :raises psycopg2.errors.InFailedSqlTransaction: if the transaction had failed, so that nothing is committed.
         """
         riders = self.riders
-        self.needs_no_transaction = False
         if riders.is_begun and self._is_native:
             return self._commit_natively()
         if riders.is_begun:
@@ -208,7 +205,6 @@ class RidingConnection(plain_connection):
     def rollback(self) -> None:
         """Roll back; where the server knows of no transaction, nothing is sent."""
         is_begun = self.riders.is_begun
-        self.needs_no_transaction = False
         if is_begun and not self._is_native:
             with self._lock:
                 if _server_status(self) != IDLE:

@@ -77,13 +77,13 @@ class RidingCursor(plain_cursor):
     def execute(self, query: Any, vars: Any = None) -> None:
         """Run a statement, or let it wait."""
         connection = self.connection
+        riders = connection.riders
         if (
             not self._is_odd
             and type(query) is str
             and connection._texts.get(query) is PROVEN
-            and not connection.needs_no_transaction
+            and riders.harmless_query is None
         ):
-            riders = connection.riders
             if riders.is_begun and not riders.waiting and not connection._is_native:
                 return self._send(query, vars)
             if not riders.is_begun and not connection._is_passive() and not self.closed:
@@ -96,7 +96,7 @@ class RidingCursor(plain_cursor):
         connection = self.connection
         if self._is_odd:
             self._be_even()
-        is_harmless, connection.needs_no_transaction = connection.needs_no_transaction, False
+        is_harmless = connection.riders.is_harmless(query)
         if connection._is_passive() or self.closed:
             connection._prepare_session(query, is_harmless=is_harmless)
             self._send(query, vars)
@@ -120,7 +120,6 @@ class RidingCursor(plain_cursor):
         """Run a statement for each of many parameters; what waits rides in front of the first."""
         connection = self.connection
         self._be_even()
-        connection.needs_no_transaction = False
         if connection._is_passive() or self.closed:
             connection._prepare_session(query, is_harmless=False)
             return self._send_many(query, vars_list)
@@ -339,7 +338,6 @@ class RidingCursor(plain_cursor):
         """Send what waits, and nothing behind it."""
         connection = self.connection
         self._be_even()
-        connection.needs_no_transaction = False
         if connection._is_passive() or self.closed:
             connection._prepare_session("", is_harmless=False)
             return
@@ -380,7 +378,6 @@ class RidingNamedCursor(RidingCursor):
     def execute(self, query: Any, vars: Any = None) -> None:
         """Declare the cursor."""
         connection = self.connection
-        connection.needs_no_transaction = False
         self._check()
         is_refused = self.closed or _last_query.__get__(self) is not None
         if connection._is_native:
@@ -397,7 +394,8 @@ class RidingNamedCursor(RidingCursor):
             try:
                 return self._declare(_InAutocommit(query), vars)
             finally:
-                _real_autocommit.__set__(connection, True)
+                if not connection.closed:
+                    _real_autocommit.__set__(connection, True)
 
     def fetchone(self) -> Any:
         """Fetch a row."""

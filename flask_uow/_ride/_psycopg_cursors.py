@@ -86,8 +86,7 @@ class RidingCursor(CountedCursor):
         if not is_riding(connection) or connection._pipeline is not None:
             yield from super()._execute_gen(query, params, prepare=prepare, binary=binary)
             return
-        # For one statement, whatever becomes of it.
-        is_harmless, connection.needs_no_transaction = connection.needs_no_transaction, False
+        is_harmless = connection.riders.is_harmless(query)
         self._start(query)
         yield from connection._settle_defaults_gen() if connection._is_in_doubt else ()
         connection._begin()

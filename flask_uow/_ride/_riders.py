@@ -61,7 +61,7 @@ class Riders:
 
     __slots__ = (
         *("_has_namesakes", "_head", "_is_told", "_last_setting", "_savepoints"),
-        *("along", "is_begin_waiting", "is_begun", "is_doomed", "waiting"),
+        *("along", "harmless_query", "is_begin_waiting", "is_begun", "is_doomed", "waiting"),
     )
 
     def __init__(self) -> None:
@@ -76,6 +76,8 @@ class Riders:
         #: Statements that the next BEGIN takes along, and that are dropped where none is sent: the label of a unit.
         #: In ASCII, each on one line and without ``%``; they are forgotten when the transaction ends.
         self.along: tuple[str, ...] = ()
+        #: Set, before a statement that is known to be a harmless read, to its text: it may go without a BEGIN.
+        self.harmless_query: str | None = None
         # The names of the open savepoints and where each waits, -1 for one that was sent; inner ones last.
         self._savepoints: list[tuple[str, int]] = []
         # Whether two savepoints of one name were open at once in this transaction.
@@ -86,6 +88,16 @@ class Riders:
         self._last_setting = -1
         # How many of what waits are the BEGIN and what goes along with it.
         self._head = 0
+
+    def is_harmless(self, query: object) -> bool:
+        """Whether a statement is the harmless read that was announced, not one that a class of cursors says before it.
+
+        :param query: what the cursor was given; it is announced once.
+        """
+        if self.harmless_query is None or self.harmless_query != query:
+            return False
+        self.harmless_query = None
+        return True
 
     def begin(self, statement: str) -> None:
         """Believe that a transaction is open; its BEGIN waits.
@@ -127,6 +139,7 @@ class Riders:
         self.is_begun = self.is_begin_waiting = self.is_doomed = self._is_told = self._has_namesakes = False
         self._head = 0
         self.along = ()
+        self.harmless_query = None
         self.waiting.clear()
         self._savepoints.clear()
 

@@ -38,7 +38,7 @@ class LogicalConnection(ABC):
         "_outer is_open is_aborted is_read_only settings thread _moved _is_closed _set autocommit readonly read_only "
         "deferrable isolation_level".split()
     )
-    _hidden = frozenset(("riders", "needs_no_transaction", "is_read_only_at_start", "trips", "tpc_begin", "xid"))
+    _hidden = frozenset(("riders", "is_read_only_at_start", "trips", "tpc_begin", "xid"))
     _when_closed: tuple[str, str]  # the driver's error and its text
 
     def __init__(self, outer: OuterTransaction) -> None:

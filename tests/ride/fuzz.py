@@ -136,7 +136,7 @@ class Side(ABC):
             return ()
         cursor = self.shared if how == "shared" else self.connection.cursor()
         if how == "harmless" and self.is_riding:
-            self.connection.needs_no_transaction = True
+            self.connection.riders.harmless_query = statement
         cursor.execute(statement, parameters)
         return self.result(cursor)
 

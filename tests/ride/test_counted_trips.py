@@ -91,7 +91,7 @@ def a_savepoint(riding: Any) -> None:
 
 def a_harmless_read(riding: Any) -> None:
     for _ in range(2):
-        riding.needs_no_transaction = True
+        riding.riders.harmless_query = "SELECT 1"
         riding.cursor().execute("SELECT 1")
     riding.commit()
 

@@ -165,7 +165,7 @@ def test_a_savepoint_behind_a_setting_that_is_refused(told: Told) -> None:
 
 def test_a_failed_read_without_a_transaction(reader: Told) -> None:
     """The program is in a failed transaction, for the server as well as soon as it is asked anything."""
-    riding_connection(reader).needs_no_transaction = True
+    riding_connection(reader).riders.harmless_query = FAILS[0]
     steps: list[Step] = [FAILS, SAVEPOINT, ALL]
 
     assert [answer[1:] for answer in reader.tell(*steps)] == [
@@ -182,7 +182,7 @@ def test_a_failed_read_without_a_transaction(reader: Told) -> None:
 
 def test_a_batch_behind_a_failed_read_without_a_transaction(reader: Told) -> None:
     """It fails as well."""
-    riding_connection(reader).needs_no_transaction = True
+    riding_connection(reader).riders.harmless_query = FAILS[0]
     reader.tell(FAILS)
 
     with pytest.raises(errors.InFailedSqlTransaction):
@@ -191,7 +191,7 @@ def test_a_batch_behind_a_failed_read_without_a_transaction(reader: Told) -> Non
 
 def test_commit_of_a_failed_read_without_a_transaction(reader: Told) -> None:
     """It raises as for any other transaction that has failed."""
-    riding_connection(reader).needs_no_transaction = True
+    riding_connection(reader).riders.harmless_query = FAILS[0]
     assert [answer[1:] for answer in reader.tell(FAILS, COMMIT, ONE, COMMIT)] == [
         ("DivisionByZero", "INERROR"),
         ("InFailedSqlTransaction", "IDLE"),
@@ -202,7 +202,7 @@ def test_commit_of_a_failed_read_without_a_transaction(reader: Told) -> None:
 
 def test_a_write_that_was_told_to_be_a_read(reader: Told, database: PostgreSQLDatabase) -> None:
     """The server refuses it."""
-    riding_connection(reader).needs_no_transaction = True
+    riding_connection(reader).riders.harmless_query = ONE[0]
 
     assert reader.tell(ONE) == [(ONE, "ReadOnlySqlTransaction", "INERROR")]
     assert database.rows("SELECT * FROM item") == []

@@ -307,14 +307,14 @@ def test_read_needs_no_transaction_where_the_server_forbids_writes(connect: Make
     """One trip, and a write in its place is refused."""
     riding = connect(options=READ_ONLY)
     assert riding.is_read_only_at_start
-    riding.needs_no_transaction = True
+    riding.riders.harmless_query = "SELECT 1"
     run(riding, "SELECT 1")
-    assert not riding.needs_no_transaction
+    assert riding.riders.harmless_query is None
     assert riding.get_transaction_status() == 2
     riding.commit()
     assert proxy.requests() == ["SELECT 1"]
 
-    riding.needs_no_transaction = True
+    riding.riders.harmless_query = INSERT
     with pytest.raises(psycopg2.errors.ReadOnlySqlTransaction, match="INSERT"):
         run(riding, INSERT, 1)
     assert riding.get_transaction_status() == 3
@@ -342,7 +342,7 @@ def test_read_takes_a_transaction_where_something_needs_one(connect: MakeConnect
     """A setting of the transaction, or a savepoint, rides as ever."""
     riding = connect(options=READ_ONLY)
     run(riding, told)
-    riding.needs_no_transaction = True
+    riding.riders.harmless_query = "SELECT 1"
     run(riding, "SELECT 1")
     riding.commit()
 
@@ -357,7 +357,7 @@ def test_read_takes_a_transaction_where_a_function_has_allowed_writes(connect: M
     run(riding, "SELECT allow()")
     riding.commit()
     proxy.requests()
-    riding.needs_no_transaction = True
+    riding.riders.harmless_query = "SELECT 1"
     run(riding, "SELECT 1")
     riding.rollback()
 
@@ -380,7 +380,7 @@ def test_read_alone_that_could_not_be_sent_has_not_failed(connect: MakeConnectio
     """The server was asked nothing, and what comes next runs."""
     riding = connect(options=READ_ONLY)
     for statement in ("SELECT 1", "SELECT 2"):
-        riding.needs_no_transaction = True
+        riding.riders.harmless_query = "SELECT %s"
         with pytest.raises(psycopg2.ProgrammingError, match="adapt"):
             run(riding, "SELECT %s", object())
         assert riding.get_transaction_status() == (0 if statement == "SELECT 1" else 2)
@@ -395,7 +395,7 @@ def test_label_is_dropped_by_a_read_without_a_transaction(connect: MakeConnectio
     riding = connect(options=READ_ONLY)
     for needs_none in (True, False):
         riding.riders.add(["SET LOCAL application_name = 'view'"])
-        riding.needs_no_transaction = needs_none
+        riding.riders.harmless_query = "SELECT 1" if needs_none else None
         run(riding, "SELECT 1")
         riding.commit()
 
@@ -414,7 +414,7 @@ def test_autocommit_writes_in_spite_of_the_start_option(connect: MakeConnection,
     run(riding, INSERT, 1)
     run(riding, INSERT, 2)
     riding.autocommit = False
-    riding.needs_no_transaction = True
+    riding.riders.harmless_query = "SELECT 1"
     run(riding, "SELECT 1")
     riding.commit()
 
@@ -464,7 +464,7 @@ def test_autocommit_writes_after_a_reset(connect: MakeConnection, reset: str) ->
     riding.readonly = None
     run(riding, "SELECT 1")  # before which the connection may ask what a text has changed
     riding.commit()
-    riding.needs_no_transaction = True
+    riding.riders.harmless_query = "SELECT count(*) FROM t"
     before = riding.trips
 
     assert run(riding, "SELECT count(*) FROM t").fetchone() == (6,)
@@ -578,7 +578,7 @@ def test_reads_after_a_text_that_begins_nothing(connect: MakeConnection, text: s
     run(riding, text)
     riding.commit()
     for _ in range(2):
-        riding.needs_no_transaction = True
+        riding.riders.harmless_query = "SELECT 1"
         before = riding.trips
         run(riding, "SELECT 1")
         riding.commit()

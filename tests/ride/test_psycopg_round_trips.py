@@ -166,7 +166,7 @@ def test_what_is_prepared_behind_ddl(told: Told, proxy: Proxy) -> None:
 def test_reads_without_a_transaction(reader: Told, proxy: Proxy) -> None:
     """A harmless read is one request, as often as it is asked for; the transaction has begun for everybody else."""
     for _ in range(3):
-        riding_connection(reader).needs_no_transaction = True
+        riding_connection(reader).riders.harmless_query = SELECT[0]
         told = reader.tell(SELECT)
         assert told == [(SELECT, [(1,)], "INTRANS")]
         assert proxy.requests() == ["SELECT $1"]
@@ -177,7 +177,7 @@ def test_reads_without_a_transaction(reader: Told, proxy: Proxy) -> None:
 
 def test_a_write_after_reads_without_a_transaction(reader: Told, proxy: Proxy) -> None:
     """The BEGIN that waited rides on it, and allows it."""
-    riding_connection(reader).needs_no_transaction = True
+    riding_connection(reader).riders.harmless_query = SELECT[0]
     reader.tell(SELECT, insert(1), COMMIT)
 
     assert proxy.requests() == ["SELECT $1", "BEGIN READ WRITE; INSERT INTO item VALUES ($1)", "COMMIT"]
@@ -188,7 +188,7 @@ def test_a_read_behind_what_needs_a_transaction(reader: Told, proxy: Proxy, step
     """BEGIN rides with what waits."""
     reader.connection.read_only = True
     reader.tell(step)
-    riding_connection(reader).needs_no_transaction = True
+    riding_connection(reader).riders.harmless_query = SELECT[0]
     reader.tell(SELECT, COMMIT)
 
     assert proxy.requests() == [f"BEGIN READ ONLY; {step}; SELECT $1", "COMMIT"]
@@ -197,7 +197,7 @@ def test_a_read_behind_what_needs_a_transaction(reader: Told, proxy: Proxy, step
 def test_a_read_in_a_stricter_isolation(reader: Told, proxy: Proxy) -> None:
     """Its transaction is one."""
     reader.connection.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
-    riding_connection(reader).needs_no_transaction = True
+    riding_connection(reader).riders.harmless_query = SELECT[0]
     reader.tell(SELECT, COMMIT)
 
     assert proxy.requests() == ["BEGIN ISOLATION LEVEL REPEATABLE READ READ WRITE; SELECT $1", "COMMIT"]
@@ -205,7 +205,7 @@ def test_a_read_in_a_stricter_isolation(reader: Told, proxy: Proxy) -> None:
 
 def test_a_read_where_the_server_is_not_read_only(told: Told, proxy: Proxy) -> None:
     """Nothing but a transaction would keep a read from writing."""
-    riding_connection(told).needs_no_transaction = True
+    riding_connection(told).riders.harmless_query = SELECT[0]
     told.tell(SELECT, COMMIT)
 
     assert proxy.requests() == ["BEGIN; SELECT $1", "COMMIT"]
@@ -213,11 +213,11 @@ def test_a_read_where_the_server_is_not_read_only(told: Told, proxy: Proxy) -> N
 
 def test_the_flag_is_for_one_statement(reader: Told, proxy: Proxy) -> None:
     """The next statement is in a transaction, whatever became of the first."""
-    riding_connection(reader).needs_no_transaction = True
+    riding_connection(reader).riders.harmless_query = "SELECT %s"
     reader.tell(("SELECT %s", (object(),)), COMMIT)
     reader.tell(SELECT, COMMIT)
     assert proxy.requests() == ["BEGIN READ WRITE; SELECT $1", "COMMIT"]
-    riding_connection(reader).needs_no_transaction = True
+    riding_connection(reader).riders.harmless_query = "SHOW timezone"
     reader.tell("SHOW timezone", COMMIT)
     proxy.requests()
     reader.tell(SELECT, COMMIT)
@@ -239,9 +239,9 @@ def test_autocommit_on_a_reader(reader: Told, proxy: Proxy) -> None:
     reader.connection.autocommit = True
     assert [answer for _, answer, _ in reader.tell(insert(1), insert(2))] == [1, 1]
     reader.connection.autocommit = False
-    riding_connection(reader).needs_no_transaction = True
+    riding_connection(reader).riders.harmless_query = SELECT[0]
     reader.tell(SELECT, COMMIT)
-    riding_connection(reader).needs_no_transaction = True
+    riding_connection(reader).riders.harmless_query = SELECT[0]
     reader.tell(SELECT, COMMIT)
 
     assert proxy.requests() == [
@@ -259,7 +259,7 @@ def test_a_batch_in_autocommit_on_a_reader(reader: Told) -> None:
     reader.connection.autocommit = True
     reader.cursor.executemany(INSERT, [(1,), (2,)])
     reader.connection.autocommit = False
-    riding_connection(reader).needs_no_transaction = True
+    riding_connection(reader).riders.harmless_query = SELECT[0]
     reader.tell(SELECT, COMMIT)
     reader.connection.autocommit = True
     with reader.connection.pipeline():
