@@ -95,7 +95,11 @@ class _Connecting:
             self._asks_for_start = False
             self._note_pooler("refuses")
             return connection
-        if hasattr(connection, "riders") and not _starts_read_only(connection):
+        if not hasattr(connection, "riders"):
+            connection.close()  # nobody would say READ WRITE on it
+            self._asks_for_start = False
+            return self._connect(arguments, options)
+        if not _starts_read_only(connection):
             self._note_pooler("does not keep")
         return connection
 

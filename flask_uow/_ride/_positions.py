@@ -40,10 +40,10 @@ def shift_back(error: psycopg2.Error, prefix: str) -> None:
         return
     error.args = (_lift(str(error.args[0])), *error.args[1:])
     set_state: Callable[[dict[str, Any]], None] = error.__setstate__
-    set_state({"pgcode": error.pgcode, "pgerror": _lift(error.pgerror or ""), "cursor": error.cursor})
-    details = error.diag
+    details, cursor = error.diag, error.cursor
+    set_state({"pgcode": error.pgcode, "pgerror": _lift(error.pgerror or "")})  # it forgets the cursor
     error.__class__ = _shifted_class(type(error))
-    error.__dict__["_shifted"] = _Diagnostics(details, len(prefix))
+    error.__dict__.update(_shifted=_Diagnostics(details, len(prefix)), _cursor=cursor)
 
 
 def _lift(message: str) -> str:
@@ -63,7 +63,7 @@ def _shifted_class(base: type[Any]) -> type[psycopg2.Error]:
         return _CLASSES[base]
 
     def reduce(error: psycopg2.Error) -> tuple[Any, ...]:
-        own = {name: value for name, value in error.__dict__.items() if name != "_shifted"}
+        own = {name: value for name, value in error.__dict__.items() if name not in ("_shifted", "_cursor")}
         return base, error.args, own | {"pgcode": error.pgcode, "pgerror": error.pgerror}
 
     namespace = {
@@ -72,6 +72,7 @@ def _shifted_class(base: type[Any]) -> type[psycopg2.Error]:
         "__doc__": base.__doc__,
         "__reduce__": reduce,
         "diag": property(lambda error: error.__dict__["_shifted"]),
+        "cursor": property(lambda error: error.__dict__["_cursor"]),
     }
     _CLASSES[base] = type(base.__name__, (base,), namespace)
     return _CLASSES[base]

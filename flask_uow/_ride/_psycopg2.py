@@ -7,8 +7,10 @@ one transaction.
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable
+from functools import lru_cache
 from types import TracebackType
 from typing import Any, NoReturn
 
@@ -17,7 +19,7 @@ from psycopg2 import extensions, sql
 from psycopg2.extensions import connection as plain_connection
 from psycopg2.extensions import cursor as plain_cursor
 
-from .._fronts import in_front_of
+from .._fronts import behind, hides
 from ._characteristics import (
     AS_THE_SERVER,
     LEVELS,
@@ -34,9 +36,11 @@ from ._characteristics import (
     session_texts,
     sets_defaults,
 )
-from ._psycopg2_cursors import PREFIX_END, RidingCursor, RidingNamedCursor, Trip, riding_cursor_class
+from ._psycopg2_cursors import PREFIX_END, RidingCursor, Trip, riding_cursor_class
 from ._riders import FAILING, IDLE, IN_ERROR, SEPARATOR, Riders
 from ._texts import Texts, begins_transaction
+
+logger = logging.getLogger(__name__)
 
 _REPORTING_VERSION = 140000  # the first server that reports the setting by itself
 
@@ -100,7 +104,7 @@ class RidingConnection(plain_connection):
         self._characteristics = tuple(real.__get__(self) for real in _REAL_CHARACTERISTICS)
         if self._autocommit:
             self._session_wanted = self._characteristics
-        self.cursor_factory = _real_cursor_factory.__get__(self)
+        self._set_cursor_factory(_real_cursor_factory.__get__(self))
         self._take_over()
         # In another encoding a server may refuse a whole string for one of its characters.
         self._is_utf8 = self.get_parameter_status("server_encoding") == "UTF8"
@@ -195,8 +199,7 @@ class RidingConnection(plain_connection):
         if riders.is_begun:
             with self._lock:
                 self._commit_begun()
-            if type(self) is RidingConnection:
-                return None  # psycopg2 has nothing to commit, and no class of the program's hears of it
+            return None
         riders.along = ()
         if not self._is_at_rest():
             super().commit()  # which refuses
@@ -373,8 +376,9 @@ class RidingConnection(plain_connection):
         if self.async_:
             return cursor
         is_named = cursor.name is not None
-        if not isinstance(cursor, RidingNamedCursor if is_named else RidingCursor):
-            cursor.__class__ = riding_cursor_class(type(cursor), is_named=is_named)
+        riding = riding_cursor_class(type(cursor), is_named=is_named)
+        if type(cursor) is not riding:
+            cursor.__class__ = riding
         if is_named:
             cursor._endings = self._endings
         return cursor
@@ -386,6 +390,9 @@ class RidingConnection(plain_connection):
 
     @cursor_factory.setter
     def cursor_factory(self, factory: Any) -> None:
+        self._set_cursor_factory(factory)
+
+    def _set_cursor_factory(self, factory: Any) -> None:
         self._cursor_factory = factory
         if factory is None and not self.async_:
             factory = RidingCursor
@@ -452,25 +459,34 @@ class RidingConnection(plain_connection):
                 self._hand_over()
                 return super().lobject(*args, **kwargs)
             finally:
-                self._is_native = _real_status.__get__(self) == extensions.STATUS_BEGIN
-                if not self._is_native:
-                    self._take_over()
+                self._settle_hand_over()
 
     # ---- for the cursors
+
+    def let_psycopg2_drive(self, query: Any) -> None:
+        """Let psycopg2 drive the transaction, before a statement that is sent past all that rides.
+
+        One that has failed stays as it is: it takes no statement but those that psycopg2 need not know of.
+        """
+        if self._is_passive() or self.closed:
+            return self._prepare_session(query, is_harmless=False)
+        with self._lock:
+            if self.transaction_status == IN_ERROR:
+                return self._send_waiting()
+            try:
+                return self._hand_over()
+            except BaseException:
+                self._settle_hand_over()
+                raise
 
     def _is_passive(self) -> bool:
         """Whether statements are psycopg2's own affair: in autocommit, or where it drives the transaction."""
         return self._is_native or (self._autocommit and not self._is_entered)
 
     def _is_at_rest(self) -> bool:
-        """Whether psycopg2 has nothing to end or to refuse, and no class of the program's hears of it.
-
-        To be told so it would give the interpreter's lock away.
-        """
-        return (
-            type(self) is RidingConnection
-            and not (self.closed or self.async_ or self._is_native)
-            and bool(_real_status.__get__(self) == extensions.STATUS_READY)
+        """Whether psycopg2 has nothing to end or to refuse; to be told so it would give the interpreter's lock away."""
+        return not (self.closed or self.async_ or self._is_native) and bool(
+            _real_status.__get__(self) == extensions.STATUS_READY
         )
 
     def _begin(self) -> bool:
@@ -691,16 +707,27 @@ class RidingConnection(plain_connection):
         if riders.is_begin_waiting and not riders.is_doomed:
             along = riders.waiting[1:]
             riders.sent()
+            self._is_native = True
             _real_autocommit.__set__(self, False)
             self._give_characteristics()
             if along:
                 self._run(SEPARATOR.join(along))
             return
         self._send_waiting()
+        self._is_native = True
         _real_autocommit.__set__(self, False)
         self._run("SELECT 1")  # with a BEGIN of psycopg2's in front, of which the server warns
         if self.notices and "already a transaction" in self.notices[-1]:
             del self.notices[-1]
+
+    def _settle_hand_over(self) -> None:
+        """Where psycopg2 has begun nothing to drive, drive it again."""
+        if not self._is_native or _real_status.__get__(self) == extensions.STATUS_BEGIN:
+            return
+        self._is_native = False
+        if _server_status(self) == IDLE:
+            self._ended()
+        self._take_over()
 
     def _leave_native(self) -> None:
         self._is_native = False
@@ -755,35 +782,51 @@ class _Info(extensions.ConnectionInfo):
 def riding_factory(factory: Callable[..., Any] | None) -> Callable[..., Any]:
     """What makes riding connections as a ``connection_factory`` makes plain ones.
 
+    The class behind the factory's sees what that says by ``super()``, so that it is committed with the rest. What calls
+    psycopg2's methods by name would go past it, and does not ride.
+
     :param factory: a class, or another function that makes a connection; None for psycopg2's own class.
     """
     if factory is None or factory is plain_connection:
         return RidingConnection
-    if isinstance(factory, type) and not factory.__dictoffset__:
-        return _in_front_of(factory)  # what it makes has no room to become a riding connection later
-    return lambda *args, **kwargs: _turn_riding(factory(*args, **kwargs))
+    if not isinstance(factory, type) or factory.__dictoffset__:
+        return lambda *args, **kwargs: _turn_riding(factory(*args, **kwargs))
+    # What it makes has no room to become a riding connection later.
+    hiding = hides(factory, RidingConnection)
+    if hiding is None:
+        riding: type[RidingConnection] = behind(factory, RidingConnection)
+        return riding
+    _tell_why_not(f"{hiding} does not call super()", "Let it call super() where it names psycopg2's class.")
+    return factory
 
 
 def _turn_riding(connection: Any) -> Any:
-    """Let a connection ride that somebody else has made; not one whose class cannot be changed, psycopg2's own.
+    """Let a connection ride that somebody else has made, if that is possible.
 
     Whoever makes it may use it already: until then it is a plain one.
     """
     base = type(connection)
-    if isinstance(connection, RidingConnection):
+    if issubclass(base, RidingConnection):
         return connection
-    if base is plain_connection:
-        raise TypeError(
-            "A connection_factory that is a function has to make connections of a class of its own to ride."
+    if not (issubclass(base, plain_connection) and base.__dictoffset__):
+        _tell_why_not(
+            f"a connection_factory that is a function has made a {base.__qualname__}, which cannot be changed",
+            "Let it make connections of a class of its own, derived from psycopg2.extensions.connection.",
         )
-    connection.__class__ = _in_front_of(base)
+        return connection
+    hiding = hides(base, RidingConnection, but=("__init__",))
+    if hiding is not None:
+        _tell_why_not(f"{hiding} does not call super()", "Let it call super() where it names psycopg2's class.")
+        return connection
+    connection.__class__ = behind(base, RidingConnection)
     connection._set_up()
     return connection
 
 
-def _in_front_of(base: type[Any]) -> type[RidingConnection]:
-    riding: type[RidingConnection] = in_front_of(base, RidingConnection, __doc__=base.__doc__)
-    return riding
+@lru_cache(64)
+def _tell_why_not(what: str, fix: str) -> None:
+    """Say in the log, once, why connections do not ride."""
+    logger.warning("Statements do not ride: %s. fix: %s", what, fix)
 
 
 def _raise_failed() -> NoReturn:

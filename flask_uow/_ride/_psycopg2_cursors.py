@@ -1,7 +1,8 @@
 """psycopg2's cursors that send what waits: in front of their statement where it can carry that, else ahead of it.
 
-One for what is run by the client, one for a named cursor, which lives on the server. Both are put in front of the class
-that a ``cursor_factory`` names, so that nothing of its own gets past them.
+One for what is run by the client, one for a named cursor, which lives on the server. Both are put behind the class that
+a ``cursor_factory`` names: it is told the program's statements, and what it says by ``super()`` is sent by them. Of a
+class that calls psycopg2's methods by name, past all that is between, psycopg2 itself drives the transactions.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from psycopg2 import sql
 from psycopg2.extensions import connection as plain_connection
 from psycopg2.extensions import cursor as plain_cursor
 
-from .._fronts import in_front_of
+from .._fronts import behind, hides, in_front_of
 from ._positions import shift_back
 from ._riders import IDLE, IN_ERROR, IN_TRANSACTION, Riders, is_rider
 from ._shapes import are_odd
@@ -520,12 +521,54 @@ class _InAutocommit(sql.Composable):
         return query.as_string(context) if isinstance(query, sql.Composable) else query
 
 
-def riding_cursor_class(base: type[Any], *, is_named: bool) -> type[RidingCursor]:
-    """The riding class in front of a class of cursors."""
+class DrivenCursor(plain_cursor):
+    """In front of a class that calls psycopg2's methods by name: psycopg2 drives its transactions."""
+
+    connection: RidingConnection
+
+    def execute(self, query: Any, vars: Any = None) -> None:
+        """Run a statement."""
+        self.connection.let_psycopg2_drive(query)
+        with Trip(self.connection):
+            super().execute(query, vars)
+
+    def executemany(self, query: Any, vars_list: Iterable[Any]) -> None:
+        """Run a statement for each of many parameters."""
+        self.connection.let_psycopg2_drive(query)
+        with Trip(self.connection):
+            super().executemany(query, vars_list)
+
+    def callproc(self, procname: Any, parameters: Any = None, /) -> Any:
+        """Call a function."""
+        self.connection.let_psycopg2_drive("")
+        with Trip(self.connection):
+            return super().callproc(procname) if parameters is None else super().callproc(procname, parameters)
+
+    def copy_from(self, *args: Any, **kwargs: Any) -> None:
+        """Copy a file into a table."""
+        self.connection.let_psycopg2_drive("")
+        with Trip(self.connection):
+            super().copy_from(*args, **kwargs)
+
+    def copy_to(self, *args: Any, **kwargs: Any) -> None:
+        """Copy a table into a file."""
+        self.connection.let_psycopg2_drive("")
+        with Trip(self.connection):
+            super().copy_to(*args, **kwargs)
+
+    def copy_expert(self, sql: Any, file: Any, *args: Any, **kwargs: Any) -> None:
+        """Run a COPY statement."""
+        self.connection.let_psycopg2_drive(sql)
+        with Trip(self.connection):
+            super().copy_expert(sql, file, *args, **kwargs)
+
+
+def riding_cursor_class(base: type[Any], *, is_named: bool) -> type[Any]:
+    """The class for a connection that rides: a riding one behind the given one, if that hands on what it is told."""
     riding = RidingNamedCursor if is_named else RidingCursor
-    if base is plain_cursor:
+    if issubclass(riding, base):
         return riding
-    if issubclass(base, riding):
+    if issubclass(base, (riding, DrivenCursor)):
         return base
-    made: type[RidingCursor] = in_front_of(base, riding, __doc__=base.__doc__)
+    made: type[Any] = in_front_of(base, DrivenCursor) if hides(base, riding) else behind(base, riding)
     return made

@@ -1,15 +1,12 @@
 """A riding connection beside a plain one: whoever uses them must not see which is which."""
 
 import copy
-import gc
 import io
 import pickle
 import secrets
 import threading
-import weakref
 from collections.abc import Callable, Iterator
 from contextlib import closing
-from functools import partial
 from typing import Any
 
 import psycopg2
@@ -19,7 +16,7 @@ from psycopg2 import extensions, sql
 from sqlalchemy.engine import make_url
 
 from flask_uow._ride import _texts
-from flask_uow._ride._psycopg2 import RidingConnection, riding_factory
+from flask_uow._ride._psycopg2 import RidingConnection
 from tests.databases import PostgreSQLDatabase
 from tests.faults.proxy import Proxy
 from tests.ride.conftest import MakeConnection
@@ -80,6 +77,7 @@ def test_error_is_that_of_the_statement_alone(plain: Any, riding: Any, statement
     assert told(found) == told(expected)
     assert isinstance(found, type(expected))
     assert found.diag.message_primary == expected.diag.message_primary
+    assert getattr(found.cursor, "connection", None) is riding
     pickled = pickle.loads(pickle.dumps(found))
     assert (type(pickled), str(pickled), pickled.pgcode) == (type(expected), str(expected), expected.pgcode)
 
@@ -552,6 +550,18 @@ def test_large_object_that_is_refused(either: Any) -> None:
     assert either.notices == []
 
 
+def test_a_write_behind_a_large_object_that_is_refused_is_rolled_back(
+    either: Any, postgres: PostgreSQLDatabase
+) -> None:
+    """Nothing was begun, so the write begins it."""
+    with pytest.raises(ValueError, match="bad mode"):
+        either.lobject(0, "nonsense")
+    either.cursor().execute("INSERT INTO t VALUES (1, 'a')")
+    either.rollback()
+
+    assert postgres.rows("SELECT * FROM t") == []
+
+
 def test_notifications(either: Any) -> None:
     """LISTEN and NOTIFY ride as any other statement."""
     either.cursor().execute("LISTEN channel")
@@ -693,11 +703,15 @@ def test_closed_connection_refuses(either: Any) -> None:
             use()
 
 
-def test_lost_connection_is_lost(either: Any, postgres: PostgreSQLDatabase) -> None:
+@pytest.mark.parametrize("name", [None, "named"])
+@pytest.mark.parametrize("is_begun", [False, True])
+def test_lost_connection_is_lost(either: Any, postgres: PostgreSQLDatabase, name: str | None, is_begun: bool) -> None:
     """The statement's error says so, and the connection is closed."""
+    if is_begun:
+        either.cursor().execute("SELECT 1")
     postgres.kill(either.get_backend_pid())
     with pytest.raises(psycopg2.OperationalError, match=r"terminating connection|closed the connection"):
-        either.cursor().execute("SELECT 1")
+        either.cursor(name).execute("SELECT 1")
     assert either.closed
 
 
@@ -706,145 +720,6 @@ def test_connection_is_neither_copied_nor_pickled(either: Any) -> None:
     for use in (copy.copy, pickle.dumps):
         with pytest.raises(TypeError, match="cannot pickle"):
             use(either)
-
-
-@pytest.mark.parametrize(
-    "factory",
-    [
-        psycopg2.extras.DictCursor,
-        psycopg2.extras.RealDictCursor,
-        psycopg2.extras.NamedTupleCursor,
-        psycopg2.extras.LoggingCursor,
-    ],
-)
-@pytest.mark.parametrize("name", [None, "named"])
-def test_cursor_factories(connect: MakeConnection, proxy: Proxy, factory: type, name: str | None) -> None:
-    """Given at connect or for one cursor, a class works as it does plainly, and what waits rides past nothing."""
-    for riding in (connect(cursor_factory=factory), connect()):
-        if factory is psycopg2.extras.LoggingCursor:
-            riding.log = lambda message, cursor: None
-        given = {} if riding.cursor_factory is factory else {"cursor_factory": factory}
-        cursor: Any = riding.cursor(name, **given)
-        assert factory in type(cursor).__mro__
-        cursor.execute("SELECT 1 AS one, %s AS two", (2,))
-        row = cursor.fetchone()
-        assert list(row.values() if isinstance(row, dict) else row) == [1, 2]
-        assert proxy.requests()[0].startswith("BEGIN")
-        riding.rollback()
-        proxy.requests()
-
-
-@pytest.mark.parametrize("name", [None, "named"])
-def test_a_class_that_was_made_for_one_use_is_forgotten(postgres: PostgreSQLDatabase, name: str | None) -> None:
-    """Inside a function, a class is another one at each call."""
-
-    def use_and_drop() -> list[weakref.ref[Any]]:
-        class OwnCursor(psycopg2.extras.DictCursor): ...
-
-        class OwnConnection(extensions.connection): ...
-
-        own = psycopg2.connect(postgres.driverless_url, connection_factory=riding_factory(OwnConnection))
-        with own.cursor(name, cursor_factory=OwnCursor) as cursor:
-            cursor.execute("SELECT 1")
-        own.close()
-        return [weakref.ref(OwnCursor), weakref.ref(OwnConnection)]
-
-    dropped = use_and_drop()
-    gc.collect()
-
-    assert [each() for each in dropped] == [None, None]
-
-
-class OldFashioned(extensions.cursor):
-    """A class as the driver's documentation once showed it, which calls its base by name."""
-
-    def execute(self, query: Any, vars: Any = None) -> None:
-        extensions.cursor.execute(self, query, vars)
-
-
-class Counting(extensions.connection):
-    """A class of the program's own."""
-
-    commits = 0
-
-    def commit(self) -> None:
-        self.commits += 1
-        super().commit()
-
-    def cursor(self, *args: Any, **kwargs: Any) -> Any:
-        kwargs.setdefault("cursor_factory", OldFashioned)
-        return super().cursor(*args, **kwargs)
-
-
-class Sparse(extensions.connection):
-    """A class whose connections have no attributes of their own."""
-
-    __slots__ = ()
-
-
-def test_connection_factory(connect: MakeConnection, proxy: Proxy) -> None:
-    """A program's own class keeps what it does; nothing of it gets past the riders."""
-    for factory in (riding_factory(Counting), riding_factory(partial(Counting))):
-        connection = connect(factory)
-        connection.cursor().execute("SELECT 1")
-        connection.commit()
-        assert isinstance(connection, Counting)
-        assert connection.commits == 1
-        assert proxy.requests() == ["BEGIN;\nSELECT 1", "COMMIT"]
-    connection = connect(riding_factory(Sparse))
-    connection.cursor().execute("SELECT 1")
-    assert isinstance(connection, Sparse)
-    assert proxy.requests() == ["BEGIN;\nSELECT 1"]
-    with pytest.raises(TypeError, match="class of its own"):
-        connect(riding_factory(partial(extensions.connection)))
-
-
-class Setting(extensions.connection):
-    """A class that uses the connection while it is made, and leaves a transaction open."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.set_client_encoding("LATIN1")
-        self.set_session(isolation_level="SERIALIZABLE", readonly=True, deferrable=True)
-        self.cursor_factory = psycopg2.extras.DictCursor
-        self.cursor().execute("SET work_mem TO '65kB'")
-
-
-def make_automatic(*args: Any, **kwargs: Any) -> Any:
-    connection = Counting(*args, **kwargs)
-    connection.autocommit = True
-    connection.set_session(isolation_level="REPEATABLE READ", readonly=True)
-    return connection
-
-
-@pytest.mark.parametrize("options", ["", "-c default_transaction_read_only=on"])
-@pytest.mark.parametrize("factory", [Setting, partial(Setting), make_automatic])
-def test_what_a_connection_factory_has_set_holds(connect: MakeConnection, factory: Any, options: str) -> None:
-    """As on a plain connection."""
-    names = ("work_mem", "client_encoding", "transaction_isolation", "transaction_read_only", "transaction_deferrable")
-    members = ("isolation_level", "readonly", "deferrable", "autocommit", "cursor_factory")
-    found = []
-    for connection in (connect(factory), connect(riding_factory(factory), options=options)):
-        connection.commit()
-        cursor = connection.cursor()
-        cursor.execute(f"SELECT {', '.join(f'current_setting({name!r})' for name in names)}")
-        told = [getattr(connection, member) for member in members]
-        found.append(([*cursor.fetchone()], told))
-    assert found[0] == found[1]
-
-
-@pytest.mark.parametrize("name", [None, "named"])
-def test_logging_connection_logs_the_statement_alone(connect: MakeConnection, name: str | None) -> None:
-    """It makes cursors of its own class by itself."""
-    log = io.StringIO()
-    connection = connect(riding_factory(psycopg2.extras.LoggingConnection))
-    connection.initialize(log)
-    cursor = connection.cursor(name)
-    cursor.execute("SELECT %s", (1,))
-    assert cursor.fetchone() == (1,)
-
-    assert log.getvalue().strip().endswith("SELECT 1")
-    assert "BEGIN" not in log.getvalue()
 
 
 def test_asynchronous_connection_does_not_ride(connect: MakeConnection) -> None:
