@@ -431,14 +431,14 @@ def test_an_error_of_the_only_attempt_has_no_note(contested: Bench) -> None:
 @on_postgresql
 def test_a_timeout_bounds_all_attempts(contested: Bench, attempts: Attempts, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is counted from the first one; no attempt begins that would come after it."""
-    monkeypatch.setattr(_retry, "BASE_DELAY_S", 0.2)
+    monkeypatch.setattr(_retry, "BASE_DELAY_S", 0.9)
     monkeypatch.setattr(random, "uniform", lambda low, high: high)
-    write = loser(contested, attempts, losses=9, retries=9, timeout=0.5)
+    write = loser(contested, attempts, losses=9, retries=9, timeout=1.8)
 
     with contested.app.app_context(), pytest.raises(sa.exc.OperationalError, match="could not serialize"):
         write()
 
-    assert attempts.numbers == [1, 2]  # after 0.2 s, and the next would begin after 0.4 s more
+    assert attempts.numbers == [1, 2]  # after 0.9 s, and the next would begin 1.0 s after that
 
 
 @on_postgresql
