@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from types import TracebackType
 from typing import Any, NoReturn
@@ -463,21 +464,29 @@ class RidingConnection(plain_connection):
 
     # ---- for the cursors
 
-    def let_psycopg2_drive(self, query: Any) -> None:
-        """Let psycopg2 drive the transaction, before a statement that is sent past all that rides.
+    @contextmanager
+    def driven_by_psycopg2(self, query: Any) -> Iterator[None]:
+        """Let psycopg2 drive the transaction in which a statement is sent past all that rides.
 
         One that has failed stays as it is: it takes no statement but those that psycopg2 need not know of.
         """
-        if self._is_passive() or self.closed:
-            return self._prepare_session(query, is_harmless=False)
-        with self._lock:
-            if self.transaction_status == IN_ERROR:
-                return self._send_waiting()
-            try:
-                return self._hand_over()
-            except BaseException:
+        is_passive = self._is_passive() or bool(self.closed)
+        status = self.transaction_status
+        is_ended = self.riders.is_begun and status == IDLE  # by a text, so that what follows is in autocommit
+        hands_over = not (is_passive or is_ended or status == IN_ERROR)
+        try:
+            if is_passive:
+                self._prepare_session(query, is_harmless=False)
+            else:
+                with self._lock:
+                    self._hand_over() if hands_over else self._send_waiting()
+            with Trip(self):
+                yield
+        finally:
+            if hands_over:
                 self._settle_hand_over()
-                raise
+            elif not (is_passive or is_ended or self.closed) and _server_status(self) == IDLE:
+                self._after_control("")
 
     def _is_passive(self) -> bool:
         """Whether statements are psycopg2's own affair: in autocommit, or where it drives the transaction."""

@@ -528,38 +528,32 @@ class DrivenCursor(plain_cursor):
 
     def execute(self, query: Any, vars: Any = None) -> None:
         """Run a statement."""
-        self.connection.let_psycopg2_drive(query)
-        with Trip(self.connection):
+        with self.connection.driven_by_psycopg2(query):
             super().execute(query, vars)
 
     def executemany(self, query: Any, vars_list: Iterable[Any]) -> None:
         """Run a statement for each of many parameters."""
-        self.connection.let_psycopg2_drive(query)
-        with Trip(self.connection):
+        with self.connection.driven_by_psycopg2(query):
             super().executemany(query, vars_list)
 
     def callproc(self, procname: Any, parameters: Any = None, /) -> Any:
         """Call a function."""
-        self.connection.let_psycopg2_drive("")
-        with Trip(self.connection):
+        with self.connection.driven_by_psycopg2(""):
             return super().callproc(procname) if parameters is None else super().callproc(procname, parameters)
 
     def copy_from(self, *args: Any, **kwargs: Any) -> None:
         """Copy a file into a table."""
-        self.connection.let_psycopg2_drive("")
-        with Trip(self.connection):
+        with self.connection.driven_by_psycopg2(""):
             super().copy_from(*args, **kwargs)
 
     def copy_to(self, *args: Any, **kwargs: Any) -> None:
         """Copy a table into a file."""
-        self.connection.let_psycopg2_drive("")
-        with Trip(self.connection):
+        with self.connection.driven_by_psycopg2(""):
             super().copy_to(*args, **kwargs)
 
     def copy_expert(self, sql: Any, file: Any, *args: Any, **kwargs: Any) -> None:
         """Run a COPY statement."""
-        self.connection.let_psycopg2_drive(sql)
-        with Trip(self.connection):
+        with self.connection.driven_by_psycopg2(sql):
             super().copy_expert(sql, file, *args, **kwargs)
 
 

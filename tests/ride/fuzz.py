@@ -252,10 +252,16 @@ class Side(ABC):
 class Psycopg2(Side):
     """What psycopg2 has of its own."""
 
+    #: The class of the cursors of both sides, None for psycopg2's own.
+    cursor_factory: Any = None
+
     def connect(self) -> Any:
         factory = RidingConnection if self.is_riding else None
         connection: Any = psycopg2.connect(
-            self.database.driverless_url, connection_factory=factory, options=self.options
+            self.database.driverless_url,
+            connection_factory=factory,
+            cursor_factory=self.cursor_factory,
+            options=self.options,
         )
         assert not self.options or connection.note_read_only_at_start()
         return connection

@@ -18,8 +18,10 @@ from flask_uow._ride import _psycopg2, ride
 from flask_uow._ride._psycopg2 import RidingConnection, riding_factory
 from tests.databases import PostgreSQLDatabase
 from tests.faults.proxy import Proxy
+from tests.ride import fuzz
 from tests.ride.conftest import MakeConnection
 
+SEQUENCES = 150
 WHO = "SELECT current_setting('app.who', true)"
 
 
@@ -79,12 +81,26 @@ class Auditing(extensions.cursor):
         super().execute(query, vars)
 
 
-class AuditingByName(extensions.cursor):
+class Passing(extensions.cursor):
+    """A class that hands on what it is told."""
+
+    def execute(self, query: Any, vars: Any = None) -> None:
+        super().execute(query, vars)
+
+    def executemany(self, query: Any, vars_list: Any) -> None:
+        super().executemany(query, vars_list)
+
+    def fetchone(self) -> Any:
+        return super().fetchone()
+
+    def close(self) -> None:
+        super().close()
+
+
+class PassingByName(extensions.cursor):
     """The same, as the driver's documentation once showed how a base is called."""
 
     def execute(self, query: Any, vars: Any = None) -> None:
-        if "INSERT INTO t " in text_of(query):
-            extensions.cursor.execute(self, "INSERT INTO audit VALUES (%s)", (text_of(query)[:8],))
         extensions.cursor.execute(self, query, vars)
 
     def executemany(self, query: Any, vars_list: Any) -> None:
@@ -101,6 +117,15 @@ class AuditingByName(extensions.cursor):
 
     def copy_expert(self, sql: Any, file: Any, *args: Any, **kwargs: Any) -> None:
         extensions.cursor.copy_expert(self, sql, file, *args, **kwargs)
+
+
+class AuditingByName(PassingByName):
+    """The same by name."""
+
+    def execute(self, query: Any, vars: Any = None) -> None:
+        if "INSERT INTO t " in text_of(query):
+            extensions.cursor.execute(self, "INSERT INTO audit VALUES (%s)", (text_of(query)[:8],))
+        extensions.cursor.execute(self, query, vars)
 
 
 class AuditingElsewhere(extensions.cursor):
@@ -199,10 +224,28 @@ def test_what_a_class_of_cursors_says_is_in_the_transaction(
     assert found[0] == found[1]
 
 
+@pytest.mark.parametrize("factory", [Passing, PassingByName])
+def test_random_sequences_are_alike(
+    make_database: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch, factory: type
+) -> None:
+    """Of classes that only hand on what they are told."""
+    monkeypatch.setattr(fuzz.Psycopg2, "cursor_factory", factory)
+    databases = make_database("psycopg2"), make_database("psycopg2")
+
+    operations, differences = fuzz.compare("psycopg2", *databases, range(SEQUENCES), read_only=True)
+
+    assert operations > SEQUENCES
+    assert not differences, str(differences[0])
+
+
 def test_what_a_class_says_by_super_rides(connect: MakeConnection, postgres: PostgreSQLDatabase, proxy: Proxy) -> None:
     """Its own statements as the program's."""
     postgres.execute("CREATE TABLE audit (what text)")
     connection = connect(cursor_factory=Auditing)
+    connection.cursor().execute("SELECT 1")  # a text is known from then on
+    connection.rollback()
+    proxy.requests()
+    before = connection.trips
     for statement in ("INSERT INTO t VALUES (1, 'a')", "SAVEPOINT s", "SELECT 1"):
         connection.cursor().execute(statement)
     connection.commit()
@@ -213,7 +256,7 @@ def test_what_a_class_says_by_super_rides(connect: MakeConnection, postgres: Pos
         "SAVEPOINT s;\nSELECT 1",
         "COMMIT",
     ]
-    assert connection.trips == 4
+    assert connection.trips == before + 4
 
 
 def test_of_a_class_that_calls_by_name_psycopg2_drives_the_transactions(
