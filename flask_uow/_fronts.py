@@ -19,9 +19,10 @@ def in_front_of(base: type, front: type, finish: Callable[[type], None] | None =
     """
     made = made_of(base)
     if front not in made:
-        made[front] = _make(base, (front, base), namespace)
+        cls = _make(base, (front, base), namespace)
         if finish is not None:
-            finish(made[front])
+            finish(cls)
+        made[front] = cls
     return made[front]
 
 

@@ -72,7 +72,8 @@ class RidingConnection(plain_connection):
     def _set_up(self) -> None:
         #: What it was told and has not sent.
         self.riders = Riders()
-        #: How many round trips it has made, but for what psycopg2's large objects say.
+        #: How many round trips it has made, but for what psycopg2's large objects say, and for the rows of an
+        #: ``executemany`` that it drives.
         self.trips = 0
         #: Whether the server has taken the start option by which all is read-only that does not say otherwise.
         self.is_read_only_at_start = False
@@ -201,14 +202,15 @@ class RidingConnection(plain_connection):
             with self._lock:
                 self._commit_begun()
             return None
-        riders.along = ()
+        riders.along, riders.harmless_query = (), None
         if not self._is_at_rest():
             super().commit()  # which refuses
         return None
 
     def rollback(self) -> None:
         """Roll back; where the server knows of no transaction, nothing is sent."""
-        is_begun = self.riders.is_begun
+        riders = self.riders
+        is_begun = riders.is_begun
         if is_begun and not self._is_native:
             with self._lock:
                 if _server_status(self) != IDLE:
@@ -216,7 +218,7 @@ class RidingConnection(plain_connection):
                 self._ended()
         elif self._is_native:
             self.trips += self._is_begun_natively()
-        self.riders.along = ()
+        riders.along, riders.harmless_query = (), None
         if not self._is_at_rest():
             super().rollback()  # or refuses
         if self._is_native:
@@ -485,6 +487,7 @@ class RidingConnection(plain_connection):
         finally:
             if hands_over:
                 self._settle_hand_over()
+                self.trips += self._is_begun_natively()  # psycopg2's BEGIN
             elif not (is_passive or is_ended or self.closed) and _server_status(self) == IDLE:
                 self._after_control("")
 

@@ -275,8 +275,11 @@ def test_of_a_class_that_calls_by_name_psycopg2_drives_the_transactions(
         lambda: cursor.copy_expert("COPY t TO STDOUT", io.StringIO()),
     ]
     for send in sends:
+        before = connection.trips
         send()
-        assert proxy.requests()[0] == "BEGIN READ WRITE"
+        requests = proxy.requests()
+        assert requests[0] == "BEGIN READ WRITE"
+        assert connection.trips - before == len(requests) - (send is sends[1])  # which has two rows
         connection.rollback()
         connection.cursor().execute("SAVEPOINT s")
         send()

@@ -303,6 +303,17 @@ def test_executemany_of_nothing_begins_nothing(riding: RidingConnection, proxy: 
     assert proxy.requests() == []
 
 
+@pytest.mark.parametrize("end", ["commit", "rollback"])
+def test_a_read_that_was_announced_and_never_sent_is_forgotten(connect: MakeConnection, proxy: Proxy, end: str) -> None:
+    """A class of cursors may refuse it; the next transaction's statement of that text may be another matter."""
+    riding = connect(options=READ_ONLY)
+    riding.riders.harmless_query = "SELECT 1"
+    getattr(riding, end)()
+    run(riding, "SELECT 1")
+
+    assert proxy.requests() == ["BEGIN READ WRITE;\nSELECT 1"]
+
+
 def test_read_needs_no_transaction_where_the_server_forbids_writes(connect: MakeConnection, proxy: Proxy) -> None:
     """One trip, and a write in its place is refused."""
     riding = connect(options=READ_ONLY)
