@@ -405,14 +405,19 @@ def _about_to_commit(session: Session) -> None:
 
 
 def _refuse_aborted(session: Session, state: SessionState) -> None:
-    if session.in_nested_transaction() or not state.has_aborted_transaction():
-        return
+    if not session.in_nested_transaction() and state.has_aborted_transaction():
+        raise _aborted_error(state)
+
+
+def _aborted_error(state: SessionState) -> UnitFailedError:
     site = application_site()
-    raise UnitFailedError(
+    error = UnitFailedError(
         "session.commit() would have committed nothing: an error before it had aborted the transaction.",
         str(site) if site else None,
         "Call session.rollback() where the error is caught, or let @transactional do both.",
-    ) from state.error
+    )
+    error.__cause__ = state.error
+    return error
 
 
 def _rolled_back(session: Session, transaction: SessionTransaction) -> None:
@@ -468,9 +473,25 @@ def _watched_commit(commit: End, rollback: End) -> End:
             _end_idle(link, now_s, may_raise=True)
         link.idle_since = _NOT_YET
         if not link.was_committed:
+            # COMMIT alone is an error on one connection that rides, if the transaction is lost.
+            if state.error is not None or link.riders is None or len(state.links) > 1:
+                _refuse_lost(state)
             (send_commit if len(state.links) == 1 and not state.confirms else _commit)(link)
 
     return do_commit
+
+
+def _refuse_lost(state: SessionState) -> None:
+    """Refuse a COMMIT of what a listener to it has lost, before anything is committed.
+
+    :raises UnitFailedError: then.
+    """
+    if state.sent_commit:
+        return
+    if state.committing is not None:
+        state.committing.refuse_lost()
+    elif state.has_aborted_transaction():
+        raise _aborted_error(state)
 
 
 def _commit(link: Link) -> None:
@@ -653,7 +674,7 @@ def _meet_stranger(link: Link | None, connection: sa.Connection, statement: str,
 def _check_statement(link: Link, state: SessionState, unit: Unit, kind: Kind, statement: str) -> None:
     if state.breach is not None:
         raise state.breach
-    if link.was_begun and (link.was_lost or link.status() is _IDLE) and not state.is_own_call:
+    if link.was_begun and (link.was_lost or link.status() is _IDLE) and not state.is_ending():
         link.was_lost = True
         raise UnitFailedError(
             f"Unit of work {unit.label!r} cannot go on: its transaction has ended, by an error inside it or by hand.",

@@ -358,6 +358,10 @@ class SessionState:
                 return True
         return False
 
+    def is_ending(self) -> bool:
+        """Whether the unit's own calls end the transaction, or a savepoint; the flush of a commit comes before that."""
+        return self.is_own_call and (self.committing is None or self.sent_commit)
+
     def has_aborted_transaction(self) -> bool:
         """Whether a server has aborted its part of the transaction, so that COMMIT would lose it in silence."""
         return any(link.was_lost or link.status() is TransactionStatus.IN_ERROR for link in self.links)

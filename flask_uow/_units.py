@@ -829,6 +829,14 @@ class Unit:
         if self.hooks is not None and self.hooks.run_before_commit() and self._is_failed():
             raise self._failed_error()
 
+    def refuse_lost(self) -> None:
+        """Refuse the COMMIT if the transaction is lost already.
+
+        :raises UnitFailedError: if a listener to the commit has swallowed an error that took the transaction with it.
+        """
+        if self._state.has_lost_transaction():
+            raise self._failed_error()
+
     def _notice_length(self, *, may_raise: bool) -> None:
         seconds = _monotonic() - self._began_s
         if seconds > self._state.settings.max_unit_s and not self._is_length_noticed:

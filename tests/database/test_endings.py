@@ -657,6 +657,45 @@ def test_a_swallowed_error_as_the_last_statement(there: Bench, swallow: Callable
     assert there.committed() == sorted(["next", "there", *kept])
 
 
+# What listens to a flush cannot flush; who commits by hand may end SQLite's transaction by hand.
+SWALLOWED_BY_LISTENERS = [
+    *((swallow, False) for swallow in (*FATAL_ON_A_SERVER, *FATAL_TO_THE_WHOLE)),
+    *((swallow, True) for swallow in (*FATAL_ON_A_SERVER, swallow_or_rollback)),
+]
+
+
+@pytest.mark.parametrize("rides", [True, False], ids=["", "not riding"])
+@pytest.mark.parametrize("moment", ["before_commit", "after_flush", "after_flush_postexec"])
+@pytest.mark.parametrize(("swallow", "is_by_hand"), SWALLOWED_BY_LISTENERS)
+def test_an_error_that_a_listener_to_the_commit_swallows(
+    make_bench: MakeBench, swallow: Callable[[Bench], None], moment: str, rides: bool, is_by_hand: bool
+) -> None:
+    """It comes too late to be seen before the commit, and is no less an end of the transaction."""
+    bench = make_bench(UOW_RIDE=rides)
+    with bench.app.app_context(), transactional():
+        bench.add("there")
+
+    def write() -> None:
+        bench.add("zeroth")
+        bench.session.add(Item(name="first"))
+        if is_by_hand:
+            bench.session.commit()
+
+    with bench.app.app_context():
+        sa.event.listen(bench.session, moment, lambda *_: swallow(bench), once=True)
+        if is_fatal(bench, swallow):
+            with pytest.raises((UnitFailedError, sa.exc.DBAPIError)):
+                (write if is_by_hand else transactional(write))()
+            bench.session.rollback()
+        else:
+            (write if is_by_hand else transactional(write))()
+        with transactional():
+            bench.add("next")
+
+    kept = [] if is_fatal(bench, swallow) else ["first", "zeroth"]
+    assert bench.committed() == sorted(["next", "there", *kept])
+
+
 @pytest.mark.parametrize("is_by_hand", [False, True])
 def test_a_swallowed_error_that_took_more_than_its_savepoint(there: Bench, is_by_hand: bool) -> None:
     """SQLite has undone all of it, or the connection is lost: nobody ended it by hand, and the error is the cause."""

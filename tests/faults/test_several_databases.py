@@ -232,6 +232,28 @@ def test_a_second_that_fails_is_named_with_the_first(make_pair: MakePair) -> Non
 
 
 @on_postgresql
+@pytest.mark.parametrize("two_phase", [False, True], ids=["", "two phases"])
+@pytest.mark.parametrize("rides", [True, False], ids=["", "not riding"])
+@pytest.mark.parametrize("model", [Item, Line], ids=["first", "second"])
+def test_an_error_that_a_listener_to_the_commit_swallows_in_either(
+    make_pair: MakePair, model: type, rides: bool, two_phase: bool
+) -> None:
+    """It is known before anything is committed, so that nothing is."""
+    pair = make_pair(UOW_RIDE=rides, UOW_TWO_PHASE=two_phase)
+
+    def fail_unseen(session: orm.Session, _: object) -> None:
+        with pytest.raises(sa.exc.DBAPIError, match="division"):
+            session.connection(bind_arguments={"mapper": model}).exec_driver_sql("SELECT 1 / 0")
+
+    sa.event.listen(pair.uow.session, "after_flush", fail_unseen, once=True)
+    with pytest.raises(UnitFailedError, match="swallowed") as caught, pair.app.app_context(), transactional():
+        pair.uow.session.add_all([Item(name="first"), Line(name="second")])
+
+    assert isinstance(caught.value.__cause__, sa.exc.DBAPIError)
+    assert pair.committed() == []
+
+
+@on_postgresql
 @pytest.mark.parametrize("cut", list(Cut), ids=lambda cut: cut.name.lower())
 def test_a_second_that_is_lost_is_not_known(make_pair: MakePair, proxy: Proxy, cut: Cut) -> None:
     """Its COMMIT may have happened or not."""
