@@ -796,9 +796,11 @@ class Unit:
             self.hooks = None  # in a forked child, they are the parent's to run
             return exception or self._failure
         self._is_outlived = self.is_repeatable = False
+        leaving = exception or self._failure
+        if self.parent is None and self._state.unit is None and self.session.in_transaction():
+            self._undo(leaving)  # what its body has begun since
         self.took_s = _monotonic() - self._began_s
         self._told = self._state.told - self._told_before
-        leaving = exception or self._failure
         self._announce(leaving)
         return leaving
 

@@ -502,6 +502,30 @@ def test_a_transaction_by_hand_that_was_taken_back_is_not_left_in_silence(
     assert names(database) == []
 
 
+@pytest.mark.parametrize("is_sent", [False, True])
+def test_what_a_unit_goes_on_with_when_its_session_was_taken_back_is_undone_with_it(
+    app: Flask, uow: UnitOfWork, database: Database, is_sent: bool
+) -> None:
+    """Nothing had been written yet, so that nothing is refused before its end."""
+
+    def work(pause: Callable[[], None]) -> Session:
+        session = uow.session()
+        with pytest.raises(UnitFailedError, match="its session was closed before it ended"), transactional():
+            pause()
+            session.add(Item(name="too late"))
+            if is_sent:
+                with contextlib.suppress(RuleWarning):
+                    session.flush()
+        assert not session.in_transaction()
+        return session
+
+    session = outlive(app, work)
+
+    assert names(database) == []
+    assert checked_out(app) == 0
+    assert not session.new
+
+
 def test_a_commit_by_hand_in_which_its_context_ends_is_kept(
     app: Flask, uow: UnitOfWork, database: Database, caplog: pytest.LogCaptureFixture
 ) -> None:
