@@ -175,6 +175,7 @@ class OwnSessions:
     def _put(scope: Scope, slot: list[Session], session: Session) -> None:
         if slot is not scope.slots.get(scope.home):
             share(session)
+            work_of(session)  # the beginning of its first unit is whole
             _forget_ended(scope)
         slot.append(session)
         if scope.is_over:  # looked at last, because another thread may be ending the context right now

@@ -261,7 +261,7 @@ class Boundary:
         state: SessionState = session._uow  # type: ignore[attr-defined]
         try:
             if state.unit is None and options.outside is _BEGIN:
-                self._begin(_BEGIN, session, state)
+                self._begin(_BEGIN, session, state, None)
             else:
                 self._enter_around(session, state)
         except BaseException as error:
@@ -298,14 +298,30 @@ class Boundary:
             _check_pool(session, state, may_read_elsewhere=how is Relation.INDEPENDENT and self._options.read_only)
             session = self._inner = self._sessions.replace(self._context, session)
             state = guarded_state(session)
+            active = None
         if how is not Relation.WITHOUT and how is not Relation.SUSPEND:
-            self._begin(how, session, state)
+            self._begin(how, session, state, active)
 
     @property
     def _sessions(self) -> Sessions:
         return self._app_state.sessions
 
-    def _begin(self, how: Relation, session: Session, state: SessionState) -> None:
+    def _begin(self, how: Relation, session: Session, state: SessionState, around: Unit | None) -> None:
+        if state.work is None:
+            self._begin_now(how, session, state)
+        else:
+            state.work.run(self._begin_whole, how, session, state, around)
+
+    def _begin_whole(self, how: Relation, session: Session, state: SessionState, around: Unit | None) -> None:
+        """Begin while nobody takes the session back.
+
+        :raises RuleViolationError: UOW202, if that has been done since it was looked at.
+        """
+        if state.unit is not around:
+            raise state.use_after_end()
+        self._begin_now(how, session, state)
+
+    def _begin_now(self, how: Relation, session: Session, state: SessionState) -> None:
         place, options, request = self._place, self._options, find_request()
         of_view = None
         if isinstance(place, CallSite):
